@@ -1,0 +1,75 @@
+"""Target propagation by iterating approximate inverses, for PyTorch (Y. Bengio 2020, arXiv:2007.15139).
+
+`TargetPropagation` replaces ``loss.backward()``; `METHODS` names the published recipes; the parts they are made of are
+public, frozen settings.
+"""
+
+from targetprop.chain import Chain, Layer, build_chain
+from targetprop.decoders import (
+    Denoising,
+    DifferenceReconstruction,
+    DirectFeedback,
+    Exact,
+    Fixed,
+    GlobalReconstruction,
+    NoDecoder,
+    Ridge,
+    register_decoder,
+)
+from targetprop.engine import TargetPropagation
+from targetprop.forward import Side, register_replay
+from targetprop.influence import Influence, normalise
+from targetprop.inversion import (
+    Difference,
+    Direct,
+    InputSpace,
+    OutputSpace,
+    Regularised,
+    Solution,
+    Status,
+    invert,
+)
+from targetprop.methods import METHODS, Method, method
+from targetprop.output_target import GaussNewtonStep, GradientStep, LabelTarget
+from targetprop.step_report import StepReport
+from targetprop.updates import DeltaRule, Gradient, LeastSquares
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "METHODS",
+    "Chain",
+    "DeltaRule",
+    "Denoising",
+    "Difference",
+    "DifferenceReconstruction",
+    "Direct",
+    "DirectFeedback",
+    "Exact",
+    "Fixed",
+    "GaussNewtonStep",
+    "GlobalReconstruction",
+    "Gradient",
+    "GradientStep",
+    "Influence",
+    "InputSpace",
+    "LabelTarget",
+    "Layer",
+    "LeastSquares",
+    "Method",
+    "NoDecoder",
+    "OutputSpace",
+    "Regularised",
+    "Ridge",
+    "Side",
+    "Solution",
+    "Status",
+    "StepReport",
+    "TargetPropagation",
+    "build_chain",
+    "invert",
+    "method",
+    "normalise",
+    "register_decoder",
+    "register_replay",
+]

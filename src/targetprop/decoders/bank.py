@@ -1,0 +1,221 @@
+"""All decoders of a chain: which inverse serves which stretch of the network.
+
+Layers are counted from 0 here; decoder ``l`` always inverts layer ``l``, and layer 0 has none.
+"""
+
+from abc import abstractmethod
+from collections.abc import Callable, Mapping
+
+from torch import Tensor, nn
+
+from targetprop.chain import Chain
+from targetprop.decoders.layer import Inverse, LayerDecoder, WholeLayerDecoder, build_layer_decoder
+from targetprop.decoders.linear import LinearDecoder
+from targetprop.decoders.linearised import LinearisedDecoder
+from targetprop.decoders.registry import Style
+from targetprop.decoders.shape import Rearrange
+from targetprop.forward import Record
+
+FALLBACK_DAMPING = 0.1
+Bindable = LayerDecoder | LinearisedDecoder
+
+
+class Bank(nn.Module):
+    """The decoders of a chain; `composite` serves every bank, `inverse` those that go layer by layer."""
+
+    @abstractmethod
+    def inverse(self, index: int, record: Record) -> Inverse:
+        """Bind the decoder of one layer, from ``h_{index+1}`` to ``h_index`` in the count of the record.
+
+        Args:
+            index: the layer to be inverted, ≥ 1.
+            record: the forward pass.
+
+        Returns:
+            ``g`` of that layer.
+        """
+
+    @abstractmethod
+    def composite(self, index: int, record: Record) -> Inverse:
+        """Bind the inverse of everything from layer ``index`` to the output.
+
+        Args:
+            index: the lowest layer to be inverted, ≥ 1.
+            record: the forward pass.
+
+        Returns:
+            ``G``, from the output space to the input space of that layer.
+        """
+
+    def kinds(self) -> dict[str, str]:
+        """Say in a word how each layer is inverted, keyed by layer name."""
+        return {}
+
+
+class LayerBank(Bank):
+    """One decoder per layer.
+
+    Args:
+        decoders: decoder of each layer by name; the first layer has none.
+        names: layer names in forward order.
+    """
+
+    def __init__(self, decoders: Mapping[str, Bindable], names: list[str]) -> None:
+        """Keep the decoders."""
+        super().__init__()
+        self.layers = nn.ModuleDict({_key(name): decoder for name, decoder in decoders.items()})
+        self.moments = nn.ModuleDict()
+        self.names = names
+
+    def inverse(self, index: int, record: Record) -> Inverse:
+        """Bind the decoder of one layer; see `Bank.inverse`."""
+        decoder = self.layers[_key(self.names[index])]
+        assert isinstance(decoder, Bindable)
+        return decoder.bind(record.layers[index])
+
+    def composite(self, index: int, record: Record) -> Inverse:
+        """Chain the decoders in their differential form, ``x ← h + g(x) − g(h)``; see `Bank.composite`."""
+        steps = [(self.inverse(i, record), record.layers[i]) for i in reversed(range(index, len(self.names)))]
+
+        def decode(y: Tensor) -> Tensor:
+            for g, layer in steps:
+                y = layer.x + g.difference(y, layer.h)
+            return y
+
+        return Inverse(decode, lambda a, b: decode(a) - decode(b))
+
+    def single_linear(self, index: int) -> LinearDecoder | None:
+        """Find the affine map that is, up to rearrangement, the whole decoder of a layer.
+
+        Args:
+            index: the layer, ≥ 1.
+
+        Returns:
+            The map, or None if the decoder is anything else.
+        """
+        parts = list(self.layers[_key(self.names[index])].children())
+        parts = list(parts[0].children()) if parts and isinstance(parts[0], nn.ModuleList) else []
+        rest = [part for part in parts if not isinstance(part, Rearrange)]
+        return rest[0] if len(rest) == 1 and isinstance(rest[0], LinearDecoder) else None
+
+    def jacobian_norm(self, index: int, record: Record) -> Tensor | None:
+        """Compute ``‖J_g‖²`` (Frobenius) where it is known in closed form.
+
+        Args:
+            index: the layer, ≥ 1.
+            record: the forward pass.
+
+        Returns:
+            A scalar with graph, or None.
+        """
+        linear = self.single_linear(index)
+        if linear is None:
+            return None
+        positions = record.layers[index].y[0].numel() // linear.map.in_features
+        return positions * linear.map.weight.square().sum()
+
+    def kinds(self) -> dict[str, str]:
+        """Say in a word how each layer is inverted; see `Bank.kinds`."""
+        found = {}
+        for name in self.names[1:]:
+            decoder = self.layers[_key(name)]
+            learned = any(p.requires_grad for p in decoder.parameters())
+            if isinstance(decoder, LinearisedDecoder):
+                found[name] = f"linearised, w={decoder.w:g}, damping={decoder.damping:g}"
+            else:
+                found[name] = "learned" if learned else "fixed"
+        return found
+
+
+class DirectBank(Bank):
+    """One affine map from the output to each layer (direct feedback).
+
+    Args:
+        example: a forward pass that gives the shapes.
+    """
+
+    def __init__(self, example: Record) -> None:
+        """Draw the maps as ``nn.Linear`` does."""
+        super().__init__()
+        output = example.output
+        self.maps = nn.ModuleList(
+            nn.Linear(output[0].numel(), layer.x[0].numel()).to(output) for layer in example.layers[1:]
+        )
+        self.names = [layer.layer.name for layer in example.layers]
+
+    def inverse(self, index: int, record: Record) -> Inverse:
+        """Refuse: there is no map between neighbouring layers.
+
+        Args:
+            index: ignored.
+            record: ignored.
+
+        Returns:
+            Nothing.
+
+        Raises:
+            ValueError: always.
+        """
+        raise ValueError("direct feedback has no layer-wise inverse; use propagation='composite'")
+
+    def composite(self, index: int, record: Record) -> Inverse:
+        """Bind the map to one layer; see `Bank.composite`."""
+        linear = self.maps[index - 1]
+        assert isinstance(linear, nn.Linear)
+        shape = record.layers[index].x.shape[1:]
+        return Inverse(
+            lambda y: linear(y.flatten(1)).view(-1, *shape),
+            lambda a, b: nn.functional.linear((a - b).flatten(1), linear.weight).view(-1, *shape),
+        )
+
+    def kinds(self) -> dict[str, str]:
+        """Say in a word how each layer is inverted; see `Bank.kinds`."""
+        return dict.fromkeys(self.names[1:], "direct feedback, learned")
+
+
+def build_layer_bank(
+    chain: Chain,
+    example: Record,
+    inner: list[tuple[Tensor, ...]],
+    make: Style | Callable[[], LinearisedDecoder],
+    custom: Mapping[str, nn.Module],
+) -> LayerBank:
+    """Build one decoder per layer from the registry, with the user's own where given.
+
+    Args:
+        chain: the layers.
+        example: a forward pass on a few samples.
+        inner: outputs of the modules inside each layer in that pass.
+        make: the style of learned decoders, or a function that makes linearised ones.
+        custom: the user's own decoders by layer name, each mapping the layer's output to its input.
+
+    Returns:
+        The bank; layers with an unregistered module get a linearised decoder.
+
+    Raises:
+        ValueError: a custom decoder names no layer, or the first one, or returns the wrong shape.
+    """
+    chain.check_names(list(custom), "decoders")
+    if chain.names[0] in custom:
+        raise ValueError(f"decoders names layer {chain.names[0]!r}, the first one, which is never inverted")
+    decoders: dict[str, Bindable] = {}
+    for record, outputs in zip(example.layers[1:], inner[1:], strict=True):
+        name = record.layer.name
+        if name in custom:
+            decoders[name] = WholeLayerDecoder(custom[name])
+            got = decoders[name].bind(record)(record.h).shape
+            if got != record.x.shape:
+                raise ValueError(
+                    f"the decoder of layer {name} returns {tuple(got)}, and the input of the layer has shape"
+                    f" {tuple(record.x.shape)}; they must agree"
+                )
+        elif callable(make):
+            decoders[name] = make()
+        else:
+            built = build_layer_decoder(record, outputs, make)
+            decoders[name] = LinearisedDecoder(1.0, FALLBACK_DAMPING) if built is None else built
+    return LayerBank(decoders, chain.names)
+
+
+def _key(name: str) -> str:
+    return name.replace(".", "/") or "model"

@@ -1,0 +1,106 @@
+r"""Global difference reconstruction and direct feedback (Meulemans 2020, arXiv:2006.14331).
+
+Layer ``l`` is perturbed, the perturbation runs on to the output and comes back, either through all decoders (DRL) or
+by a direct map from the output (DDTP-linear). With ``F = f_L∘…∘f_{l+1}`` and ``G`` the way back, the loss is ``ℓ(1,
+λ)`` of `difference_reconstruction` on ``(F, G)``; it trains the decoder next to layer ``l`` only.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from targetprop.chain import Chain
+from targetprop.decoders.bank import Bank, DirectBank
+from targetprop.decoders.difference_reconstruction import difference_loss
+from targetprop.decoders.layer import Inverse
+from targetprop.decoders.objective import Learned, Noise
+from targetprop.forward import Record
+
+
+@dataclass(frozen=True)
+class GlobalReconstruction(Learned):
+    """Learn decoders whose whole chain reconstructs a perturbation from its effect on the output.
+
+    Attributes:
+        damping: ``λ``, weight of the output noise.
+        activation: see `Learned`.
+        noise: see `Learned`.
+        updates: see `Learned`.
+        share: see `Learned`.
+        lr: see `Learned`.
+        optimizer: see `Learned`.
+    """
+
+    damping: float = 0.1
+    name: ClassVar[str] = "global-reconstruction"
+
+    def layer_loss(self, bank: Bank, index: int, record: Record, noise: Noise) -> Tensor:
+        """Send a perturbation up to the output and back; see `Learned.layer_loss`."""
+        return _global_loss(self._way_back(bank, index, record), index, record, noise, self.damping, self.noise)
+
+    def _way_back(self, bank: Bank, index: int, record: Record) -> Inverse:
+        last = bank.inverse(index, record)
+        if index == len(record.layers) - 1:
+            return last
+        upper, h = bank.composite(index + 1, record), record.layers[index].h
+
+        def arrive(y: Tensor) -> Tensor:
+            with torch.no_grad():
+                return h + upper.difference(y, record.output)
+
+        return Inverse(lambda y: last(arrive(y)), lambda a, b: last.difference(arrive(a), arrive(b)))
+
+
+@dataclass(frozen=True)
+class DirectFeedback(Learned):
+    """Learn one affine map from the output to each layer.
+
+    Attributes:
+        damping: ``λ``, weight of the output noise.
+        activation: the maps are affine: "identity" only.
+        noise: see `Learned`.
+        updates: see `Learned`.
+        share: see `Learned`.
+        lr: see `Learned`.
+        optimizer: see `Learned`.
+    """
+
+    damping: float = 0.1
+    name: ClassVar[str] = "direct-feedback"
+
+    def build(
+        self, chain: Chain, example: Record, inner: list[tuple[Tensor, ...]], custom: Mapping[str, nn.Module]
+    ) -> Bank:
+        """Build the direct maps; see `Objective.build`.
+
+        Args:
+            chain: the layers.
+            example: a forward pass on a few samples.
+            inner: ignored.
+            custom: must be empty.
+
+        Returns:
+            The bank.
+
+        Raises:
+            ValueError: custom decoders or another style were asked for.
+        """
+        if custom or self.activation != "identity":
+            raise ValueError("direct feedback uses affine maps from the output; it takes no decoders or activation")
+        return DirectBank(example)
+
+    def layer_loss(self, bank: Bank, index: int, record: Record, noise: Noise) -> Tensor:
+        """Send a perturbation up to the output and back at once; see `Learned.layer_loss`."""
+        return _global_loss(bank.composite(index, record), index, record, noise, self.damping, self.noise)
+
+
+def _global_loss(g: Inverse, index: int, record: Record, noise: Noise, damping: float, s: float) -> Tensor:
+    eps = noise.like(record.layers[index].x)
+    with torch.no_grad():
+        y = record.layers[index].x + eps
+        for layer in record.layers[index:]:
+            y = layer.f(y)
+    return difference_loss(g, y - record.output, record.output, eps, noise.like(record.output), 1.0, damping, s)

@@ -1,0 +1,88 @@
+r"""The decoder that needs no training: damped least squares through the layer's own JVP and VJP.
+
+At the forward activation, ``g(y) = x₀ + d(y − y₀)`` with ``d(δ) = argmin w/2 ‖J d − δ‖² + λ/2 ‖d‖² − (1−w) dᵀJᵀδ``,
+that is
+
+    ``(w JᵀJ + λ I) d = Jᵀδ``,   so   ``J_g = J_fᵀ (w J_f J_fᵀ + λ I)⁻¹``
+
+solved per sample by conjugate gradients from zero, which gives the pseudo-inverse at ``(w, λ) = (1, 0)`` and,
+without any iteration, the transpose at ``(0, 1)``. It serves layers that nobody registered, and as the exact decoder.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from targetprop.decoders.layer import Inverse
+from targetprop.forward import LayerRecord
+from targetprop.inversion import Map, per_sample
+
+
+class LinearisedDecoder(nn.Module):
+    """``J_fᵀ (w J_f J_fᵀ + λ I)⁻¹`` at the forward activation, matrix-free.
+
+    Args:
+        w: weight of the inverse; 0 is the transpose divided by ``λ``, 1 the damped pseudo-inverse.
+        damping: ``λ ≥ 0``; 0 needs ``w > 0``.
+        max_steps: most steps of conjugate gradients.
+        tolerance: relative residual at which a sample is solved; a few rounding errors if None.
+    """
+
+    def __init__(self, w: float, damping: float, max_steps: int = 200, tolerance: float | None = None) -> None:
+        """Keep the settings."""
+        super().__init__()
+        self.w, self.damping, self.max_steps, self.tolerance = w, damping, max_steps, tolerance
+
+    def bind(self, record: LayerRecord) -> Inverse:
+        """Bind to one forward pass.
+
+        Args:
+            record: the layer's record.
+
+        Returns:
+            The inverse as a callable.
+        """
+        return self.bind_map(record.f, record.x, record.h)
+
+    def bind_map(self, f: Map, x0: Tensor, y0: Tensor) -> Inverse:
+        """Bind to any map.
+
+        Args:
+            f: the map, sample by sample.
+            x0: where it is linearised, shape ``(n, …)``.
+            y0: ``f(x0)``.
+
+        Returns:
+            The inverse as a callable.
+        """
+        pull = torch.func.vjp(f, x0)[1]
+
+        def linear(delta: Tensor) -> Tensor:
+            rhs = pull(delta)[0]
+            return rhs / self.damping if self.w == 0 else self._solve(f, x0, pull, rhs)
+
+        return Inverse(lambda y: x0 + linear(y - y0), lambda a, b: linear(a - b))
+
+    def _solve(self, f: Map, x0: Tensor, pull, rhs: Tensor) -> Tensor:
+        def apply(v: Tensor) -> Tensor:
+            return self.w * pull(torch.func.jvp(f, (x0,), (v,))[1])[0] + self.damping * v
+
+        def dot(a: Tensor, b: Tensor) -> Tensor:
+            return (a * b).flatten(1).sum(1)
+
+        relative = 8 * torch.finfo(rhs.dtype).eps if self.tolerance is None else self.tolerance
+        x, r, p = torch.zeros_like(rhs), rhs, rhs
+        rr = dot(r, r)
+        stop = rr * relative**2
+        for _ in range(min(self.max_steps, 2 * rhs[0].numel())):
+            active = rr > stop
+            if not bool(active.any()):
+                break
+            ap = apply(p)
+            curvature = dot(p, ap)
+            step = torch.where(active & (curvature > 0), rr / curvature, torch.zeros_like(rr))
+            x = x + per_sample(step, p) * p
+            r = r - per_sample(step, p) * ap
+            new = dot(r, r)
+            p = r + per_sample(torch.where(active, new / rr, torch.zeros_like(rr)), p) * p
+            rr = torch.where(active, new, rr)
+        return x

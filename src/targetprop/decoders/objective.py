@@ -1,0 +1,193 @@
+"""What decoders are and what they learn: the abstract objective, its training settings, and noise."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from targetprop.chain import Chain
+from targetprop.decoders.bank import Bank, build_layer_bank
+from targetprop.decoders.registry import Style
+from targetprop.forward import LayerRecord, Record
+
+OptimizerFactory = Callable[[list[nn.Parameter]], torch.optim.Optimizer]
+
+
+class Noise:
+    """White noise of scale ``s``; one draw serves all layers, whose losses are separate expectations.
+
+    Args:
+        record: the forward pass whose activations are perturbed.
+        scale: ``s``.
+        generator: source of randomness.
+    """
+
+    def __init__(self, record: Record, scale: float, generator: torch.Generator) -> None:
+        """Draw once, as wide as the widest activation."""
+        like = record.output
+        width = max(values[0].numel() for layer in record.layers[1:] for values in (layer.x, layer.y))
+        self._values = torch.empty(len(like), width, dtype=like.dtype, device=like.device)
+        self._values.normal_(0.0, scale, generator=generator)
+
+    def like(self, values: Tensor) -> Tensor:
+        """Cut out noise of a shape.
+
+        Args:
+            values: tensor of shape ``(n, …)``.
+
+        Returns:
+            Noise of that shape.
+        """
+        return self._values[:, : values[0].numel()].reshape(values.shape)
+
+
+@dataclass(frozen=True)
+class Objective(ABC):
+    """How a chain is inverted, and how the decoders get there."""
+
+    name: ClassVar[str]
+
+    @abstractmethod
+    def build(
+        self, chain: Chain, example: Record, inner: list[tuple[Tensor, ...]], custom: Mapping[str, nn.Module]
+    ) -> Bank:
+        """Build the decoders.
+
+        Args:
+            chain: the layers.
+            example: a forward pass on a few samples.
+            inner: outputs of the modules inside each layer in that pass.
+            custom: the user's own decoders by layer name.
+
+        Returns:
+            The bank.
+        """
+
+    def train(
+        self, bank: Bank, record: Record, optimizer: torch.optim.Optimizer | None, generator: torch.Generator
+    ) -> Tensor | None:
+        """Train the decoders on one batch; by default there is nothing to learn.
+
+        Args:
+            bank: the decoders.
+            record: the forward pass of the batch.
+            optimizer: over the decoders' parameters; None if there are none.
+            generator: source of noise.
+
+        Returns:
+            The loss before the last update, summed over layers, or None.
+        """
+        return None
+
+    def make_optimizer(self, parameters: list[nn.Parameter]) -> torch.optim.Optimizer | None:
+        """Make the decoders' optimiser; by default there is nothing to learn.
+
+        Args:
+            parameters: the decoders' trainable parameters.
+
+        Returns:
+            The optimiser, or None.
+        """
+        return None
+
+
+@dataclass(frozen=True)
+class Learned(Objective):
+    """Settings that learned decoders share.
+
+    Attributes:
+        activation: how activations and norms are decoded: left to the affine map ("identity"), "inverse" or
+            "transpose".
+        noise: scale ``s`` of the perturbations, in units of the activations.
+        updates: decoder updates per step, ≥ 0.
+        share: share of the batch that trains the decoders, in (0, 1].
+        lr: learning rate of the decoders' optimiser.
+        optimizer: "adam" or "sgd".
+    """
+
+    activation: Style = "identity"
+    noise: float = 0.1
+    updates: int = 1
+    share: float = 1.0
+    lr: float = 1e-3
+    optimizer: Literal["adam", "sgd"] = "adam"
+
+    def __post_init__(self) -> None:
+        """Check the settings.
+
+        Raises:
+            ValueError: a setting is out of its range.
+        """
+        for name, good, meaning in (
+            ("activation", self.activation in ("identity", "inverse", "transpose"), "identity, inverse or transpose"),
+            ("noise", self.noise > 0, "a scale > 0"),
+            ("updates", self.updates >= 0, "a number of updates ≥ 0"),
+            ("share", 0 < self.share <= 1, "a share of the batch in (0, 1]"),
+            ("lr", self.lr > 0, "a learning rate > 0"),
+            ("optimizer", self.optimizer in ("adam", "sgd"), "adam or sgd"),
+        ):
+            if not good:
+                raise ValueError(f"decoder {name} must be {meaning}; got {getattr(self, name)!r}")
+
+    def build(
+        self, chain: Chain, example: Record, inner: list[tuple[Tensor, ...]], custom: Mapping[str, nn.Module]
+    ) -> Bank:
+        """Build learned decoders from the registry; see `Objective.build`."""
+        return build_layer_bank(chain, example, inner, self.activation, custom)
+
+    @abstractmethod
+    def layer_loss(self, bank: Bank, index: int, record: Record, noise: Noise) -> Tensor:
+        """Compute the loss of one decoder, a mean over samples of a sum over units.
+
+        Args:
+            bank: the decoders.
+            index: the layer to be inverted, ≥ 1.
+            record: the forward pass.
+            noise: perturbations.
+
+        Returns:
+            A scalar with the graph of that decoder's parameters.
+        """
+
+    def train(
+        self, bank: Bank, record: Record, optimizer: torch.optim.Optimizer | None, generator: torch.Generator
+    ) -> Tensor | None:
+        """Take `updates` steps on fresh noise; see `Objective.train`."""
+        if optimizer is None or self.updates == 0:
+            return None
+        rows = max(1, round(self.share * len(record.output)))
+        record, total = record.head(rows), None
+        for _ in range(self.updates):
+            noise = Noise(record, self.noise, generator)
+            losses = [self.layer_loss(bank, index, record, noise) for index in range(1, len(record.layers))]
+            losses = [loss for loss in losses if loss.requires_grad]
+            torch.autograd.backward(losses)
+            optimizer.step()
+            optimizer.zero_grad()
+            total = torch.stack([loss.detach() for loss in losses]).sum()
+        return total
+
+    def make_optimizer(self, parameters: list[nn.Parameter]) -> torch.optim.Optimizer | None:
+        """Make Adam or SGD; see `Objective.make_optimizer`."""
+        if not parameters:
+            return None
+        if self.optimizer == "sgd":
+            return torch.optim.SGD(parameters, lr=self.lr)
+        return torch.optim.Adam(parameters, lr=self.lr, fused=True)
+
+
+def perturbed(layer: LayerRecord, noise: Tensor) -> Tensor:
+    """Run a layer on its perturbed input.
+
+    Args:
+        layer: the layer's record.
+        noise: shape of the layer's input.
+
+    Returns:
+        ``f_l(h_{l-1} + noise)`` without graph.
+    """
+    with torch.no_grad():
+        return layer.f(layer.x + noise)

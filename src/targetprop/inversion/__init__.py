@@ -1,0 +1,33 @@
+"""Inversion of one layer, or of several: one loop, one short file per rule. Sees callables and tensors only."""
+
+from targetprop.inversion.difference import Difference
+from targetprop.inversion.direct import Direct
+from targetprop.inversion.input_space import InputSpace
+from targetprop.inversion.loop import Inversion, Iteration, invert, iterate
+from targetprop.inversion.output_space import OutputSpace
+from targetprop.inversion.problem import Evaluation, Map, Problem, Solution, Status, per_sample, sample_norm
+from targetprop.inversion.regularised import Regularised
+
+RULES: dict[str, type[Inversion]] = {
+    rule.name: rule for rule in (Direct, Difference, InputSpace, OutputSpace, Regularised)
+}
+
+__all__ = [
+    "RULES",
+    "Difference",
+    "Direct",
+    "Evaluation",
+    "InputSpace",
+    "Inversion",
+    "Iteration",
+    "Map",
+    "OutputSpace",
+    "Problem",
+    "Regularised",
+    "Solution",
+    "Status",
+    "invert",
+    "iterate",
+    "per_sample",
+    "sample_norm",
+]

@@ -1,0 +1,58 @@
+r"""Anderson mixing of a fixed-point iteration, per sample (Walker & Ni 2011, *Anderson acceleration*).
+
+With ``d_k = d(u_k)`` and the last ``m`` differences ``U, D`` of iterates and directions as columns, the next iterate is
+``u_k + α d_k − (U + αD) γ`` with ``γ`` minimising ``‖d_k − Dγ‖``. A sample whose direction did not shrink forgets its
+history and takes the plain damped step: the safeguard.
+"""
+
+import torch
+from torch import Tensor
+
+from targetprop.inversion.problem import per_sample, sample_norm
+
+_RIDGE = 1e-10
+
+
+class Anderson:
+    """History of one loop; each sample is mixed on its own.
+
+    Args:
+        memory: number of past differences remembered, ≥ 1.
+        alpha: step size ``α``.
+    """
+
+    def __init__(self, memory: int, alpha: float) -> None:
+        """Start without history."""
+        self.memory, self.alpha = memory, alpha
+        self._du: list[Tensor] = []
+        self._dd: list[Tensor] = []
+        self._last: tuple[Tensor, Tensor] | None = None
+
+    def move(self, u: Tensor, d: Tensor) -> Tensor:
+        """Compute the next step and remember this one.
+
+        Args:
+            u: iterate, shape ``(n, …)``.
+            d: its direction, same shape.
+
+        Returns:
+            What to add to ``u``.
+        """
+        flat_u, flat_d = u.flatten(1), d.flatten(1)
+        plain = self.alpha * flat_d
+        if self._last is None:
+            self._last = flat_u, flat_d
+            return plain.view_as(u)
+        shrunk = per_sample(sample_norm(flat_d) < sample_norm(self._last[1]), flat_d)
+        self._du = [t * shrunk for t in (*self._du, flat_u - self._last[0])][-self.memory :]
+        self._dd = [t * shrunk for t in (*self._dd, flat_d - self._last[1])][-self.memory :]
+        self._last = flat_u, flat_d
+        du, dd = torch.stack(self._du, dim=2), torch.stack(self._dd, dim=2)
+        gram = dd.mT @ dd
+        scale = gram.diagonal(dim1=1, dim2=2).sum(dim=1)[:, None, None]
+        eye = torch.eye(gram.shape[-1], dtype=u.dtype, device=u.device)
+        gram = gram + eye * torch.where(scale > 0, _RIDGE * scale, torch.ones_like(scale))
+        gamma, info = torch.linalg.solve_ex(gram, dd.mT @ flat_d.unsqueeze(2))
+        mixed = plain - ((du + self.alpha * dd) @ gamma).squeeze(2)
+        good = (info == 0)[:, None] & torch.isfinite(mixed).all(dim=1, keepdim=True)
+        return torch.where(good, mixed, plain).view_as(u)

@@ -1,0 +1,237 @@
+r"""The one loop behind every inversion rule.
+
+A rule turns its iterate ``u`` into an estimate ``x(u)`` and a direction ``d(u)``; the loop takes ``u ← u + α d(u)``, or
+mixes the history (Anderson), and keeps for each sample the estimate with the smallest ``‖t − f(x)‖``. Samples stop
+on their own: converged when ``‖d‖ ≤ tolerance · ‖d_0‖``, diverged when ``‖d‖`` is not finite or has grown
+`GROWTH`-fold. There is no transfer to the host inside the first `CHECK_EVERY` steps.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from targetprop.inversion.anderson import Anderson
+from targetprop.inversion.problem import Evaluation, Map, Problem, Solution, Status, per_sample, sample_norm
+
+GROWTH = 10.0
+CHECK_EVERY = 10
+
+
+@dataclass(frozen=True)
+class Inversion(ABC):
+    """Settings of an inversion rule; a rule says where to start and what a step is."""
+
+    name: ClassVar[str]
+
+    @property
+    def needs_decoder(self) -> bool:
+        """Whether the rule calls ``g``."""
+        return True
+
+    @abstractmethod
+    def start(self, problem: Problem) -> Tensor:
+        """Choose the first iterate.
+
+        Args:
+            problem: what is to be inverted.
+
+        Returns:
+            The iterate ``u_0``, shape ``(n, …)``.
+        """
+
+    @abstractmethod
+    def evaluate(self, problem: Problem, u: Tensor, step: int, *, error: bool, direction: bool) -> Evaluation:
+        """Look at an iterate.
+
+        Args:
+            problem: what is to be inverted.
+            u: the iterate.
+            step: how many steps led to it.
+            error: whether the forward error is asked for.
+            direction: whether the direction is asked for.
+
+        Returns:
+            The estimate and what was asked for.
+        """
+
+
+@dataclass(frozen=True)
+class Iteration(Inversion):
+    """Settings that iterative rules share.
+
+    Attributes:
+        steps: most steps taken, ≥ 0.
+        alpha: step size ``α`` in (0, 2]; below 1 cures oscillation at kinks.
+        tolerance: a sample has converged when its step has shrunk to this share of its first one.
+        anderson: how many past steps Anderson mixing remembers; 0 is plain iteration.
+    """
+
+    steps: int = 100
+    alpha: float = 1.0
+    tolerance: float = 1e-6
+    anderson: int = 0
+
+    def __post_init__(self) -> None:
+        """Check the settings.
+
+        Raises:
+            ValueError: a setting is out of its range.
+        """
+        for name, good, meaning in (
+            ("steps", self.steps >= 0, "must be ≥ 0"),
+            ("alpha", 0 < self.alpha <= 2, "must lie in (0, 2]"),
+            ("tolerance", self.tolerance >= 0, "must be ≥ 0"),
+            ("anderson", self.anderson >= 0, "is a number of remembered steps, ≥ 0"),
+        ):
+            if not good:
+                raise ValueError(f"{name} {meaning}; got {getattr(self, name)}")
+
+
+def invert(
+    f: Map,
+    g: Map,
+    target: Tensor,
+    x0: Tensor,
+    y0: Tensor | None = None,
+    method: Inversion | None = None,
+    *,
+    measure: bool = True,
+) -> Solution:
+    """Find ``x`` with ``f(x) ≈ target``, sample by sample.
+
+    Args:
+        f: forward map, from ``(n, …)`` to ``(n, …)``, one sample's output depending on that sample alone.
+        g: approximate inverse of ``f``.
+        target: ``t``, shape ``(n, …)``.
+        x0: where the forward pass stands, shape ``(n, …)``.
+        y0: ``f(x0)``; computed if not given.
+        method: the rule and its settings; `InputSpace` if not given.
+        measure: evaluate both residuals of the answer, at the cost of at most one more call of each map.
+
+    Returns:
+        The solution with status and residuals per sample.
+
+    Raises:
+        ValueError: the shapes do not fit.
+
+    >>> import torch, targetprop as tp
+    >>> A = torch.tensor([[2.0, 0.5], [0.0, 1.0]])
+    >>> rough = torch.linalg.inv(A) * 1.2
+    >>> f, g = lambda x: x @ A.T, lambda y: y @ rough.T
+    >>> solution = tp.invert(f, g, torch.tensor([[1.0, 1.0]]), torch.zeros(1, 2))
+    >>> [round(v, 4) for v in solution.x[0].tolist()], bool(solution.converged.all())
+    ([0.25, 1.0], True)
+    """
+    if method is None:
+        from targetprop.inversion.input_space import InputSpace
+
+        method = InputSpace()
+    y0 = f(x0) if y0 is None else y0
+    if target.shape != y0.shape:
+        raise ValueError(f"target has shape {tuple(target.shape)}, but f(x0) has {tuple(y0.shape)}; they must agree")
+    problem = Problem(f, g, target, x0, y0)
+
+    def evaluate(u: Tensor, step: int, error: bool, direction: bool) -> Evaluation:
+        return method.evaluate(problem, u, step, error=error, direction=direction)
+
+    return iterate(evaluate, method.start(problem), x0, method, measure=measure)
+
+
+def iterate(
+    evaluate: Callable[[Tensor, int, bool, bool], Evaluation],
+    u: Tensor,
+    x0: Tensor,
+    settings: Inversion,
+    *,
+    measure: bool,
+    complete_from: int = 0,
+) -> Solution:
+    """Run the loop on any evaluator; rules and joint sweeps share it.
+
+    Args:
+        evaluate: ``(u, step, error wanted, direction wanted)`` to an evaluation.
+        u: first iterate.
+        x0: what a sample falls back to when nothing finite is found, shape of the estimates.
+        settings: steps, step size, tolerance and mixing; a rule that is no `Iteration` is one single estimate.
+        measure: whether the residuals of a single estimate, and of the last direction, are asked for.
+        complete_from: the first step whose estimate may be the answer.
+
+    Returns:
+        The solution.
+    """
+    if not isinstance(settings, Iteration) or settings.steps == 0:
+        return _single(evaluate(u, 0, measure, measure), x0)
+    history = Anderson(settings.anderson, settings.alpha) if settings.anderson else None
+    state: _Tracker | None = None
+    for step in range(settings.steps + 1):
+        last = step == settings.steps
+        look = evaluate(u, step, True, measure or not last)
+        state = _Tracker.begin(x0, look) if state is None else state
+        state.observe(look, step, settings.tolerance, eligible=step >= complete_from)
+        if last or (step % CHECK_EVERY == CHECK_EVERY - 1 and not bool(state.active.any())):
+            break
+        assert look.direction is not None
+        move = settings.alpha * look.direction if history is None else history.move(u, look.direction)
+        u = torch.where(per_sample(state.active, u), u + move, u)
+    assert state is not None
+    return state.solution()
+
+
+def _single(look: Evaluation, x0: Tensor) -> Solution:
+    finite = torch.isfinite(sample_norm(look.x))
+    status = torch.where(finite, int(Status.MAX_STEPS), int(Status.DIVERGED))
+    return Solution(
+        torch.where(per_sample(finite, x0), look.x, x0),
+        status,
+        torch.zeros_like(status),
+        None if look.error is None else sample_norm(look.error),
+        None if look.direction is None else sample_norm(look.direction),
+    )
+
+
+@dataclass
+class _Tracker:
+    """Best iterate and status of every sample while the loop runs."""
+
+    best: Tensor
+    residual: Tensor
+    inverse: Tensor
+    first: Tensor
+    active: Tensor
+    status: Tensor
+    steps: Tensor
+
+    @classmethod
+    def begin(cls, x0: Tensor, look: Evaluation) -> "_Tracker":
+        assert look.direction is not None
+        first = sample_norm(look.direction)
+        active = torch.ones_like(first, dtype=torch.bool)
+        steps = torch.zeros_like(active, dtype=torch.long)
+        worst = torch.full_like(first, torch.inf)
+        return cls(x0, worst, first, first, active, torch.full_like(steps, int(Status.MAX_STEPS)), steps)
+
+    def observe(self, look: Evaluation, step: int, tolerance: float, *, eligible: bool) -> None:
+        assert look.error is not None
+        residual = sample_norm(look.error)
+        finite = torch.isfinite(residual) & torch.isfinite(sample_norm(look.x))
+        if eligible:
+            better = self.active & finite & (residual < self.residual)
+            self.best = torch.where(per_sample(better, look.x), look.x, self.best)
+            self.residual = torch.where(better, residual, self.residual)
+        self.steps = torch.where(self.active, step, self.steps)
+        norm = self.inverse if look.direction is None else sample_norm(look.direction)
+        self.inverse = torch.where(self.active, norm, self.inverse)
+        diverged = self.active & ~(finite & (norm <= GROWTH * self.first))
+        converged = self.active & ~diverged & (norm <= tolerance * self.first)
+        if look.direction is None:
+            converged = torch.zeros_like(converged)
+        self.status = torch.where(diverged, int(Status.DIVERGED), self.status)
+        self.status = torch.where(converged, int(Status.CONVERGED), self.status)
+        self.active = self.active & ~diverged & ~converged
+
+    def solution(self) -> Solution:
+        return Solution(self.best, self.status, self.steps, self.residual, self.inverse)

@@ -1,0 +1,55 @@
+r"""Regularised inversion ``min_x ½‖f(x) − t‖² + λ/2 ‖x − x₀‖²`` (Roulet & Harchaoui 2021), without any decoder.
+
+A few gradient steps ``x ← x + α (J_f(x)ᵀ (t − f(x)) − λ (x − x₀))``; the solution exists for every ``f``, so the
+rule is also the reference for layers that have no inverse. The source leaves the solver open; ours is plain gradient
+descent.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from targetprop.inversion.loop import Iteration
+from targetprop.inversion.problem import Evaluation, Problem
+
+
+@dataclass(frozen=True)
+class Regularised(Iteration):
+    """Gradient descent on the regularised inversion problem; ``f`` must be differentiable.
+
+    Attributes:
+        steps: most steps taken, ≥ 0.
+        alpha: step size ``α``; convergence needs ``α (‖J_f‖² + λ) < 2``.
+        tolerance: relative size of the step at which a sample has converged.
+        anderson: memory of Anderson mixing; 0 is plain iteration.
+        damping: ``λ ≥ 0``.
+
+    >>> import torch, targetprop as tp
+    >>> rule = Regularised(steps=200, alpha=0.2, damping=1.0)
+    >>> s = tp.invert(lambda x: 2 * x, lambda y: y, torch.ones(1, 1), torch.zeros(1, 1), method=rule)
+    >>> round(s.x.item(), 4)     # 2 / (4 + 1)
+    0.4
+    """
+
+    damping: float = 0.1
+    name: ClassVar[str] = "regularised"
+
+    @property
+    def needs_decoder(self) -> bool:
+        """Whether the rule calls ``g``: it does not."""
+        return False
+
+    def start(self, problem: Problem) -> Tensor:
+        """Start at the forward input; see `Inversion.start`."""
+        return problem.x0
+
+    def evaluate(self, problem: Problem, u: Tensor, step: int, *, error: bool, direction: bool) -> Evaluation:
+        """Take the gradient of the objective at ``u``; see `Inversion.evaluate`."""
+        if not direction:
+            return Evaluation(u, problem.target - problem.f(u) if error else None, None)
+        reached = torch.func.vjp(problem.f, u)
+        missing = problem.target - reached[0]
+        d = reached[1](missing)[0] - self.damping * (u - problem.x0)
+        return Evaluation(u, missing if error else None, d)

@@ -1,0 +1,193 @@
+"""The published methods as named compositions of the same parts (see the table in docs/methods.md).
+
+A `Method` is frozen settings; `dataclasses.replace` or the keyword arguments of `method` make variants of it:
+
+>>> import targetprop as tp
+>>> dtp = tp.method("dtp")
+>>> dtp.decoder.name, dtp.inversion.name, dtp.update.name
+('denoising', 'difference', 'gradient')
+>>> tp.method("dtp", inversion=tp.InputSpace(steps=3)).inversion.steps
+3
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, get_args
+
+from targetprop.chain import Cut
+from targetprop.decoders import (
+    Denoising,
+    DifferenceReconstruction,
+    DirectFeedback,
+    Exact,
+    Fixed,
+    GlobalReconstruction,
+    NoDecoder,
+    Objective,
+)
+from targetprop.influence import Influence
+from targetprop.inversion import Difference, Direct, InputSpace, Inversion, Regularised
+from targetprop.output_target import GradientStep, LabelTarget, OutputTarget
+from targetprop.targets import Propagation
+from targetprop.updates import Gradient, Update
+
+
+@dataclass(frozen=True)
+class Method:
+    """A complete recipe: everything that turns a batch into ``.grad``.
+
+    Attributes:
+        name: what it is called in reports.
+        cut: where an ``nn.Sequential`` is cut into layers.
+        output_target: from the loss to ``Δ_L``.
+        decoder: what the inverses are and how they are trained.
+        inversion: from a layer's target to the one below.
+        propagation: "layerwise", "joint", "composite", or "backprop" for the matched baseline, which uses no other
+            part.
+        influence: the normalisation.
+        update: from ``Δ_l`` to ``.grad``.
+    """
+
+    name: str = "custom"
+    cut: Cut = "post-activation"
+    output_target: OutputTarget = field(default_factory=GradientStep)
+    decoder: Objective = field(default_factory=Denoising)
+    inversion: Inversion = field(default_factory=Difference)
+    propagation: Propagation = "layerwise"
+    influence: Influence = field(default_factory=Influence)
+    update: Update = field(default_factory=Gradient)
+
+    def __post_init__(self) -> None:
+        """Check that the parts fit each other.
+
+        Raises:
+            ValueError: they do not.
+        """
+        if self.propagation not in get_args(Propagation):
+            raise ValueError(f"propagation must be one of {', '.join(get_args(Propagation))}; got {self.propagation!r}")
+        if self.propagation == "joint" and not isinstance(self.inversion, InputSpace):
+            raise ValueError("joint sweeps are an input-space iteration; set inversion=InputSpace(…)")
+        if isinstance(self.decoder, DirectFeedback) and self.propagation not in ("composite", "backprop"):
+            raise ValueError("direct feedback maps the output to every layer; set propagation='composite'")
+        if self.inversion.needs_decoder and isinstance(self.decoder, NoDecoder) and self.propagation != "backprop":
+            raise ValueError(f"inversion {self.inversion.name!r} needs decoders; choose a decoder objective")
+
+    def __str__(self) -> str:
+        """Print the recipe, a line per part."""
+        rows = [self.name]
+        for part in fields(self)[1:]:
+            value = getattr(self, part.name)
+            settings = (
+                {f.name: getattr(value, f.name) for f in fields(value)} if hasattr(value, "__post_init__") else {}
+            )
+            title = getattr(value, "name", "" if settings else str(value))
+            rows.append(f"  {part.name:<14} {title:<26} {', '.join(f'{k}={v}' for k, v in settings.items())}".rstrip())
+        return "\n".join(rows)
+
+
+def _iterated() -> Method:
+    """Bengio 2020: iterated approximate inverses, influence-normalised; damped so that it trains at any depth."""
+    return Method(
+        decoder=DifferenceReconstruction(w=1.0, damping=1.0, relative=True),
+        inversion=InputSpace(steps=3, tolerance=1e-3),
+        influence=Influence(normalise=True, limit=10.0),
+    )
+
+
+def _tp() -> Method:
+    """Bengio 2014, arXiv:1407.7906: targets by direct decoding."""
+    return Method(decoder=Denoising(), inversion=Direct())
+
+
+def _dtp() -> Method:
+    """Lee 2015, arXiv:1412.7525: difference target propagation."""
+    return Method(decoder=Denoising())
+
+
+def _sdtp() -> Method:
+    """Bartunov 2018, arXiv:1807.04587: the top hidden layer's target comes from the one-hot label."""
+    return Method(output_target=LabelTarget(), decoder=Denoising())
+
+
+def _drl() -> Method:
+    """Meulemans 2020, arXiv:2006.14331: decoders trained by global difference reconstruction."""
+    return Method(decoder=GlobalReconstruction())
+
+
+def _ddtp() -> Method:
+    """Meulemans 2020, arXiv:2006.14331: one affine map from the output to each layer (DDTP-linear)."""
+    return Method(decoder=DirectFeedback(), propagation="composite")
+
+
+def _l_drl() -> Method:
+    """Ernoult 2022, arXiv:2201.13415: decoders learn the transposed Jacobian, so targets follow back-propagation."""
+    return Method(decoder=DifferenceReconstruction(w=0.0, damping=1.0))
+
+
+def _fw_dtp() -> Method:
+    """Shibuya 2023: fixed random decoders."""
+    return Method(decoder=Fixed())
+
+
+def _gait() -> Method:
+    """After Ahmad 2020 (GAIT-prop), for invertible networks: exact inverses, scaled by squared influence, small β."""
+    return Method(
+        output_target=GradientStep(beta=1e-3),
+        decoder=Exact(w=1.0, damping=0.0),
+        inversion=Direct(),
+        influence=Influence(normalise=True),
+    )
+
+
+def _regularised() -> Method:
+    """After Roulet & Harchaoui 2021: a few solver steps on the regularised inversion problem, no decoder."""
+    return Method(decoder=NoDecoder(), inversion=Regularised(steps=5, alpha=0.3, damping=1.0))
+
+
+def _backprop() -> Method:
+    """The matched baseline: autograd carries the signal, everything else in the loop stays the same."""
+    return Method(decoder=NoDecoder(), propagation="backprop")
+
+
+METHODS: dict[str, Callable[[], Method]] = {
+    "iterated": _iterated,
+    "tp": _tp,
+    "dtp": _dtp,
+    "sdtp": _sdtp,
+    "drl": _drl,
+    "ddtp-linear": _ddtp,
+    "l-drl": _l_drl,
+    "fw-dtp": _fw_dtp,
+    "gait": _gait,
+    "regularised": _regularised,
+    "backprop": _backprop,
+}
+
+
+def method(name: str, **changes: Any) -> Method:
+    """Look a method up by name.
+
+    Args:
+        name: one of `METHODS`.
+        **changes: parts to replace.
+
+    Returns:
+        The method.
+
+    Raises:
+        ValueError: the name is unknown, or the parts do not fit each other.
+
+    >>> print(method("l-drl"))
+    l-drl
+      cut            post-activation
+      output_target  gradient                   beta=0.1
+      decoder        difference-reconstruction  activation=identity, noise=0.1, updates=1, share=1.0, lr=0.001, \
+optimizer=adam, w=0.0, damping=1.0, relative=False
+      inversion      difference
+      propagation    layerwise
+      influence                                 normalise=False, limit=inf
+      update         gradient
+    """
+    if name not in METHODS:
+        raise ValueError(f"unknown method {name!r}; the methods are {', '.join(METHODS)}")
+    return replace(METHODS[name](), name=name, **changes)

@@ -1,0 +1,211 @@
+r"""The output's target ``ĥ_L = h_L + Δ_L``, from the loss alone.
+
+Losses are called as the user would call them, ``loss(output, y)``, and differentiated by autograd. Per-sample
+gradients carry no 1/n: with a mean over the batch they are ``n ∂C/∂h_L``, with ``reduction="sum"`` ``∂C/∂h_L``.
+
+>>> import torch
+>>> from torch import nn
+>>> h, y = torch.tensor([[1.0, 2.0]]), torch.zeros(1, 2)
+>>> GradientStep(beta=0.1)(h, y, nn.MSELoss()).delta          # −β ∂C/∂h
+tensor([[-0.1000, -0.2000]])
+>>> GaussNewtonStep(beta=0.5, damping=0.0)(h, y, nn.MSELoss()).delta     # −β H⁻¹ ∂C/∂h: halfway to the minimum
+tensor([[-0.5000, -1.0000]])
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+Loss = Callable[[Tensor, Tensor], Tensor]
+
+
+@dataclass(frozen=True, eq=False)
+class OutputChange:
+    """The loss and what it asks of the output.
+
+    Attributes:
+        loss: the loss as the user defined it, a scalar without graph.
+        delta: ``Δ_L``, shape of the output.
+        scale: what the update divides by, so that the output layer's gradient is back-propagation's: ``β n``, or ``β``
+            with ``reduction="sum"``.
+    """
+
+    loss: Tensor
+    delta: Tensor
+    scale: float
+
+
+@dataclass(frozen=True)
+class OutputTarget(ABC):
+    """Settings of an output target.
+
+    Attributes:
+        beta: ``β > 0``, the size of the perturbation.
+    """
+
+    beta: float = 0.1
+    name: ClassVar[str]
+
+    def __post_init__(self) -> None:
+        """Check the settings.
+
+        Raises:
+            ValueError: a setting is out of its range.
+        """
+        if not self.beta > 0:
+            raise ValueError(f"beta must be > 0; got {self.beta}")
+
+    def __call__(self, output: Tensor, y: Tensor, loss: Loss) -> OutputChange:
+        """Evaluate the loss and the change of the output.
+
+        Args:
+            output: ``h_L``, shape ``(n, …)``.
+            y: whatever the loss compares it with.
+            loss: the user's loss.
+
+        Returns:
+            Loss and ``Δ_L``.
+        """
+        value, gradient = loss_gradient(output, y, loss)
+        n = 1 if getattr(loss, "reduction", "mean") == "sum" else len(output)
+        return OutputChange(value, self.beta * self.direction(output, y, loss, n * gradient), self.beta * n)
+
+    @abstractmethod
+    def direction(self, output: Tensor, y: Tensor, loss: Loss, gradient: Tensor) -> Tensor:
+        """Compute ``Δ_L / β``.
+
+        Args:
+            output: ``h_L``, shape ``(n, …)``.
+            y: labels or values.
+            loss: the user's loss.
+            gradient: per-sample gradient, shape of the output.
+
+        Returns:
+            Shape of the output.
+        """
+
+
+def loss_gradient(output: Tensor, y: Tensor, loss: Loss) -> tuple[Tensor, Tensor]:
+    """Evaluate a loss and its gradient in the output.
+
+    Args:
+        output: shape ``(n, …)``.
+        y: labels or values.
+        loss: the user's loss.
+
+    Returns:
+        The loss without graph, and ``∂loss/∂output``.
+
+    Raises:
+        ValueError: the loss is no scalar, or rejects its arguments; labels are out of range.
+    """
+    h = output.detach().requires_grad_()
+    with torch.enable_grad():
+        try:
+            value = loss(h, y)
+        except (IndexError, RuntimeError, ValueError) as error:
+            raise ValueError(_explain(h, y, error)) from error
+        if value.dim() != 0:
+            raise ValueError(
+                f"the loss has shape {tuple(value.shape)}; it must be one number: use reduction='mean' or 'sum'"
+            )
+        (gradient,) = torch.autograd.grad(value, h)
+    return value.detach(), gradient
+
+
+def _explain(output: Tensor, y: Tensor, error: Exception) -> str:
+    if isinstance(y, Tensor) and not y.is_floating_point() and y.dim() == 1 and output.dim() == 2 and len(y):
+        low, high, classes = int(y.min()), int(y.max()), output.shape[1]
+        if low < 0 or high >= classes:
+            return f"labels must lie in 0…{classes - 1}, one per network output; got {low}…{high}"
+    shape = tuple(y.shape) if isinstance(y, Tensor) else type(y).__name__
+    return f"the loss does not accept an output of shape {tuple(output.shape)} with y of shape {shape}: {error}"
+
+
+@dataclass(frozen=True)
+class GradientStep(OutputTarget):
+    """``ĥ_L = h_L − β ∂C/∂h_L``.
+
+    Attributes:
+        beta: ``β > 0``; "differential" target propagation takes it small.
+    """
+
+    name: ClassVar[str] = "gradient"
+
+    def direction(self, output: Tensor, y: Tensor, loss: Loss, gradient: Tensor) -> Tensor:
+        """Return the negative gradient; see `OutputTarget.direction`."""
+        return -gradient
+
+
+@dataclass(frozen=True)
+class GaussNewtonStep(OutputTarget):
+    """``ĥ_L = h_L − β (H + μI)⁻¹ ∂C/∂h_L`` with ``H`` the Hessian of the loss in the output.
+
+    Closed forms for squared error, softmax cross-entropy and binary cross-entropy; any other loss through autograd,
+    sample by sample.
+
+    Attributes:
+        beta: ``β > 0``; 1 is the full step.
+        damping: ``μ ≥ 0``; the softmax Hessian is singular, so cross-entropy needs ``μ > 0``.
+    """
+
+    damping: float = 0.1
+    name: ClassVar[str] = "gauss-newton"
+
+    def direction(self, output: Tensor, y: Tensor, loss: Loss, gradient: Tensor) -> Tensor:
+        """Solve with the damped Hessian; see `OutputTarget.direction`."""
+        flat, v = output.flatten(1), -gradient.flatten(1)
+        width = flat.shape[1] if getattr(loss, "reduction", "mean") == "mean" else 1
+        plain = getattr(loss, "weight", None) is None and getattr(loss, "pos_weight", None) is None
+        if isinstance(loss, nn.MSELoss):
+            solved = v / (2 / width + self.damping)
+        elif isinstance(loss, nn.BCEWithLogitsLoss) and plain:
+            p = flat.sigmoid()
+            solved = v / (p * (1 - p) / width + self.damping)
+        elif isinstance(loss, nn.CrossEntropyLoss) and plain and output.dim() == 2:
+            p = flat.softmax(1)
+            inverse = 1 / (p + self.damping)
+            # Sherman-Morrison on diag(p + μ) − ppᵀ; the denominator is 1 − Σ p²/(p+μ) = Σ pμ/(p+μ).
+            shared = (p * inverse * v).sum(1, keepdim=True) / (p * inverse * self.damping).sum(1, keepdim=True)
+            solved = inverse * (v + p * shared)
+        else:
+            solved = self._dense(output, y, loss, v)
+        return solved.view_as(output)
+
+    def _dense(self, output: Tensor, y: Tensor, loss: Loss, v: Tensor) -> Tensor:
+        def one(h: Tensor, target: Tensor) -> Tensor:
+            return loss(h.unsqueeze(0), target.unsqueeze(0))
+
+        hessian = torch.func.vmap(torch.func.hessian(one))(output.detach(), y)
+        size = v.shape[1]
+        eye = torch.eye(size, dtype=v.dtype, device=v.device)
+        return torch.linalg.solve(hessian.reshape(-1, size, size) + self.damping * eye, v)
+
+
+@dataclass(frozen=True)
+class LabelTarget(OutputTarget):
+    """``Δ_L = one-hot(y) − softmax(h_L)``: the label itself as the target (SDTP, Bartunov 2018, arXiv:1807.04587).
+
+    The source puts the softmax inside the top layer, and gives the layer below it the target
+    ``h + g(one-hot) − g(softmax)``; with the affine decoder of the logits used here, that is the difference step from
+    this ``Δ_L``. For float labels, ``Δ_L = y − h_L``.
+
+    Attributes:
+        beta: share of the way to the label; 1 is the source's.
+    """
+
+    beta: float = 1.0
+    name: ClassVar[str] = "label"
+
+    def direction(self, output: Tensor, y: Tensor, loss: Loss, gradient: Tensor) -> Tensor:
+        """Compare with the label; see `OutputTarget.direction`."""
+        if y.is_floating_point():
+            return y - output
+        return nn.functional.one_hot(y, output.shape[1]).to(output) - output.softmax(1)
+
+
+OUTPUT_TARGETS: dict[str, type[OutputTarget]] = {t.name: t for t in (GradientStep, GaussNewtonStep, LabelTarget)}

@@ -1,0 +1,74 @@
+"""What one step of the engine reports: tensors that are already there, nothing computed until it is looked at."""
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from targetprop.inversion import Solution, Status
+
+
+@dataclass(frozen=True, eq=False)
+class StepReport:
+    """Report of one `TargetPropagation.backward`.
+
+    Attributes:
+        loss: the user's loss before the step, a scalar without graph.
+        output: the network's output, shape ``(n, …)``, without graph.
+        decoder_loss: loss of the decoders before their last update, summed over layers; None if nothing was trained.
+        delta_norms: root mean square over samples of ``‖Δ_l‖`` as the updates used it, by layer name.
+        solutions: the inversion of each layer, by layer name.
+        target_norms: root mean square over samples of ``‖t − y₀‖``, what each inversion was asked for, by layer name.
+    """
+
+    loss: Tensor
+    output: Tensor
+    decoder_loss: Tensor | None = None
+    delta_norms: dict[str, Tensor] = field(default_factory=dict)
+    solutions: dict[str, Solution] = field(default_factory=dict)
+    target_norms: dict[str, Tensor] = field(default_factory=dict)
+
+    def residuals(self) -> dict[str, float]:
+        """Relative forward residuals, ``‖t − f(x)‖ / ‖t − y₀‖``, root mean squares over samples.
+
+        Returns:
+            One number per inversion that was measured: 0 is a perfect inverse, 1 no progress at all.
+        """
+        found = {}
+        for name, solution in self.solutions.items():
+            if solution.forward_residual is not None:
+                asked = float(self.target_norms[name])
+                found[name] = float(solution.forward_residual.square().mean().sqrt()) / asked if asked else 0.0
+        return found
+
+    def shares(self, status: Status) -> dict[str, float]:
+        """Share of the samples whose inversion ended with a status.
+
+        Args:
+            status: the status to count.
+
+        Returns:
+            One number in [0, 1] per inversion.
+        """
+        return {name: float((s.status == status).double().mean()) for name, s in self.solutions.items()}
+
+    def __str__(self) -> str:
+        """Print loss and residuals in one line."""
+        text = f"loss {float(self.loss):.4g}"
+        if self.decoder_loss is not None:
+            text += f", decoder loss {float(self.decoder_loss):.4g}"
+        if residuals := self.residuals():
+            text += f", residual {sum(residuals.values()) / len(residuals):.3g}"
+        return text
+
+
+def root_mean_square(values: Tensor) -> Tensor:
+    """Root mean square over samples of each sample's norm.
+
+    Args:
+        values: shape ``(n, …)``.
+
+    Returns:
+        A scalar.
+    """
+    return torch.linalg.vector_norm(values) / len(values) ** 0.5

@@ -1,0 +1,120 @@
+r"""From the output's target to every layer's: ``ĥ_L → ĥ_{L-1} → … → ĥ_1``.
+
+* *layerwise*: each layer's target is inverted into the next one down;
+* *joint*: all layers at once, ``ĥ_l ← ĥ_l + α (g_{l+1}(ĥ_{l+1}) − g_{l+1}(f_{l+1}(ĥ_l)))`` (Bengio 2020): the layers
+  of a sweep do not wait for each other, and after ``L − 1`` sweeps the bottom has heard of the top;
+* *composite*: ``F = f_L∘…∘f_{l+1}`` is inverted in one piece for every ``l``, which corrects errors that pile up.
+"""
+
+from dataclasses import dataclass
+from functools import reduce
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from targetprop.decoders import Bank
+from targetprop.forward import Record
+from targetprop.inversion import Evaluation, InputSpace, Inversion, Map, Problem, Solution, invert, iterate
+
+Propagation = Literal["layerwise", "joint", "composite", "backprop"]
+
+
+@dataclass(frozen=True, eq=False)
+class Targets:
+    """Changes of every layer and how they were found.
+
+    Attributes:
+        deltas: ``Δ_1 … Δ_L``, shapes of ``h_1 … h_L``.
+        solutions: the inversion that gave each ``Δ_l``, by name of the layer that was inverted; joint sweeps have one,
+            named ``"all"``.
+    """
+
+    deltas: list[Tensor]
+    solutions: dict[str, Solution]
+
+
+def propagate(
+    record: Record, bank: Bank, delta: Tensor, inversion: Inversion, propagation: Propagation, *, measure: bool
+) -> Targets:
+    """Carry the output's change down to every layer.
+
+    Args:
+        record: the forward pass.
+        bank: the decoders.
+        delta: ``Δ_L``, shape of the output.
+        inversion: the rule and its settings.
+        propagation: "layerwise", "joint" or "composite".
+        measure: measure residuals that the rule does not need itself.
+
+    Returns:
+        The changes and the solutions.
+    """
+    if len(record.layers) == 1:
+        return Targets([delta], {})
+    function = {"layerwise": _layerwise, "joint": _joint, "composite": _composite}[propagation]
+    return function(record, bank, delta, inversion, measure)
+
+
+def _layerwise(record: Record, bank: Bank, delta: Tensor, inversion: Inversion, measure: bool) -> Targets:
+    target, deltas, solutions = record.output + delta, [delta], {}
+    for index in reversed(range(1, len(record.layers))):
+        layer = record.layers[index]
+        g = bank.inverse(index, record) if inversion.needs_decoder else _no_decoder
+        solution = invert(layer.f, g, target, layer.x, layer.h, inversion, measure=measure)
+        target = solution.x
+        deltas.append(target - layer.x)
+        solutions[layer.layer.name] = solution
+    return Targets(deltas[::-1], solutions)
+
+
+def _composite(record: Record, bank: Bank, delta: Tensor, inversion: Inversion, measure: bool) -> Targets:
+    target, deltas, solutions = record.output + delta, [delta], {}
+    for index in reversed(range(1, len(record.layers))):
+        layer, above = record.layers[index], record.layers[index:]
+
+        def forward(x: Tensor, maps: tuple[Map, ...] = tuple(upper.f for upper in above)) -> Tensor:
+            return reduce(lambda value, f: f(value), maps, x)
+
+        g = bank.composite(index, record) if inversion.needs_decoder else _no_decoder
+        solution = invert(forward, g, target, layer.x, record.output, inversion, measure=measure)
+        deltas.append(solution.x - layer.x)
+        solutions[layer.layer.name] = solution
+    return Targets(deltas[::-1], solutions)
+
+
+def _joint(record: Record, bank: Bank, delta: Tensor, inversion: Inversion, measure: bool) -> Targets:
+    assert isinstance(inversion, InputSpace)
+    upper = record.layers[1:]
+    start = [layer.x for layer in upper]
+    sizes = [x[0].numel() for x in start]
+    problems = [
+        Problem(layer.f, bank.inverse(index, record), layer.h, layer.x, layer.h)
+        for index, layer in enumerate(upper, start=1)
+    ]
+    top = record.output + delta
+
+    def split(u: Tensor) -> list[Tensor]:
+        return [part.view_as(x) for part, x in zip(u.split(sizes, dim=1), start, strict=True)]
+
+    def evaluate(u: Tensor, step: int, error: bool, direction: bool) -> Evaluation:
+        inputs = split(u)
+        wanted = [*inputs[1:], top]
+        reached = [p.y0 if step == 0 else p.f(x) for p, x in zip(problems, inputs, strict=True)]
+        missing = _join([t - y for t, y in zip(wanted, reached, strict=True)]) if error else None
+        steps = (p.g_difference(t, y) for p, t, y in zip(problems, wanted, reached, strict=True)) if direction else None
+        return Evaluation(u, missing, None if steps is None else _join(list(steps)))
+
+    u0 = _join(start)
+    # Until the sweeps have reached the bottom, a small residual only means that little has moved yet.
+    solution = iterate(evaluate, u0, u0, inversion, measure=measure, complete_from=len(upper))
+    deltas = [x - x0 for x, x0 in zip(split(solution.x), start, strict=True)]
+    return Targets([*deltas, delta], {"all": solution})
+
+
+def _join(parts: list[Tensor]) -> Tensor:
+    return torch.cat([part.flatten(1) for part in parts], dim=1)
+
+
+def _no_decoder(y: Tensor) -> Tensor:
+    raise RuntimeError("this inversion rule was said not to need a decoder")

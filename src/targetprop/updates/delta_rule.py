@@ -1,0 +1,28 @@
+"""Delta rule: the smallest change of the weights that moves one sample by ``Δ`` (Bengio 2020, arXiv:2007.15139)."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor, nn
+
+from targetprop.updates.base import LinearUpdate
+
+
+@dataclass(frozen=True)
+class DeltaRule(LinearUpdate):
+    """``ΔW = Δz aᵀ / ‖a‖²``, mean over the batch, with ``a`` including the constant 1 of the bias.
+
+    ``.grad`` is ``−ΔW / β``, so SGD with learning rate ``β`` takes the whole step. With ``Δ_l = J_{l→L}⁻¹ Δ_L`` and one
+    sample it is the block-diagonal Gauss-Newton step.
+
+    Attributes:
+        pullback: see `LinearUpdate`.
+        pullback_damping: see `LinearUpdate`.
+    """
+
+    name: ClassVar[str] = "delta-rule"
+
+    def solve(self, a: Tensor, dz: Tensor, scale: float, state: nn.ModuleDict, name: str) -> Tensor:
+        """Average the outer products; see `LinearUpdate.solve`."""
+        size = a.square().sum(1, keepdim=True)
+        return (dz / scale).T @ (a / size.clamp_min(1e-12))

@@ -1,0 +1,22 @@
+"""Gradient update: the gradient in ``θ_l`` of ``½‖f_l(h_{l-1}; θ_l) − ĥ_l‖² / β``, mean over the batch."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from targetprop.forward import Record
+from targetprop.updates.base import Update
+
+
+@dataclass(frozen=True)
+class Gradient(Update):
+    """One vector-Jacobian product per layer, on the graph that the forward pass left: no second forward pass."""
+
+    name: ClassVar[str] = "gradient"
+
+    def apply(self, record: Record, deltas: list[Tensor], scale: float, state: nn.ModuleDict) -> None:
+        """Accumulate ``−J_θᵀ Δ / (β n)``; see `Update.apply`."""
+        pairs = [(r.y, -delta / scale) for r, delta in zip(record.layers, deltas, strict=True) if r.y.requires_grad]
+        torch.autograd.backward([y for y, _ in pairs], [g for _, g in pairs])

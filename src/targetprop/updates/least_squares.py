@@ -1,0 +1,72 @@
+r"""Least squares: the local regression solved instead of stepped, ``ΔW = (Σ Δ aᵀ)(Σ a aᵀ + n μ I)⁻¹``.
+
+With small gradient-like targets it is gradient descent on neurons (FOOF, Benzing 2022, arXiv:2201.12250).
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from targetprop.chain import Chain
+from targetprop.regression import Covariance
+from targetprop.updates.base import LinearUpdate, Pullback, linear_place
+
+
+@dataclass(frozen=True)
+class LeastSquares(LinearUpdate):
+    """The regression of ``Δz`` on ``a``, with a running covariance and a factorisation that serves several steps.
+
+    Attributes:
+        pullback: see `LinearUpdate`.
+        pullback_damping: see `LinearUpdate`.
+        damping: ``μ``, relative to the mean of the diagonal of the covariance.
+        decay: share of the old covariance that each batch keeps, in [0, 1).
+        every: steps that one factorisation serves.
+        unit_scale: scale each layer's ``Δz`` to a root mean square of 1 over the batch first; ``.grad`` is then
+            ``−ΔW`` of those, and the learning rate is the size of the step.
+    """
+
+    pullback: Pullback = "transpose"
+    damping: float = 0.1
+    decay: float = 0.95
+    every: int = 5
+    unit_scale: bool = True
+    name: ClassVar[str] = "least-squares"
+
+    def __post_init__(self) -> None:
+        """Check the settings.
+
+        Raises:
+            ValueError: a setting is out of its range.
+        """
+        super().__post_init__()
+        if self.damping < 0 or not 0 <= self.decay < 1 or self.every < 1:
+            raise ValueError(
+                "least squares needs damping ≥ 0, decay in [0, 1) and every ≥ 1; got"
+                f" {self.damping}, {self.decay} and {self.every}"
+            )
+
+    def build(self, chain: Chain) -> nn.ModuleDict:
+        """Make one running covariance per linear map; see `Update.build`."""
+        state = super().build(chain)
+        for layer in chain.layers:
+            place = linear_place(layer)
+            if place is not None:
+                linear = layer.modules[place]
+                assert isinstance(linear, nn.Linear)
+                width = linear.in_features + (linear.bias is not None)
+                covariance = Covariance(width, self.decay, self.damping, self.every)
+                state[layer.name.replace(".", "/")] = covariance.to(linear.weight)
+        return state
+
+    def solve(self, a: Tensor, dz: Tensor, scale: float, state: nn.ModuleDict, name: str) -> Tensor:
+        """Solve the damped normal equations; see `LinearUpdate.solve`."""
+        covariance = state[name.replace(".", "/")]
+        assert isinstance(covariance, Covariance)
+        covariance.observe(a)
+        if self.unit_scale:
+            size = dz.square().mean().sqrt()
+            dz, scale = torch.where(size > 0, dz / size, dz), len(dz)
+        return covariance.solve((dz / scale).T @ a)
