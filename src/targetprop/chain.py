@@ -125,7 +125,8 @@ def _leaves(module: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Modul
     if not _is_sequential(module):
         yield prefix, module
         return
-    for name, child in module.named_children():
+    for name, child in module._modules.items():  # unlike named_children, lists a module each time it is used
+        assert child is not None
         yield from _leaves(child, f"{prefix}.{name}" if prefix else name)
 
 

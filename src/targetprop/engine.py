@@ -95,7 +95,7 @@ class TargetPropagation:
         Args:
             x: input, shape ``(n, …)``.
             y: what the loss compares the output with.
-            measure: measure the residuals of every inversion, also where the rule does not need them itself.
+            measure: fill in the norms and the residuals of every inversion, also where the step does not need them.
 
         Returns:
             The report of the step.
@@ -119,9 +119,8 @@ class TargetPropagation:
             )
             deltas = self.method.influence(targets.deltas)
         self.method.update.apply(record, deltas, change.scale, self._update_state)
-        asked = {r.layer.name: root_mean_square(d) for r, d in zip(record.layers, targets.deltas, strict=True)}
-        asked["all"] = asked[record.layers[-1].layer.name]
-        norms = {r.layer.name: root_mean_square(d) for r, d in zip(record.layers, deltas, strict=True)}
+        asked = _norms(record, targets.deltas) if measure else {}
+        norms = _norms(record, deltas) if measure else {}
         return StepReport(change.loss, record.output, decoder_loss, norms, targets.solutions, asked)
 
     def train_decoders(self, x: Tensor) -> Tensor | None:
@@ -223,6 +222,11 @@ class TargetPropagation:
                 f"joint sweeps reach the bottom of {len(self.chain)} layers after {needed} steps, and inversion.steps"
                 f" is {rule.steps}; raise it"
             )
+
+
+def _norms(record: Record, deltas: list[Tensor]) -> dict[str, Tensor]:
+    named = {r.layer.name: root_mean_square(d) for r, d in zip(record.layers, deltas, strict=True)}
+    return {**named, "all": named[record.layers[-1].layer.name]}
 
 
 def _not_finite(x: Tensor, record: Record | None) -> str:

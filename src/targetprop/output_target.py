@@ -157,7 +157,20 @@ class GaussNewtonStep(OutputTarget):
     name: ClassVar[str] = "gauss-newton"
 
     def direction(self, output: Tensor, y: Tensor, loss: Loss, gradient: Tensor) -> Tensor:
-        """Solve with the damped Hessian; see `OutputTarget.direction`."""
+        """Solve with the damped Hessian; see `OutputTarget.direction`.
+
+        Args:
+            output: ``h_L``, shape ``(n, …)``.
+            y: labels or values.
+            loss: the user's loss.
+            gradient: per-sample gradient, shape of the output.
+
+        Returns:
+            Shape of the output.
+
+        Raises:
+            ValueError: the loss is cross-entropy, whose Hessian is singular, and there is no damping.
+        """
         flat, v = output.flatten(1), -gradient.flatten(1)
         width = flat.shape[1] if getattr(loss, "reduction", "mean") == "mean" else 1
         plain = getattr(loss, "weight", None) is None and getattr(loss, "pos_weight", None) is None
@@ -167,6 +180,8 @@ class GaussNewtonStep(OutputTarget):
             p = flat.sigmoid()
             solved = v / (p * (1 - p) / width + self.damping)
         elif isinstance(loss, nn.CrossEntropyLoss) and plain and output.dim() == 2:
+            if self.damping == 0:
+                raise ValueError("the Hessian of cross-entropy is singular; set the output target's damping > 0")
             p = flat.softmax(1)
             inverse = 1 / (p + self.damping)
             # Sherman-Morrison on diag(p + μ) − ppᵀ; the denominator is 1 − Σ p²/(p+μ) = Σ pμ/(p+μ).

@@ -16,9 +16,11 @@ class StepReport:
         loss: the user's loss before the step, a scalar without graph.
         output: the network's output, shape ``(n, …)``, without graph.
         decoder_loss: loss of the decoders before their last update, summed over layers; None if nothing was trained.
-        delta_norms: root mean square over samples of ``‖Δ_l‖`` as the updates used it, by layer name.
+        delta_norms: root mean square over samples of ``‖Δ_l‖`` as the updates used it, by layer name; empty unless
+            measured.
         solutions: the inversion of each layer, by layer name.
-        target_norms: root mean square over samples of ``‖t − y₀‖``, what each inversion was asked for, by layer name.
+        target_norms: root mean square over samples of ``‖t − y₀‖``, what each inversion was asked for, by layer name;
+            empty unless measured.
     """
 
     loss: Tensor
@@ -36,7 +38,7 @@ class StepReport:
         """
         found = {}
         for name, solution in self.solutions.items():
-            if solution.forward_residual is not None:
+            if solution.forward_residual is not None and name in self.target_norms:
                 asked = float(self.target_norms[name])
                 found[name] = float(solution.forward_residual.square().mean().sqrt()) / asked if asked else 0.0
         return found

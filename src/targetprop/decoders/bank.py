@@ -144,18 +144,7 @@ class DirectBank(Bank):
         self.names = [layer.layer.name for layer in example.layers]
 
     def inverse(self, index: int, record: Record) -> Inverse:
-        """Refuse: there is no map between neighbouring layers.
-
-        Args:
-            index: ignored.
-            record: ignored.
-
-        Returns:
-            Nothing.
-
-        Raises:
-            ValueError: always.
-        """
+        """Refuse: there is no map between neighbouring layers; see `Bank.inverse`."""
         raise ValueError("direct feedback has no layer-wise inverse; use propagation='composite'")
 
     def composite(self, index: int, record: Record) -> Inverse:

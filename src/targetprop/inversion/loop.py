@@ -158,7 +158,8 @@ def iterate(
         x0: what a sample falls back to when nothing finite is found, shape of the estimates.
         settings: steps, step size, tolerance and mixing; a rule that is no `Iteration` is one single estimate.
         measure: whether the residuals of a single estimate, and of the last direction, are asked for.
-        complete_from: the first step whose estimate may be the answer.
+        complete_from: the first step whose estimate may be the answer; until then a moving sample neither converges
+            nor counts as diverged for growing.
 
     Returns:
         The solution.
@@ -171,7 +172,7 @@ def iterate(
         last = step == settings.steps
         look = evaluate(u, step, True, measure or not last)
         state = _Tracker.begin(x0, look) if state is None else state
-        state.observe(look, step, settings.tolerance, eligible=step >= complete_from)
+        state.observe(look, step, settings.tolerance, complete_from)
         if last or (step % CHECK_EVERY == CHECK_EVERY - 1 and not bool(state.active.any())):
             break
         assert look.direction is not None
@@ -214,20 +215,22 @@ class _Tracker:
         worst = torch.full_like(first, torch.inf)
         return cls(x0, worst, first, first, active, torch.full_like(steps, int(Status.MAX_STEPS)), steps)
 
-    def observe(self, look: Evaluation, step: int, tolerance: float, *, eligible: bool) -> None:
+    def observe(self, look: Evaluation, step: int, tolerance: float, complete_from: int) -> None:
         assert look.error is not None
         residual = sample_norm(look.error)
         finite = torch.isfinite(residual) & torch.isfinite(sample_norm(look.x))
-        if eligible:
-            better = self.active & finite & (residual < self.residual)
+        if step == 0 or step >= complete_from:
+            better = self.active & finite & ((residual < self.residual) | (step == complete_from))
             self.best = torch.where(per_sample(better, look.x), look.x, self.best)
             self.residual = torch.where(better, residual, self.residual)
         self.steps = torch.where(self.active, step, self.steps)
         norm = self.inverse if look.direction is None else sample_norm(look.direction)
         self.inverse = torch.where(self.active, norm, self.inverse)
+        if step < complete_from:
+            self.first = torch.maximum(self.first, norm)
         diverged = self.active & ~(finite & (norm <= GROWTH * self.first))
         converged = self.active & ~diverged & (norm <= tolerance * self.first)
-        if look.direction is None:
+        if look.direction is None or 0 < step < complete_from:
             converged = torch.zeros_like(converged)
         self.status = torch.where(diverged, int(Status.DIVERGED), self.status)
         self.status = torch.where(converged, int(Status.CONVERGED), self.status)

@@ -177,7 +177,7 @@ def gradient(
         keep_graph: whether the graph is used again.
     """
     if parameters and layer.y.requires_grad:
-        torch.autograd.backward(layer.y, -delta / scale, inputs=parameters, retain_graph=keep_graph)
+        torch.autograd.backward(layer.y, delta * (-1 / scale), inputs=parameters, retain_graph=keep_graph)
 
 
 def accumulate(parameter: Tensor, gradient: Tensor) -> None:

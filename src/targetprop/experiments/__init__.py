@@ -1,0 +1,1 @@
+"""The command line and what it runs: configuration, data, networks, the one training loop, run folders, checkpoints."""

@@ -1,0 +1,74 @@
+"""Entry point of the ``targetprop`` command: finds the subcommand, and turns errors into sentences and exit statuses."""
+
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+
+import targetprop
+from targetprop.experiments.errors import FAILURE, USAGE, CommandError, suggest
+
+# name -> (module that holds a function of the same name, what it does)
+COMMANDS = {
+    "train": ("targetprop.experiments.train", "train a network and keep the run in a folder"),
+    "methods": ("targetprop.experiments.list_methods", "list the methods and their parts"),
+}
+_EXTRA = ("jsonargparse", "matplotlib", "PIL", "yaml", "rich", "safetensors", "sklearn")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line.
+
+    Args:
+        argv: arguments after the program's name; those of the process if None.
+
+    Returns:
+        Exit status: 0, 1 after a failed run, 2 for wrong usage, 130 after Ctrl-C.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        return _dispatch(arguments)
+    except CommandError as error:
+        sys.stderr.write(f"targetprop: {error}\n")
+        return error.status
+    except KeyboardInterrupt:
+        sys.stderr.write("targetprop: stopped by Ctrl-C\n")
+        return 130
+
+
+def _dispatch(arguments: list[str]) -> int:
+    name = arguments[0] if arguments else "--help"
+    if name in ("-h", "--help"):
+        sys.stdout.write(_usage())
+        return 0 if arguments else USAGE
+    if name == "--version":
+        sys.stdout.write(f"targetprop {targetprop.__version__}\n")
+        return 0
+    if name not in COMMANDS:
+        raise CommandError(f"unknown command {name!r}; {suggest(name, COMMANDS)}")
+    try:
+        command = getattr(import_module(COMMANDS[name][0]), name)
+        return command(arguments[1:])
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] not in _EXTRA:
+            raise
+        raise CommandError(
+            f"the command line needs {error.name}, which is not installed; run pip install 'targetprop[experiments]'",
+            FAILURE,
+        ) from error
+
+
+def _usage() -> str:
+    rows = [f"  {name:<10} {text}" for name, (_, text) in COMMANDS.items()]
+    return "\n".join(
+        [
+            "usage: targetprop COMMAND [options]",
+            "",
+            "Target propagation by iterating approximate inverses.",
+            "",
+            "commands:",
+            *rows,
+            "",
+            "targetprop COMMAND --help lists the options of a command.",
+            "",
+        ]
+    )

@@ -1,0 +1,102 @@
+"""The optimisers of the network, by name: settings that make a ``torch.optim`` optimiser."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import nn
+
+
+@dataclass(frozen=True)
+class Optimizer(ABC):
+    """Settings of an optimiser.
+
+    Attributes:
+        lr: learning rate.
+    """
+
+    lr: float
+    name: ClassVar[str]
+
+    def __post_init__(self) -> None:
+        """Check the settings.
+
+        Raises:
+            ValueError: the learning rate is not positive.
+        """
+        if not 0 < self.lr < float("inf"):
+            raise ValueError(f"optimizer.lr must be a number > 0; got {self.lr}")
+
+    @abstractmethod
+    def make(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+        """Make the optimiser.
+
+        Args:
+            parameters: what it trains.
+
+        Returns:
+            The optimiser.
+        """
+
+
+@dataclass(frozen=True)
+class Adam(Optimizer):
+    """Adam."""
+
+    lr: float = 1e-3
+    name: ClassVar[str] = "adam"
+
+    def make(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+        """Make Adam; see `Optimizer.make`."""
+        return torch.optim.Adam(parameters, lr=self.lr)
+
+
+@dataclass(frozen=True)
+class AdamW(Optimizer):
+    """Adam with decoupled weight decay.
+
+    Attributes:
+        weight_decay: share of the weights that a step at learning rate 1 would take away.
+    """
+
+    lr: float = 1e-3
+    weight_decay: float = 0.01
+    name: ClassVar[str] = "adamw"
+
+    def make(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+        """Make AdamW; see `Optimizer.make`."""
+        return torch.optim.AdamW(parameters, lr=self.lr, weight_decay=self.weight_decay)
+
+
+@dataclass(frozen=True)
+class Sgd(Optimizer):
+    """Gradient descent with momentum.
+
+    Attributes:
+        momentum: share of the last step that is taken again.
+    """
+
+    lr: float = 0.05
+    momentum: float = 0.9
+    name: ClassVar[str] = "sgd"
+
+    def make(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+        """Make SGD; see `Optimizer.make`."""
+        return torch.optim.SGD(parameters, lr=self.lr, momentum=self.momentum)
+
+
+@dataclass(frozen=True)
+class RmsProp(Optimizer):
+    """RMSprop."""
+
+    lr: float = 1e-3
+    name: ClassVar[str] = "rmsprop"
+
+    def make(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+        """Make RMSprop; see `Optimizer.make`."""
+        return torch.optim.RMSprop(parameters, lr=self.lr)
+
+
+OPTIMIZERS: dict[str, type[Optimizer]] = {o.name: o for o in (Adam, AdamW, Sgd, RmsProp)}
