@@ -88,8 +88,8 @@ class Method:
 def _iterated() -> Method:
     """Bengio 2020: iterated approximate inverses, influence-normalised; damped so that it trains at any depth."""
     return Method(
-        decoder=DifferenceReconstruction(w=1.0, damping=1.0, relative=True),
-        inversion=InputSpace(steps=3, tolerance=1e-3),
+        decoder=DifferenceReconstruction(w=1.0, damping=3.0, relative=True, activation="transpose"),
+        inversion=InputSpace(steps=2, tolerance=1e-3),
         influence=Influence(normalise=True, limit=10.0),
     )
 
@@ -101,7 +101,7 @@ def _tp() -> Method:
 
 def _dtp() -> Method:
     """Lee 2015, arXiv:1412.7525: difference target propagation."""
-    return Method(decoder=Denoising())
+    return Method(decoder=Denoising(share=0.5))
 
 
 def _sdtp() -> Method:
@@ -121,7 +121,7 @@ def _ddtp() -> Method:
 
 def _l_drl() -> Method:
     """Ernoult 2022, arXiv:2201.13415: decoders learn the transposed Jacobian, so targets follow back-propagation."""
-    return Method(decoder=DifferenceReconstruction(w=0.0, damping=1.0))
+    return Method(decoder=DifferenceReconstruction(w=0.0, damping=1.0, activation="transpose", share=0.5))
 
 
 def _fw_dtp() -> Method:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from targetprop.decoders import Bank
 from targetprop.forward import Record
-from targetprop.inversion import Evaluation, InputSpace, Inversion, Map, Problem, Solution, invert, iterate
+from targetprop.inversion import Evaluation, InputSpace, Inversion, Map, Problem, Solution, iterate, solve
 
 Propagation = Literal["layerwise", "joint", "composite", "backprop"]
 
@@ -57,19 +57,18 @@ def propagate(
 
 
 def _layerwise(record: Record, bank: Bank, delta: Tensor, inversion: Inversion, measure: bool) -> Targets:
-    target, deltas, solutions = record.output + delta, [delta], {}
+    deltas, solutions = [delta], {}
     for index in reversed(range(1, len(record.layers))):
         layer = record.layers[index]
         g = bank.inverse(index, record) if inversion.needs_decoder else _no_decoder
-        solution = invert(layer.f, g, target, layer.x, layer.h, inversion, measure=measure)
-        target = solution.x
-        deltas.append(target - layer.x)
+        solution = solve(Problem(layer.f, g, deltas[-1], layer.x, layer.h), inversion, measure=measure)
+        deltas.append(solution.delta)
         solutions[layer.layer.name] = solution
     return Targets(deltas[::-1], solutions)
 
 
 def _composite(record: Record, bank: Bank, delta: Tensor, inversion: Inversion, measure: bool) -> Targets:
-    target, deltas, solutions = record.output + delta, [delta], {}
+    deltas, solutions = [delta], {}
     for index in reversed(range(1, len(record.layers))):
         layer, above = record.layers[index], record.layers[index:]
 
@@ -77,8 +76,8 @@ def _composite(record: Record, bank: Bank, delta: Tensor, inversion: Inversion, 
             return reduce(lambda value, f: f(value), maps, x)
 
         g = bank.composite(index, record) if inversion.needs_decoder else _no_decoder
-        solution = invert(forward, g, target, layer.x, record.output, inversion, measure=measure)
-        deltas.append(solution.x - layer.x)
+        solution = solve(Problem(forward, g, delta, layer.x, record.output), inversion, measure=measure)
+        deltas.append(solution.delta)
         solutions[layer.layer.name] = solution
     return Targets(deltas[::-1], solutions)
 
@@ -89,27 +88,26 @@ def _joint(record: Record, bank: Bank, delta: Tensor, inversion: Inversion, meas
     start = [layer.x for layer in upper]
     sizes = [x[0].numel() for x in start]
     problems = [
-        Problem(layer.f, bank.inverse(index, record), layer.h, layer.x, layer.h)
+        Problem(layer.f, bank.inverse(index, record), delta, layer.x, layer.h)
         for index, layer in enumerate(upper, start=1)
     ]
-    top = record.output + delta
 
     def split(u: Tensor) -> list[Tensor]:
-        return [part.view_as(x) for part, x in zip(u.split(sizes, dim=1), start, strict=True)]
+        return [part.reshape(x.shape) for part, x in zip(u.split(sizes, dim=1), start, strict=True)]
 
     def evaluate(u: Tensor, step: int, error: bool, direction: bool) -> Evaluation:
-        inputs = split(u)
-        wanted = [*inputs[1:], top]
-        reached = [p.y0 if step == 0 else p.f(x) for p, x in zip(problems, inputs, strict=True)]
-        missing = _join([t - y for t, y in zip(wanted, reached, strict=True)]) if error else None
-        steps = (p.g_difference(t, y) for p, t, y in zip(problems, wanted, reached, strict=True)) if direction else None
-        return Evaluation(u, missing, None if steps is None else _join(list(steps)))
+        changes = split(u)
+        reached = [p.y0 if step == 0 else p.f(p.x0 + v) for p, v in zip(problems, changes, strict=True)]
+        missing = [p.y0 - y + v for p, y, v in zip(problems, reached, [*changes[1:], delta], strict=True)]
+        if not direction:
+            return Evaluation(u, _join(missing), None)
+        moves = [p.g_difference(y, e) for p, y, e in zip(problems, reached, missing, strict=True)]
+        return Evaluation(u, _join(missing), _join(moves))
 
-    u0 = _join(start)
+    x0 = _join(start)
     # Until the sweeps have reached the bottom, a small residual only means that little has moved yet.
-    solution = iterate(evaluate, u0, u0, inversion, measure=measure, complete_from=len(upper))
-    deltas = [x - x0 for x, x0 in zip(split(solution.x), start, strict=True)]
-    return Targets([*deltas, delta], {"all": solution})
+    solution = iterate(evaluate, torch.zeros_like(x0), x0, inversion, measure=measure, complete_from=len(upper))
+    return Targets([*split(solution.delta), delta], {"all": solution})
 
 
 def _join(parts: list[Tensor]) -> Tensor:

@@ -1,24 +1,38 @@
 r"""Decoders of elementwise activations ``h = σ(z)``, in three styles.
 
-* "identity": the activation is left to the affine map that is learned beside it, so ``g`` is affine in ``h``;
+* "identity": the activation is left to the affine map that is learned beside it;
 * "inverse": ``σ⁻¹(h)``, with ``h`` first clamped to the range of ``σ``;
-* "transpose": ``ψ(h)`` with ``ψ'(h) = σ'(σ⁻¹(h))``: a function of ``h`` alone whose Jacobian *is* ``J_σᵀ`` at the
-  forward activation (for tanh, ``ψ(h) = h − h³/3``).
+* "transpose": ``σ'(z) h`` with ``z`` of the forward pass, so that ``J_g`` of this module *is* ``J_σᵀ``. Where ``σ'`` is a
+  function of ``h``, as for tanh (``1 − h²``), nothing but ``h`` is kept for it.
 
-Activations that are not monotone (GELU, SiLU, Mish, …) have no inverse, so only "identity" serves them.
+Activations that are not monotone (GELU, SiLU, …) have no inverse; style "inverse" leaves them to the affine map.
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from targetprop.decoders.registry import ModuleDecoder, Style, register_decoder
 from targetprop.decoders.shape import Rearrange
-from targetprop.forward import Side
+from targetprop.forward import Side, register_replay
 
 Function = Callable[[Tensor], Tensor]
 _EDGE = 1e-6
+
+
+@dataclass(frozen=True)
+class Formula:
+    """What is known of a monotone activation.
+
+    Attributes:
+        inverse: ``h ↦ σ⁻¹(h)``.
+        slope: ``h ↦ σ'(σ⁻¹(h))``.
+    """
+
+    inverse: Function
+    slope: Function
 
 
 class Elementwise(ModuleDecoder):
@@ -38,102 +52,135 @@ class Elementwise(ModuleDecoder):
         return self.function(y)
 
 
-def _positive(h: Tensor, above: Tensor, below: Tensor) -> Tensor:
+class Slope(ModuleDecoder):
+    """``x = σ'(z) y`` with the slope of the forward pass.
+
+    Args:
+        module: the activation.
+    """
+
+    affine = True
+    diagonal = True
+
+    def __init__(self, module: nn.Module) -> None:
+        """Keep a reference that is not a submodule: the activation stays the user's."""
+        super().__init__()
+        self._activation = (module,)
+
+    def forward(self, y: Tensor, side: Side) -> Tensor:
+        """Decode; see `ModuleDecoder.forward`."""
+        return self.linear(y, side)
+
+    def linear(self, change: Tensor, side: Side) -> Tensor:
+        """Multiply by the slope; see `ModuleDecoder.linear`."""
+        module, kept = self._activation[0], side.per_sample[0]
+        formula = _formula(module)
+        if formula is not None:
+            return change * formula.slope(kept)
+        with torch.enable_grad():
+            z = kept.requires_grad_(True)
+            (slope,) = torch.autograd.grad(module(z).sum(), z)
+        return change * slope
+
+
+def _split(h: Tensor, above: Tensor | float, below: Tensor | float) -> Tensor:
     return torch.where(h > 0, above, below)
 
 
-def _expm1_like(alpha: float, scale: float = 1.0, rate: float = 1.0) -> tuple[Function, Function]:
-    """Inverse and transpose of ``scale·z`` above 0 and ``scale·alpha·(exp(z/rate) − 1)`` below."""
+def _exponential(alpha: float, scale: float = 1.0, rate: float = 1.0) -> Formula:
+    """``scale·z`` above 0, ``scale·alpha·(exp(z/rate) − 1)`` below."""
 
     def inverse(h: Tensor) -> Tensor:
         low = (h / (scale * alpha)).clamp(-1 + _EDGE, 0)
-        return _positive(h, h / scale, rate * torch.log1p(low))
+        return _split(h, h / scale, rate * torch.log1p(low))
 
-    def transpose(h: Tensor) -> Tensor:
-        low = h.clamp(-scale * alpha, 0)
-        return _positive(h, scale * h, (low * low / 2 + scale * alpha * low) / rate)
-
-    return inverse, transpose
+    return Formula(inverse, lambda h: _split(h, scale, (h + scale * alpha) / rate))
 
 
-def _leaky(slope: Function) -> tuple[Function, Function]:
-    """Inverse and transpose of ``z`` above 0 and ``slope·z`` below; a zero slope passes targets unchanged."""
-
-    def inverse(h: Tensor) -> Tensor:
-        s = slope(h)
-        return _positive(h, h, torch.where(s == 0, h, h / torch.where(s == 0, torch.ones_like(s), s)))
-
-    return inverse, lambda h: _positive(h, h, slope(h) * h)
+def _leaky(slope: Tensor | float) -> Formula:
+    """``z`` above 0, ``slope·z`` below."""
+    return Formula(lambda h: _split(h, h, h / slope), lambda h: _split(h, 1.0, slope + torch.zeros_like(h)))
 
 
-def _softplus(beta: float) -> tuple[Function, Function]:
+def _prelu(module: nn.PReLU) -> Formula:
+    def weight(h: Tensor) -> Tensor:
+        return module.weight.detach().view(1, -1, *[1] * (h.dim() - 2))
+
+    return Formula(lambda h: _leaky(weight(h)).inverse(h), lambda h: _leaky(weight(h)).slope(h))
+
+
+def _tanh() -> Formula:
+    return Formula(lambda h: torch.atanh(h.clamp(-1 + _EDGE, 1 - _EDGE)), lambda h: 1 - h * h)
+
+
+def _sigmoid() -> Formula:
+    return Formula(lambda h: torch.logit(h, eps=_EDGE), lambda h: h * (1 - h))
+
+
+def _softplus(beta: float) -> Formula:
     def inverse(h: Tensor) -> Tensor:
         h = h.clamp_min(_EDGE)
         return h + torch.log(-torch.expm1(-beta * h)) / beta
 
-    return inverse, lambda h: h.clamp_min(0) + torch.exp(-beta * h.clamp_min(0)) / beta
+    return Formula(inverse, lambda h: -torch.expm1(-beta * h))
 
 
-def _softsign() -> tuple[Function, Function]:
-    def clamp(h: Tensor) -> Tensor:
-        return h.clamp(-1 + _EDGE, 1 - _EDGE)
-
-    return (
-        lambda h: clamp(h) / (1 - clamp(h).abs()),
-        lambda h: clamp(h).sign() * (1 - (1 - clamp(h).abs()) ** 3) / 3,
-    )
+def _log_sigmoid() -> Formula:
+    softplus = _softplus(1.0)
+    return Formula(lambda h: -softplus.inverse(-h), lambda h: softplus.slope(-h))
 
 
-def _functions(module: nn.Module) -> tuple[Function, Function] | None:
-    """Inverse and transpose of an activation, or None if it has no inverse."""
-    match module:
-        case nn.ReLU():
-            return (lambda h: h), (lambda h: h.clamp_min(0))
-        case nn.LeakyReLU():
-            return _leaky(lambda h: torch.full_like(h, module.negative_slope))
-        case nn.PReLU():
-            return _leaky(lambda h: module.weight.detach().view(1, -1, *[1] * (h.dim() - 2)).expand_as(h))
-        case nn.Tanh():
-            return (lambda h: torch.atanh(h.clamp(-1 + _EDGE, 1 - _EDGE))), (
-                lambda h: h.clamp(-1, 1) - h.clamp(-1, 1) ** 3 / 3
-            )
-        case nn.Sigmoid():
-            return (lambda h: torch.logit(h, eps=_EDGE)), (lambda h: h.clamp(0, 1) ** 2 / 2 - h.clamp(0, 1) ** 3 / 3)
-        case nn.ELU():
-            return _expm1_like(module.alpha)
-        case nn.CELU():
-            return _expm1_like(module.alpha, rate=module.alpha)
-        case nn.SELU():
-            return _expm1_like(1.6732632423543772, scale=1.0507009873554805)
-        case nn.Softplus():
-            return _softplus(float(module.beta))
-        case nn.Softsign():
-            return _softsign()
-        case nn.Hardtanh():  # ReLU6 is one
-            low, high = module.min_val, module.max_val
-            return (lambda h: h), (lambda h: h.clamp(low, high))
-        case nn.Hardsigmoid():
-            return (lambda h: 6 * h - 3), (lambda h: h.clamp(0, 1) / 6)
-        case _:
-            return None
+def _softsign() -> Formula:
+    def inverse(h: Tensor) -> Tensor:
+        h = h.clamp(-1 + _EDGE, 1 - _EDGE)
+        return h / (1 - h.abs())
+
+    return Formula(inverse, lambda h: (1 - h.abs()).square())
 
 
-def _build_activation(module: nn.Module, x: Tensor, y: Tensor, style: Style) -> nn.Module:
-    if style == "identity":
-        return Rearrange(lambda values: values)
-    functions = _functions(module)
-    if functions is None:
-        raise ValueError(
-            f"{type(module).__name__} is not monotone and has no inverse; set the decoder's activation to 'identity'"
-        )
-    return Elementwise(functions[0] if style == "inverse" else functions[1])
+def _hard(low: float, high: float, slope: float, shift: float) -> Formula:
+    """``slope·z + shift``, clamped to ``[low, high]``."""
+    return Formula(lambda h: (h - shift) / slope, lambda h: ((h > low) & (h < high)).to(h) * slope)
 
 
-ELEMENTWISE = (
-    nn.ReLU, nn.LeakyReLU, nn.PReLU, nn.Tanh, nn.Sigmoid, nn.ELU, nn.CELU, nn.SELU, nn.Softplus, nn.Softsign,
-    nn.Hardtanh, nn.Hardsigmoid, nn.GELU, nn.SiLU, nn.Mish, nn.Hardswish, nn.LogSigmoid, nn.Tanhshrink, nn.Softshrink,
-    nn.Hardshrink,
-)  # fmt: skip
+_FORMULAS: dict[type[nn.Module], Callable[..., Formula]] = {
+    nn.ReLU: lambda m: Formula(lambda h: h, lambda h: (h > 0).to(h)),
+    nn.LeakyReLU: lambda m: _leaky(m.negative_slope),
+    nn.PReLU: _prelu,
+    nn.Tanh: lambda m: _tanh(),
+    nn.Sigmoid: lambda m: _sigmoid(),
+    nn.ELU: lambda m: _exponential(m.alpha),
+    nn.CELU: lambda m: _exponential(m.alpha, rate=m.alpha),
+    nn.SELU: lambda m: _exponential(1.6732632423543772, scale=1.0507009873554805),
+    nn.Softplus: lambda m: _softplus(float(m.beta)),
+    nn.LogSigmoid: lambda m: _log_sigmoid(),
+    nn.Softsign: lambda m: _softsign(),
+    nn.Hardtanh: lambda m: _hard(m.min_val, m.max_val, 1.0, 0.0),
+    nn.ReLU6: lambda m: _hard(0.0, 6.0, 1.0, 0.0),
+    nn.Hardsigmoid: lambda m: _hard(0.0, 1.0, 1 / 6, 0.5),
+}
+_WITHOUT_INVERSE = (nn.GELU, nn.SiLU, nn.Mish, nn.Hardswish, nn.Tanhshrink, nn.Softshrink, nn.Hardshrink)
+ELEMENTWISE = (*_FORMULAS, *_WITHOUT_INVERSE)
+
+
+def _formula(module: nn.Module) -> Formula | None:
+    kind = next((kind for kind in type(module).__mro__ if kind in ELEMENTWISE), None)
+    return _FORMULAS[kind](module) if kind in _FORMULAS else None
+
+
+def _record(module: nn.Module, z: Tensor) -> tuple[Tensor, Side]:
+    h = module(z)
+    kept = z if _formula(module) is None else h
+    return h, Side(per_sample=(kept.detach(),))
+
+
+def _build(module: nn.Module, x: Tensor, y: Tensor, style: Style) -> nn.Module:
+    if style == "transpose":
+        return Slope(module)
+    formula = _formula(module) if style == "inverse" else None
+    return Rearrange(lambda values: values) if formula is None else Elementwise(formula.inverse)
+
 
 for _kind in ELEMENTWISE:
-    register_decoder(_kind)(_build_activation)
+    register_decoder(_kind)(_build)
+    register_replay(_kind, _record, lambda module, x, side: module(x))

@@ -79,10 +79,15 @@ class LayerBank(Bank):
 
         def decode(y: Tensor) -> Tensor:
             for g, layer in steps:
-                y = layer.x + g.difference(y, layer.h)
+                y = layer.x + g.difference(layer.h, y - layer.h)
             return y
 
-        return Inverse(decode, lambda a, b: decode(a) - decode(b))
+        def difference(y: Tensor, change: Tensor) -> Tensor:
+            for g, layer in steps:
+                y, change = layer.x + g.difference(layer.h, y - layer.h), g.difference(y, change)
+            return change
+
+        return Inverse(decode, difference)
 
     def single_linear(self, index: int) -> LinearDecoder | None:
         """Find the affine map that is, up to rearrangement, the whole decoder of a layer.
@@ -108,11 +113,8 @@ class LayerBank(Bank):
         Returns:
             A scalar with graph, or None.
         """
-        linear = self.single_linear(index)
-        if linear is None:
-            return None
-        positions = record.layers[index].y[0].numel() // linear.map.in_features
-        return positions * linear.map.weight.square().sum()
+        decoder = self.layers[_key(self.names[index])]
+        return decoder.jacobian_norm(record.layers[index]) if isinstance(decoder, LayerDecoder) else None
 
     def kinds(self) -> dict[str, str]:
         """Say in a word how each layer is inverted; see `Bank.kinds`."""
@@ -154,7 +156,7 @@ class DirectBank(Bank):
         shape = record.layers[index].x.shape[1:]
         return Inverse(
             lambda y: linear(y.flatten(1)).view(-1, *shape),
-            lambda a, b: nn.functional.linear((a - b).flatten(1), linear.weight).view(-1, *shape),
+            lambda y, change: nn.functional.linear(change.flatten(1), linear.weight).view(-1, *shape),
         )
 
     def kinds(self) -> dict[str, str]:

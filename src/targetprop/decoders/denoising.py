@@ -6,11 +6,12 @@ Lee's decoders end in the network's own nonlinearity; ours are affine in ``h_l``
 from dataclasses import dataclass
 from typing import ClassVar
 
+import torch
 from torch import Tensor
 from torch.nn import functional
 
 from targetprop.decoders.bank import Bank
-from targetprop.decoders.objective import Learned, Noise, perturbed
+from targetprop.decoders.objective import Learned, Noise
 from targetprop.forward import Record
 
 
@@ -33,6 +34,7 @@ class Denoising(Learned):
         """Compute the squared reconstruction error; see `Learned.layer_loss`."""
         layer = record.layers[index]
         clean = layer.x + noise.like(layer.x)
-        seen = perturbed(layer, noise.like(layer.x))
+        with torch.no_grad():
+            seen = layer.f(clean)
         rebuilt = bank.inverse(index, record)(seen)
         return functional.mse_loss(rebuilt, clean, reduction="sum") / len(clean)

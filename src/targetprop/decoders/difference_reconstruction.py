@@ -36,11 +36,11 @@ def difference_loss(
     Returns:
         A scalar.
     """
-    q = g.difference(y0 + change, y0)
+    q = g.difference(y0, change)
     inner = q * (w * q - 2 * eps) if w else -2 * eps * q
     total = inner.sum()
     if isinstance(damping, Tensor) or damping > 0:
-        total = total + damping * g.difference(y0 + eta, y0).square().sum()
+        total = total + damping * g.difference(y0, eta).square().sum()
     return total / (s * s * len(y0))
 
 
@@ -85,7 +85,7 @@ class DifferenceReconstruction(Learned):
             damping = self.damping * change.square().mean() / self.noise**2
         assert isinstance(bank, LayerBank)
         g = bank.inverse(index, record)
-        penalty = bank.jacobian_norm(index, record)
+        penalty = bank.jacobian_norm(index, record) if self.damping else None
         if penalty is None:
             return difference_loss(g, change, layer.h, eps, noise.like(layer.h), self.w, damping, self.noise)
         # The expectation of the last term is known exactly for an affine decoder: no noise, no product.

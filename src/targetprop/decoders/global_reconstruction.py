@@ -47,11 +47,15 @@ class GlobalReconstruction(Learned):
             return last
         upper, h = bank.composite(index + 1, record), record.layers[index].h
 
-        def arrive(y: Tensor) -> Tensor:
+        def arrive(y: Tensor, change: Tensor) -> Tensor:
             with torch.no_grad():
-                return h + upper.difference(y, record.output)
+                return upper.difference(y, change)
 
-        return Inverse(lambda y: last(arrive(y)), lambda a, b: last.difference(arrive(a), arrive(b)))
+        # Linearised around the forward pass: only ``y = h_L`` is ever asked for.
+        return Inverse(
+            lambda y: last(h + arrive(record.output, y - record.output)),
+            lambda y, change: last.difference(h, arrive(y, change)),
+        )
 
 
 @dataclass(frozen=True)

@@ -3,19 +3,22 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
 
+from targetprop.decoders.linear import LinearDecoder
 from targetprop.decoders.registry import ModuleDecoder, PlainDecoder, Style, find_builder
+from targetprop.decoders.shape import Rearrange
 from targetprop.forward import LayerRecord, Side
 
 
 @dataclass(frozen=True, eq=False)
 class Inverse:
-    """A decoder bound to one forward pass: ``g(y)`` and, without cancellation, ``g(a) − g(b)``.
+    """A decoder bound to one forward pass: ``g(y)`` and, without cancellation, its differences.
 
     Attributes:
         decode: ``g``.
-        difference: ``(a, b) ↦ g(a) − g(b)``.
+        difference: ``(y, change) ↦ g(y + change) − g(y)``.
     """
 
     decode: Callable[[Tensor], Tensor]
@@ -55,25 +58,60 @@ class LayerDecoder(nn.Module):
             The inverse as a callable.
         """
         sides = record.sides
-        return Inverse(lambda y: self._decode(y, sides), lambda a, b: self._difference(a, b, sides))
+        return Inverse(lambda y: self._decode(y, sides), lambda y, change: self._difference(y, change, sides))
 
     def _decode(self, y: Tensor, sides: tuple[Side, ...]) -> Tensor:
         for part, side in zip(reversed(self._parts()), reversed(sides), strict=True):
             y = part(y, side)
         return y
 
-    def _difference(self, a: Tensor, b: Tensor, sides: tuple[Side, ...]) -> Tensor:
+    def _difference(self, y: Tensor, change: Tensor, sides: tuple[Side, ...]) -> Tensor:
         parts = self._parts()
         affine = next((i for i, part in enumerate(parts) if not part.affine), len(parts))
-        for part, side in zip(reversed(parts[affine:]), reversed(sides[affine:]), strict=True):
-            a, b = part(a, side), part(b, side)
-        change = a - b
+        if affine < len(parts):
+            moved = y + change
+            for part, side in zip(reversed(parts[affine:]), reversed(sides[affine:]), strict=True):
+                y, moved = part(y, side), part(moved, side)
+            change = moved - y
         for part, side in zip(reversed(parts[:affine]), reversed(sides[:affine]), strict=True):
             change = part.linear(change, side)
         return change
 
+    def jacobian_norm(self, record: LayerRecord) -> Tensor | None:
+        """Compute ``‖J_g‖²`` (Frobenius), mean over samples, where one linear map stands among diagonal parts.
+
+        With ``J_g = D_1 V D_2``, it is the mean of ``Σ_ij d_{1i}² V_ij² d_{2j}²``.
+
+        Args:
+            record: the layer's record.
+
+        Returns:
+            A scalar with graph, or None if the decoder is anything else.
+        """
+        parts, sides, n = self._parts(), record.sides, len(record.h)
+        places = [i for i, part in enumerate(parts) if isinstance(part, LinearDecoder)]
+        if len(places) != 1 or not all(part.diagonal or isinstance(part, LinearDecoder) for part in parts):
+            return None
+        place = places[0]
+        linear = parts[place]
+        assert isinstance(linear, LinearDecoder)
+        squared = linear.map.weight.square()
+        above = _squared_diagonal(parts[place + 1 :], sides[place + 1 :], torch.ones_like(record.h))
+        if all(isinstance(part, Rearrange) for part in parts[:place]):
+            return (squared.sum(0) * above.flatten(0, -2).sum(0)).sum() / n
+        ones = above.new_ones(*above.shape[:-1], len(squared))
+        below = _squared_diagonal(parts[:place], sides[:place], ones).reshape(ones.shape)
+        return ((below @ squared) * above).sum() / n
+
     def _parts(self) -> list[ModuleDecoder]:
         return list(self.parts)  # pyright: ignore[reportReturnType]
+
+
+@torch.no_grad()
+def _squared_diagonal(parts: list[ModuleDecoder], sides: tuple[Side, ...], ones: Tensor) -> Tensor:
+    for part, side in zip(reversed(parts), reversed(sides), strict=True):
+        ones = part.linear(ones, side)
+    return ones.square()
 
 
 class WholeLayerDecoder(LayerDecoder):
@@ -90,7 +128,7 @@ class WholeLayerDecoder(LayerDecoder):
     def bind(self, record: LayerRecord) -> Inverse:
         """Bind to one forward pass, of which it uses nothing; see `LayerDecoder.bind`."""
         part, none = self._parts()[0], Side()
-        return Inverse(lambda y: part(y, none), lambda a, b: part(a, none) - part(b, none))
+        return Inverse(lambda y: part(y, none), lambda y, change: part(y + change, none) - part(y, none))
 
 
 def build_layer_decoder(record: LayerRecord, inner: tuple[Tensor, ...], style: Style) -> LayerDecoder | None:

@@ -60,7 +60,7 @@ class LinearisedDecoder(nn.Module):
             rhs = pull(delta)[0]
             return rhs / self.damping if self.w == 0 else self._solve(f, x0, pull, rhs)
 
-        return Inverse(lambda y: x0 + linear(y - y0), lambda a, b: linear(a - b))
+        return Inverse(lambda y: x0 + linear(y - y0), lambda y, change: linear(change))
 
     def _solve(self, f: Map, x0: Tensor, pull, rhs: Tensor) -> Tensor:
         def apply(v: Tensor) -> Tensor:

@@ -30,6 +30,7 @@ class BatchNormDecoder(ModuleDecoder):
     """
 
     affine = True
+    diagonal = True
 
     def __init__(self, module: _BatchNorm, style: Style) -> None:
         """Keep a reference that is not a submodule: the norm's parameters stay the user's."""

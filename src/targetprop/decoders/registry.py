@@ -21,10 +21,12 @@ class ModuleDecoder(nn.Module):
     """Decoder of one module, ``y ↦ x``, that may use the side data of the forward pass.
 
     Attributes:
-        affine: whether it is affine in ``y``; then `difference` acts on ``a − b``.
+        affine: whether it is affine in ``y``, so that `linear` exists.
+        diagonal: whether, besides, its linear part acts on each value alone, up to rearrangement.
     """
 
     affine: bool = False
+    diagonal: bool = False
 
     def forward(self, y: Tensor, side: Side) -> Tensor:
         """Decode.

@@ -17,6 +17,7 @@ class Rearrange(ModuleDecoder):
     """
 
     affine = True
+    diagonal = True
 
     def __init__(self, apply: Callable[[Tensor], Tensor]) -> None:
         """Keep the map."""
@@ -43,6 +44,7 @@ class DropoutDecoder(ModuleDecoder):
     """
 
     affine = True
+    diagonal = True
 
     def __init__(self, style: Style) -> None:
         """Keep the style."""

@@ -3,7 +3,7 @@
 from targetprop.inversion.difference import Difference
 from targetprop.inversion.direct import Direct
 from targetprop.inversion.input_space import InputSpace
-from targetprop.inversion.loop import Inversion, Iteration, invert, iterate
+from targetprop.inversion.loop import Inversion, Iteration, invert, iterate, solve
 from targetprop.inversion.output_space import OutputSpace
 from targetprop.inversion.problem import Evaluation, Map, Problem, Solution, Status, per_sample, sample_norm
 from targetprop.inversion.regularised import Regularised
@@ -30,4 +30,5 @@ __all__ = [
     "iterate",
     "per_sample",
     "sample_norm",
+    "solve",
 ]

@@ -29,10 +29,9 @@ class Difference(Inversion):
 
     def evaluate(self, problem: Problem, u: Tensor, step: int, *, error: bool, direction: bool) -> Evaluation:
         """Correct the decoded target; see `Inversion.evaluate`."""
-        x = problem.x0 + problem.g_difference(problem.target, problem.y0)
-        fx = problem.f(x) if error or direction else None
-        return Evaluation(
-            x,
-            problem.target - fx if fx is not None and error else None,
-            problem.g_difference(problem.target, fx) if fx is not None and direction else None,
-        )
+        delta = problem.g_difference(problem.y0, problem.change)
+        if not (error or direction):
+            return Evaluation(delta, None, None)
+        fx = problem.f(problem.x0 + delta)
+        missing = problem.target - fx
+        return Evaluation(delta, missing, problem.g_difference(fx, missing) if direction else None)

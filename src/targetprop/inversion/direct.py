@@ -27,9 +27,8 @@ class Direct(Inversion):
     def evaluate(self, problem: Problem, u: Tensor, step: int, *, error: bool, direction: bool) -> Evaluation:
         """Decode the target; see `Inversion.evaluate`."""
         x = problem.g(problem.target)
-        fx = problem.f(x) if error or direction else None
-        return Evaluation(
-            x,
-            problem.target - fx if fx is not None and error else None,
-            problem.g_difference(problem.target, fx) if fx is not None and direction else None,
-        )
+        if not (error or direction):
+            return Evaluation(x - problem.x0, None, None)
+        fx = problem.f(x)
+        missing = problem.target - fx
+        return Evaluation(x - problem.x0, missing, problem.g_difference(fx, missing) if direction else None)

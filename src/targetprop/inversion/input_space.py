@@ -7,6 +7,7 @@ for affine maps the error is ``(I − αGA)ᵏ e₀``. In the null space of ``f`
 from dataclasses import dataclass
 from typing import ClassVar
 
+import torch
 from torch import Tensor
 
 from targetprop.inversion.loop import Iteration
@@ -33,11 +34,11 @@ class InputSpace(Iteration):
     name: ClassVar[str] = "input-space"
 
     def start(self, problem: Problem) -> Tensor:
-        """Start at the forward input; see `Inversion.start`."""
-        return problem.x0
+        """Start at the forward input, ``u = x − x₀ = 0``; see `Inversion.start`."""
+        return torch.zeros_like(problem.x0)
 
     def evaluate(self, problem: Problem, u: Tensor, step: int, *, error: bool, direction: bool) -> Evaluation:
         """Compare ``f(u)`` with the target, in both spaces; see `Inversion.evaluate`."""
-        fx = problem.y0 if step == 0 else problem.f(u)
-        d = problem.g_difference(problem.target, fx) if direction else None
-        return Evaluation(u, problem.target - fx if error else None, d)
+        fx = problem.y0 if step == 0 else problem.f(problem.x0 + u)
+        missing = problem.change if step == 0 else problem.target - fx
+        return Evaluation(u, missing, problem.g_difference(fx, missing) if direction else None)

@@ -1,6 +1,6 @@
 r"""The one loop behind every inversion rule.
 
-A rule turns its iterate ``u`` into an estimate ``x(u)`` and a direction ``d(u)``; the loop takes ``u ← u + α d(u)``, or
+A rule turns its iterate ``u`` into an estimate ``x(u) − x₀`` and a direction ``d(u)``; the loop takes ``u ← u + α d(u)``, or
 mixes the history (Anderson), and keeps for each sample the estimate with the smallest ``‖t − f(x)‖``. Samples stop
 on their own: converged when ``‖d‖ ≤ tolerance · ‖d_0‖``, diverged when ``‖d‖`` is not finite or has grown
 `GROWTH`-fold. There is no transfer to the host inside the first `CHECK_EVERY` steps.
@@ -133,12 +133,25 @@ def invert(
     y0 = f(x0) if y0 is None else y0
     if target.shape != y0.shape:
         raise ValueError(f"target has shape {tuple(target.shape)}, but f(x0) has {tuple(y0.shape)}; they must agree")
-    problem = Problem(f, g, target, x0, y0)
+    return solve(Problem(f, g, target - y0, x0, y0), method, measure=measure)
+
+
+def solve(problem: Problem, method: Inversion, *, measure: bool) -> Solution:
+    """Run a rule on a problem; `invert` for those who have the change of the output in hand.
+
+    Args:
+        problem: what is to be inverted.
+        method: the rule and its settings.
+        measure: evaluate both residuals of the answer.
+
+    Returns:
+        The solution with status per sample.
+    """
 
     def evaluate(u: Tensor, step: int, error: bool, direction: bool) -> Evaluation:
         return method.evaluate(problem, u, step, error=error, direction=direction)
 
-    return iterate(evaluate, method.start(problem), x0, method, measure=measure)
+    return iterate(evaluate, method.start(problem), problem.x0, method, measure=measure)
 
 
 def iterate(
@@ -155,7 +168,7 @@ def iterate(
     Args:
         evaluate: ``(u, step, error wanted, direction wanted)`` to an evaluation.
         u: first iterate.
-        x0: what a sample falls back to when nothing finite is found, shape of the estimates.
+        x0: where the forward pass stands, and what a sample falls back to when nothing finite is found.
         settings: steps, step size, tolerance and mixing; a rule that is no `Iteration` is one single estimate.
         measure: whether the residuals of a single estimate, and of the last direction, are asked for.
         complete_from: the first step whose estimate may be the answer; until then a moving sample neither converges
@@ -183,10 +196,11 @@ def iterate(
 
 
 def _single(look: Evaluation, x0: Tensor) -> Solution:
-    finite = torch.isfinite(sample_norm(look.x))
-    status = torch.where(finite, int(Status.MAX_STEPS), int(Status.DIVERGED))
+    finite = sample_norm(look.delta) < torch.inf  # false for NaN too
+    status = int(Status.DIVERGED) - finite.long()
     return Solution(
-        torch.where(per_sample(finite, x0), look.x, x0),
+        x0,
+        look.delta.masked_fill(per_sample(~finite, x0), 0.0),
         status,
         torch.zeros_like(status),
         None if look.error is None else sample_norm(look.error),
@@ -198,6 +212,7 @@ def _single(look: Evaluation, x0: Tensor) -> Solution:
 class _Tracker:
     """Best iterate and status of every sample while the loop runs."""
 
+    x0: Tensor
     best: Tensor
     residual: Tensor
     inverse: Tensor
@@ -213,15 +228,16 @@ class _Tracker:
         active = torch.ones_like(first, dtype=torch.bool)
         steps = torch.zeros_like(active, dtype=torch.long)
         worst = torch.full_like(first, torch.inf)
-        return cls(x0, worst, first, first, active, torch.full_like(steps, int(Status.MAX_STEPS)), steps)
+        status = torch.full_like(steps, int(Status.MAX_STEPS))
+        return cls(x0, torch.zeros_like(x0), worst, first, first, active, status, steps)
 
     def observe(self, look: Evaluation, step: int, tolerance: float, complete_from: int) -> None:
         assert look.error is not None
         residual = sample_norm(look.error)
-        finite = torch.isfinite(residual) & torch.isfinite(sample_norm(look.x))
+        finite = (residual < torch.inf) & (sample_norm(look.delta) < torch.inf)
         if step == 0 or step >= complete_from:
             better = self.active & finite & ((residual < self.residual) | (step == complete_from))
-            self.best = torch.where(per_sample(better, look.x), look.x, self.best)
+            self.best = torch.where(per_sample(better, look.delta), look.delta, self.best)
             self.residual = torch.where(better, residual, self.residual)
         self.steps = torch.where(self.active, step, self.steps)
         norm = self.inverse if look.direction is None else sample_norm(look.direction)
@@ -237,4 +253,4 @@ class _Tracker:
         self.active = self.active & ~diverged & ~converged
 
     def solution(self) -> Solution:
-        return Solution(self.best, self.status, self.steps, self.residual, self.inverse)
+        return Solution(self.x0, self.best, self.status, self.steps, self.residual, self.inverse)

@@ -35,11 +35,14 @@ class OutputSpace(Iteration):
     name: ClassVar[str] = "output-space"
 
     def start(self, problem: Problem) -> Tensor:
-        """Start at the target; see `Inversion.start`."""
-        return problem.target
+        """Start at the target, ``u − y₀ = t − y₀``; see `Inversion.start`."""
+        return problem.change
 
     def evaluate(self, problem: Problem, u: Tensor, step: int, *, error: bool, direction: bool) -> Evaluation:
         """Decode the iterate and look at what is missing; see `Inversion.evaluate`."""
-        x = problem.x0 + problem.g_difference(u, problem.y0) if self.differential else problem.g(u)
-        missing = problem.target - problem.f(x) if error or direction else None
-        return Evaluation(x, missing if error else None, missing if direction else None)
+        if self.differential:
+            delta = problem.g_difference(problem.y0, u)
+        else:
+            delta = problem.g(problem.y0 + u) - problem.x0
+        missing = problem.target - problem.f(problem.x0 + delta) if error or direction else None
+        return Evaluation(delta, missing if error else None, missing if direction else None)

@@ -24,30 +24,36 @@ class Problem:
 
     Attributes:
         f: the forward map.
-        g: its approximate inverse. If it has a method ``difference(a, b)``, that is used for ``g(a) − g(b)``.
-        target: ``t``, shape ``(n, …)`` of ``y0``.
+        g: its approximate inverse. If it has a method ``difference(y, change)``, that is used for
+            ``g(y + change) − g(y)``.
+        change: ``t − y₀``, shape ``(n, …)`` of ``y0``. Changes, not points, are passed on: nothing cancels.
         x0: forward input, shape ``(n, …)``.
         y0: forward output ``f(x0)``, shape ``(n, …)``.
     """
 
     f: Map
     g: Map
-    target: Tensor
+    change: Tensor
     x0: Tensor
     y0: Tensor
 
-    def g_difference(self, a: Tensor, b: Tensor) -> Tensor:
-        """Evaluate ``g(a) − g(b)``, without cancellation where the decoder knows how.
+    @property
+    def target(self) -> Tensor:
+        """The target ``t``, shape of ``y0``."""
+        return self.y0 + self.change
+
+    def g_difference(self, y: Tensor, change: Tensor) -> Tensor:
+        """Evaluate ``g(y + change) − g(y)``, without cancellation where the decoder knows how.
 
         Args:
-            a: points of shape ``(n, …)``.
-            b: points of the same shape.
+            y: points of shape ``(n, …)``.
+            change: changes of the same shape.
 
         Returns:
             The difference, shape of ``x0``.
         """
         difference = getattr(self.g, "difference", None)
-        return self.g(a) - self.g(b) if difference is None else difference(a, b)
+        return self.g(y + change) - self.g(y) if difference is None else difference(y, change)
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,12 +61,12 @@ class Evaluation:
     """An iterate, looked at.
 
     Attributes:
-        x: the estimate of the inverse, shape ``(n, …)``.
+        delta: the estimate of the inverse, less ``x₀``, shape ``(n, …)``.
         error: what is left of the forward equation, ``t − f(x)``; None where it was not asked for.
         direction: what one undamped step would add to the iterate; None where it was not asked for.
     """
 
-    x: Tensor
+    delta: Tensor
     error: Tensor | None
     direction: Tensor | None
 
@@ -70,7 +76,8 @@ class Solution:
     """The answer, sample by sample; no entry of ``x`` is ever NaN or infinite unless ``x0`` was.
 
     Attributes:
-        x: the best iterate, shape of ``x0``.
+        x0: where the forward pass stands, shape ``(n, …)``.
+        delta: the best iterate less ``x₀``, same shape.
         status: `Status` codes, shape ``(n,)``.
         steps: steps taken until the sample stopped, shape ``(n,)``.
         forward_residual: ``‖t − f(x)‖``, what we want small, shape ``(n,)``; None if not measured.
@@ -78,11 +85,17 @@ class Solution:
             iterate at which it was evaluated, shape ``(n,)``; None if not measured.
     """
 
-    x: Tensor
+    x0: Tensor
+    delta: Tensor
     status: Tensor
     steps: Tensor
     forward_residual: Tensor | None
     inverse_residual: Tensor | None
+
+    @property
+    def x(self) -> Tensor:
+        """The best iterate, shape of ``x0``."""
+        return self.x0 + self.delta
 
     @property
     def converged(self) -> Tensor:

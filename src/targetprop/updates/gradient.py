@@ -18,5 +18,7 @@ class Gradient(Update):
 
     def apply(self, record: Record, deltas: list[Tensor], scale: float, state: nn.ModuleDict) -> None:
         """Accumulate ``−J_θᵀ Δ / (β n)``; see `Update.apply`."""
-        pairs = [(r.y, delta * (-1 / scale)) for r, delta in zip(record.layers, deltas, strict=True) if r.y.requires_grad]
+        pairs = [
+            (r.y, delta * (-1 / scale)) for r, delta in zip(record.layers, deltas, strict=True) if r.y.requires_grad
+        ]
         torch.autograd.backward([y for y, _ in pairs], [g for _, g in pairs])
