@@ -2,9 +2,9 @@
 
     OMP_WAIT_POLICY=PASSIVE python benchmarks/step_time.py --methods dtp l-drl iterated
 
-Both sides run the same network (784-5×256-10, tanh, batch 128 unless told otherwise) and step it with
-``torch.optim.Adam`` at its defaults. Each round times one step of every side, in an order that rotates; the ratio is
-taken round by round, and its median and quartiles are printed and written as JSON.
+Both sides run the same network (784-5×256-10, tanh, batch 128 unless told otherwise) and step it with ``torch.optim.Adam``
+at its defaults. Each round times one step of every side, in an order that rotates; the ratio is taken round by round, and
+its median and quartiles are printed and written as JSON.
 """
 
 import argparse
@@ -69,15 +69,16 @@ def measure(methods: list[str], widths: list[int], batch: int, rounds: int) -> d
 def main() -> None:
     """Read the command line, measure, print and write the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--methods", nargs="+", default=["backprop", "dtp", "l-drl", "iterated"],
-    help="methods to time")
-    parser.add_argument("--widths", nargs="+", type=int, default=[784, *[256]
-    * 5, 10], help="layer widths")
+    parser.add_argument(
+        "--methods", nargs="+", default=["backprop", "dtp", "l-drl", "iterated"], help="methods to time"
+    )
+    parser.add_argument("--widths", nargs="+", type=int, default=[784, *[256] * 5, 10], help="layer widths")
     parser.add_argument("--batch", type=int, default=128, help="batch size")
     parser.add_argument("--rounds", type=int, default=300, help="steps of every side")
     parser.add_argument("--out", type=Path, help="write the result as JSON here")
-    arguments = parser.parse_args() seconds =
-    measure(arguments.methods, arguments.widths, arguments.batch, arguments.rounds) plain = np.array(seconds["plain"])
+    arguments = parser.parse_args()
+    seconds = measure(arguments.methods, arguments.widths, arguments.batch, arguments.rounds)
+    plain = np.array(seconds["plain"])
     machine = f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}"
     rows = {}
     print(f"{'-'.join(map(str, arguments.widths))}, batch {arguments.batch}, {arguments.rounds} rounds, {machine}")
@@ -93,7 +94,9 @@ def main() -> None:
         )
     if arguments.out:
         arguments.out.parent.mkdir(parents=True, exist_ok=True)
-        arguments.out.write_text(json.dumps({"settings": vars(arguments), "machine": machine, "rows": rows}, default=str))
+        arguments.out.write_text(
+            json.dumps({"settings": vars(arguments), "machine": machine, "rows": rows}, default=str)
+        )
 
 
 if __name__ == "__main__":

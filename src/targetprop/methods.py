@@ -101,7 +101,7 @@ def _tp() -> Method:
 
 def _dtp() -> Method:
     """Lee 2015, arXiv:1412.7525: difference target propagation."""
-    return Method(decoder=Denoising(share=0.5))
+    return Method(decoder=Denoising(share=0.25))
 
 
 def _sdtp() -> Method:
@@ -121,7 +121,7 @@ def _ddtp() -> Method:
 
 def _l_drl() -> Method:
     """Ernoult 2022, arXiv:2201.13415: decoders learn the transposed Jacobian, so targets follow back-propagation."""
-    return Method(decoder=DifferenceReconstruction(w=0.0, damping=1.0, activation="transpose", share=0.5))
+    return Method(decoder=DifferenceReconstruction(w=0.0, damping=1.0, activation="transpose", share=0.25))
 
 
 def _fw_dtp() -> Method:

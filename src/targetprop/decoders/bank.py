@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from torch import Tensor, nn
 
 from targetprop.chain import Chain
-from targetprop.decoders.layer import Inverse, LayerDecoder, WholeLayerDecoder, build_layer_decoder
+from targetprop.decoders.layer import DiagonalForm, Inverse, LayerDecoder, WholeLayerDecoder, build_layer_decoder
 from targetprop.decoders.linear import LinearDecoder
 from targetprop.decoders.linearised import LinearisedDecoder
 from targetprop.decoders.registry import Style
@@ -103,18 +103,18 @@ class LayerBank(Bank):
         rest = [part for part in parts if not isinstance(part, Rearrange)]
         return rest[0] if len(rest) == 1 and isinstance(rest[0], LinearDecoder) else None
 
-    def jacobian_norm(self, index: int, record: Record) -> Tensor | None:
-        """Compute ``‖J_g‖²`` (Frobenius) where it is known in closed form.
+    def diagonal_form(self, index: int, record: Record) -> DiagonalForm | None:
+        """Write the linear part of a layer's decoder as ``D_1 V D_2``.
 
         Args:
             index: the layer, ≥ 1.
             record: the forward pass.
 
         Returns:
-            A scalar with graph, or None.
+            The factors, or None if the decoder has another form.
         """
         decoder = self.layers[_key(self.names[index])]
-        return decoder.jacobian_norm(record.layers[index]) if isinstance(decoder, LayerDecoder) else None
+        return decoder.diagonal_form(record.layers[index]) if isinstance(decoder, LayerDecoder) else None
 
     def kinds(self) -> dict[str, str]:
         """Say in a word how each layer is inverted; see `Bank.kinds`."""

@@ -10,12 +10,13 @@ arXiv:2201.13415).
 from dataclasses import dataclass
 from typing import ClassVar
 
+import torch
 from torch import Tensor
 
 from targetprop.decoders.bank import Bank, LayerBank
-from targetprop.decoders.layer import Inverse
-from targetprop.decoders.objective import Learned, Noise, perturbed
-from targetprop.forward import Record
+from targetprop.decoders.layer import DiagonalForm, Inverse
+from targetprop.decoders.objective import Learned, Noise, Signal, perturbed
+from targetprop.forward import LayerRecord, Record
 
 
 def difference_loss(
@@ -42,6 +43,53 @@ def difference_loss(
     if isinstance(damping, Tensor) or damping > 0:
         total = total + damping * g.difference(y0, eta).square().sum()
     return total / (s * s * len(y0))
+
+
+def expected_difference_loss(
+    form: DiagonalForm, change: Tensor, eps: Tensor, w: float, damping: Tensor | float, s: float
+) -> tuple[Tensor, Tensor]:
+    """Compute ``ℓ(w, λ)`` and its gradient in ``V`` for a decoder ``D_1 V D_2``, the expectation over ``η`` exactly.
+
+    ``E‖p‖²/s² = ‖D_1 V D_2‖²``, so the last term needs no noise and no product with it.
+
+    Args:
+        form: the decoder.
+        change: ``f(h+ε) − f(h)``, shape of the layer's output.
+        eps: input noise, shape of the layer's input.
+        w: weight of ``‖q‖²``.
+        damping: ``λ``.
+        s: scale of the noise.
+
+    Returns:
+        The loss, mean over samples, and its gradient, shape of ``V``.
+    """
+    weight, n = form.weight.detach(), len(change)
+    inputs, outputs = weight.shape
+    moved, noise = change.reshape(-1, outputs), eps.reshape(-1, inputs)
+    moved = moved if form.after is None else moved * form.after
+    noise = noise if form.before is None else noise * form.before
+    penalty = weight * (damping * _column_weights(form, len(moved)))
+    size = _dot(weight, penalty) / n
+    if w:
+        q = moved @ weight.T
+        pull = w * (q if form.before is None else q * form.before.square()) - noise
+        fit = _dot(q, pull - noise) / (s * s * n)
+    else:
+        pull, fit = -noise, None
+    gradient = torch.addmm(penalty, pull.T, moved, beta=2 / n, alpha=2 / (s * s * n))
+    return (_dot(weight, gradient) - size if fit is None else fit + size), gradient
+
+
+def _column_weights(form: DiagonalForm, rows: int) -> Tensor | float:
+    """Sum over rows of ``d_1² d_2²ᵀ``, as far as it must be spelled out to multiply ``V``."""
+    if form.before is None:
+        return float(rows) if form.after is None else form.after.square().sum(0)
+    squares = form.before.square()
+    return squares.sum(0).unsqueeze(1) if form.after is None else squares.T @ form.after.square()
+
+
+def _dot(a: Tensor, b: Tensor) -> Tensor:
+    return torch.dot(a.reshape(-1), b.reshape(-1))
 
 
 @dataclass(frozen=True)
@@ -78,16 +126,24 @@ class DifferenceReconstruction(Learned):
     def layer_loss(self, bank: Bank, index: int, record: Record, noise: Noise) -> Tensor:
         """Compute ``ℓ(w, λ)`` of one layer; see `Learned.layer_loss`."""
         layer = record.layers[index]
+        eps, change, damping = self._perturb(layer, noise)
+        g = bank.inverse(index, record)
+        return difference_loss(g, change, layer.h, eps, noise.like(layer.h), self.w, damping, self.noise)
+
+    def signal(self, bank: Bank, index: int, record: Record, noise: Noise) -> Signal:
+        """Use the closed form where the decoder allows it; see `Learned.signal`."""
+        assert isinstance(bank, LayerBank)
+        form = bank.diagonal_form(index, record)
+        if form is None or not form.weight.requires_grad:
+            return super().signal(bank, index, record, noise)
+        eps, change, damping = self._perturb(record.layers[index], noise)
+        with torch.no_grad():
+            loss, gradient = expected_difference_loss(form, change, eps, self.w, damping, self.noise)
+        return Signal(loss, form.weight, gradient)
+
+    def _perturb(self, layer: LayerRecord, noise: Noise) -> tuple[Tensor, Tensor, Tensor | float]:
         eps = noise.like(layer.x)
         change = perturbed(layer, eps) - layer.h
-        damping: Tensor | float = self.damping
-        if self.relative and self.damping:
-            damping = self.damping * change.square().mean() / self.noise**2
-        assert isinstance(bank, LayerBank)
-        g = bank.inverse(index, record)
-        penalty = bank.jacobian_norm(index, record) if self.damping else None
-        if penalty is None:
-            return difference_loss(g, change, layer.h, eps, noise.like(layer.h), self.w, damping, self.noise)
-        # The expectation of the last term is known exactly for an affine decoder: no noise, no product.
-        loss = difference_loss(g, change, layer.h, eps, eps, self.w, 0.0, self.noise)
-        return loss + damping * penalty
+        if not (self.relative and self.damping):
+            return eps, change, self.damping
+        return eps, change, self.damping * change.square().mean() / self.noise**2

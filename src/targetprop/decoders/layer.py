@@ -36,6 +36,21 @@ class Inverse:
         return self.decode(y)
 
 
+@dataclass(frozen=True, eq=False)
+class DiagonalForm:
+    """A decoder whose linear part is ``D_1 V D_2``: a learned map between diagonal ones.
+
+    Attributes:
+        weight: ``V``, shape ``(inputs, outputs)`` of the layer's map.
+        before: the diagonal of ``D_1``, a row per sample and position, shape ``(rows, inputs)``; None for the identity.
+        after: the diagonal of ``D_2``, shape ``(rows, outputs)``; None for the identity.
+    """
+
+    weight: Tensor
+    before: Tensor | None
+    after: Tensor | None
+
+
 class LayerDecoder(nn.Module):
     """The inverse of a layer: the decoders of its modules, last module first.
 
@@ -77,41 +92,45 @@ class LayerDecoder(nn.Module):
             change = part.linear(change, side)
         return change
 
-    def jacobian_norm(self, record: LayerRecord) -> Tensor | None:
-        """Compute ``‖J_g‖²`` (Frobenius), mean over samples, where one linear map stands among diagonal parts.
-
-        With ``J_g = D_1 V D_2``, it is the mean of ``Σ_ij d_{1i}² V_ij² d_{2j}²``.
+    def diagonal_form(self, record: LayerRecord) -> DiagonalForm | None:
+        """Write the linear part of the decoder as ``J_g = D_1 V D_2``.
 
         Args:
             record: the layer's record.
 
         Returns:
-            A scalar with graph, or None if the decoder is anything else.
+            The factors, or None if the decoder is not one learned map among diagonal parts.
         """
-        parts, sides, n = self._parts(), record.sides, len(record.h)
+        parts, sides = self._parts(), record.sides
         places = [i for i, part in enumerate(parts) if isinstance(part, LinearDecoder)]
         if len(places) != 1 or not all(part.diagonal or isinstance(part, LinearDecoder) for part in parts):
             return None
         place = places[0]
         linear = parts[place]
         assert isinstance(linear, LinearDecoder)
-        squared = linear.map.weight.square()
-        above = _squared_diagonal(parts[place + 1 :], sides[place + 1 :], torch.ones_like(record.h))
-        if all(isinstance(part, Rearrange) for part in parts[:place]):
-            return (squared.sum(0) * above.flatten(0, -2).sum(0)).sum() / n
-        ones = above.new_ones(*above.shape[:-1], len(squared))
-        below = _squared_diagonal(parts[:place], sides[:place], ones).reshape(ones.shape)
-        return ((below @ squared) * above).sum() / n
+        above, below = (parts[place + 1 :], sides[place + 1 :]), (parts[:place], sides[:place])
+        after = _diagonal(*above, torch.ones_like(record.h))
+        before = _diagonal(*below, after.new_ones(*after.shape[:-1], linear.map.out_features))
+        weight = linear.map.weight
+        return DiagonalForm(
+            weight,
+            None if _all_rearrange(below[0]) else before.reshape(-1, weight.shape[0]),
+            None if _all_rearrange(above[0]) else after.reshape(-1, weight.shape[1]),
+        )
 
     def _parts(self) -> list[ModuleDecoder]:
         return list(self.parts)  # pyright: ignore[reportReturnType]
 
 
+def _all_rearrange(parts: list[ModuleDecoder]) -> bool:
+    return all(isinstance(part, Rearrange) for part in parts)
+
+
 @torch.no_grad()
-def _squared_diagonal(parts: list[ModuleDecoder], sides: tuple[Side, ...], ones: Tensor) -> Tensor:
+def _diagonal(parts: list[ModuleDecoder], sides: tuple[Side, ...], values: Tensor) -> Tensor:
     for part, side in zip(reversed(parts), reversed(sides), strict=True):
-        ones = part.linear(ones, side)
-    return ones.square()
+        values = part.linear(values, side)
+    return values
 
 
 class WholeLayerDecoder(LayerDecoder):

@@ -44,6 +44,21 @@ class Noise:
         return self._values[:, : values[0].numel()].reshape(values.shape)
 
 
+@dataclass(frozen=True, eq=False)
+class Signal:
+    """What trains one decoder.
+
+    Attributes:
+        loss: the value of its loss, a scalar without graph.
+        tensor: where autograd starts: the loss itself, or a parameter.
+        gradient: the gradient in `tensor`; None if that is the loss.
+    """
+
+    loss: Tensor
+    tensor: Tensor
+    gradient: Tensor | None
+
+
 @dataclass(frozen=True)
 class Objective(ABC):
     """How a chain is inverted, and how the decoders get there."""
@@ -152,6 +167,21 @@ class Learned(Objective):
             A scalar with the graph of that decoder's parameters.
         """
 
+    def signal(self, bank: Bank, index: int, record: Record, noise: Noise) -> Signal:
+        """Say what trains one decoder: its loss, unless the gradient is known in closed form.
+
+        Args:
+            bank: the decoders.
+            index: the layer to be inverted, ≥ 1.
+            record: the forward pass.
+            noise: perturbations.
+
+        Returns:
+            Where autograd starts, and with what.
+        """
+        loss = self.layer_loss(bank, index, record, noise)
+        return Signal(loss.detach(), loss, None)
+
     def train(
         self, bank: Bank, record: Record, optimizer: torch.optim.Optimizer | None, generator: torch.Generator
     ) -> Tensor | None:
@@ -162,12 +192,12 @@ class Learned(Objective):
         record, total = record.head(rows), None
         for _ in range(self.updates):
             noise = Noise(record, self.noise, generator)
-            losses = [self.layer_loss(bank, index, record, noise) for index in range(1, len(record.layers))]
-            losses = [loss for loss in losses if loss.requires_grad]
-            torch.autograd.backward(losses)
+            signals = [self.signal(bank, index, record, noise) for index in range(1, len(record.layers))]
+            signals = [signal for signal in signals if signal.tensor.requires_grad]
+            torch.autograd.backward([s.tensor for s in signals], [s.gradient for s in signals])
             optimizer.step()
             optimizer.zero_grad()
-            total = torch.stack([loss.detach() for loss in losses]).sum()
+            total = torch.stack([signal.loss for signal in signals]).sum()
         return total
 
     def make_optimizer(self, parameters: list[nn.Parameter]) -> torch.optim.Optimizer | None:
