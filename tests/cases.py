@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 
 import targetprop as tp
+from targetprop.forward import Record, run_forward
+from targetprop.targets import Targets, propagate
 
 DTYPE = torch.float64
 
@@ -69,7 +71,7 @@ def parameters(model: Any) -> list[nn.Parameter]:
 
 def _mlp(*activations: nn.Module, widths: tuple[int, ...] = (4, 6, 5, 3)) -> nn.Sequential:
     layers: list[nn.Module] = []
-    for a, b, activation in zip(widths, widths[1:], (*activations, nn.Identity()), strict=True):
+    for a, b, activation in zip(widths[:-1], widths[1:], (*activations, nn.Identity()), strict=True):
         layers += [nn.Linear(a, b), activation]
     return nn.Sequential(*layers[:-1])
 
@@ -91,7 +93,9 @@ NETWORKS: dict[str, Network] = {
     "pre-activation": Network(lambda: _mlp(nn.Tanh(), nn.ELU()), (4,), cut="pre-activation"),
     "one activation used twice": Network(_repeated, (4,)),
     "one layer": Network(lambda: nn.Sequential(nn.Linear(4, 3)), (4,)),
-    "no bias": Network(lambda: nn.Sequential(nn.Linear(4, 5, bias=False), nn.Tanh(), nn.Linear(5, 3, bias=False)), (4,)),
+    "no bias": Network(
+        lambda: nn.Sequential(nn.Linear(4, 5, bias=False), nn.Tanh(), nn.Linear(5, 3, bias=False)), (4,)
+    ),
     "layer norm": Network(
         lambda: nn.Sequential(nn.Linear(4, 5), nn.LayerNorm(5), nn.Tanh(), nn.Linear(5, 5), nn.Tanh(), nn.Linear(5, 3)),
         (4,),
@@ -121,8 +125,12 @@ NETWORKS: dict[str, Network] = {
         ),
         (4,),
     ),
-    "list": Network(lambda: [nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 5)), nn.Tanh(), nn.Linear(5, 3)], (4,)),
-    "dictionary": Network(lambda: {"first": nn.Linear(4, 5), "second": nn.Sequential(nn.Tanh(), nn.Linear(5, 3))}, (4,)),
+    "list": Network(
+        lambda: [nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 5)), nn.Tanh(), nn.Linear(5, 3)], (4,)
+    ),
+    "dictionary": Network(
+        lambda: {"first": nn.Linear(4, 5), "second": nn.Sequential(nn.Tanh(), nn.Linear(5, 3))}, (4,)
+    ),
     "sequences": Network(_sequence, (2, 3)),
 }
 
@@ -153,7 +161,9 @@ def _classes(n: int) -> Tensor:
 
 LOSSES: dict[str, LossCase] = {
     "cross-entropy": LossCase(nn.CrossEntropyLoss(), _classes),
-    "cross-entropy, weights": LossCase(nn.CrossEntropyLoss(weight=torch.tensor([1.0, 2.0, 0.5], dtype=DTYPE)), _classes),
+    "cross-entropy, weights": LossCase(
+        nn.CrossEntropyLoss(weight=torch.tensor([1.0, 2.0, 0.5], dtype=DTYPE)), _classes
+    ),
     "cross-entropy, smoothed": LossCase(nn.CrossEntropyLoss(label_smoothing=0.2), _classes),
     "squared error": LossCase(nn.MSELoss()),
     "squared error, sum": LossCase(nn.MSELoss(reduction="sum")),
@@ -194,4 +204,14 @@ def backprop(model: Any, loss: Any, x: Tensor, y: Tensor, seed: int = 0) -> Tens
 
 def relative(a: Tensor, b: Tensor) -> float:
     """Relative distance of two tensors."""
-    return float((a - b).norm() / b.norm())
+    return float((a.detach() - b).norm() / b.detach().norm())
+
+
+def targets(
+    engine: tp.TargetPropagation, x: Tensor, delta: Tensor | Callable[[Record], Tensor]
+) -> tuple[Record, Targets]:
+    """Carry a change of the output down as the engine would, without training or filling anything."""
+    record, method = run_forward(engine.chain, x), engine.method
+    delta = delta(record) if callable(delta) else delta
+    with torch.no_grad():
+        return record, propagate(record, engine.bank, delta, method.inversion, method.propagation, measure=True)

@@ -101,9 +101,13 @@ class TargetPropagation:
             The report of the step.
 
         Raises:
-            FloatingPointError: the loss is not finite; nothing was changed then.
+            FloatingPointError: the loss is not finite; nothing was changed then, but by the forward pass itself (batch
+                statistics, random numbers).
+            RuntimeError: gradients are disabled.
             ValueError: the batch is empty, or the loss rejects output and labels.
         """
+        if not torch.is_grad_enabled():
+            raise RuntimeError("backward fills .grad, and gradients are disabled; call it outside torch.no_grad()")
         if len(x) == 0:
             raise ValueError("the batch is empty; drop it, or set drop_last=True in the data loader")
         if self.chain is None:
@@ -117,11 +121,17 @@ class TargetPropagation:
             targets = propagate(
                 record, self.bank, change.delta, self.method.inversion, self.method.propagation, measure=measure
             )
-            deltas = self.method.influence(targets.deltas)
-        self.method.update.apply(record, deltas, change.scale, self._update_state)
+        deltas = list(self.method.influence(targets.deltas))
         asked = _norms(record, targets.deltas) if measure else {}
+        if self.method.propagation == "composite":  # every inversion starts at the output
+            asked = {name: asked["all"] for name in asked}
         norms = _norms(record, deltas) if measure else {}
-        return StepReport(change.loss, record.output, decoder_loss, norms, targets.solutions, asked)
+        report = StepReport(change.loss, record.output, decoder_loss, norms, targets.outcomes, asked)
+        layers, scale = list(record.layers), change.scale
+        del record, change, targets
+        while layers:  # top layer first; what a layer has used is freed before the next one's gradient is made
+            self.method.update.apply(layers.pop(), deltas.pop(), scale, self._update_state)
+        return report
 
     def train_decoders(self, x: Tensor) -> Tensor | None:
         """Train the decoders alone on one batch, leaving ``.grad`` untouched.
@@ -131,11 +141,16 @@ class TargetPropagation:
 
         Returns:
             The decoders' loss, or None if nothing is learned.
+
+        Raises:
+            FloatingPointError: the network's output is not finite; no decoder was changed then.
         """
         if self.chain is None:
             return None
         with torch.no_grad():
             record = run_forward(self.chain, x)
+        if not torch.isfinite(record.output).all():
+            raise FloatingPointError(_not_finite(x, record))
         return self.method.decoder.train(self.bank, record, self.decoder_optimizer, self._generator)
 
     def state_dict(self) -> dict[str, Any]:

@@ -163,6 +163,8 @@ def run_forward(chain: Chain, x: Tensor, *, keep_inner: bool = False) -> Record:
         start, sides, inner = h, [], []
         for module in layer.modules:
             rule = _rule(module)
+            if rule is None:
+                _check_repeatable(layer, module)
             h, side = (module(h), _NOTHING) if rule is None else rule[0](module, h)
             if not isinstance(h, Tensor):
                 raise TypeError(
@@ -174,6 +176,21 @@ def run_forward(chain: Chain, x: Tensor, *, keep_inner: bool = False) -> Record:
         records.append(LayerRecord(layer, start, h, tuple(sides), tuple(inner) if keep_inner else ()))
         h = h.detach()
     return Record(tuple(records))
+
+
+def _check_repeatable(layer: Layer, module: nn.Module) -> None:
+    """Refuse a module that hides one whose masks or batch statistics could not be repeated.
+
+    Raises:
+        ValueError: it does.
+    """
+    for inner in module.modules():
+        if inner.training and isinstance(inner, (_DropoutNd, _BatchNorm)):
+            raise ValueError(
+                f"layer {layer.name}: {type(module).__name__} holds {type(inner).__name__}, whose masks or statistics"
+                " cannot be repeated from outside; make its modules a layer's own in an nn.Sequential, call its eval(),"
+                " or tell how to repeat it with targetprop.register_replay"
+            )
 
 
 def _record_dropout(module: nn.Module, x: Tensor) -> tuple[Tensor, Side]:

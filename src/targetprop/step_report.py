@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from targetprop.inversion import Solution, Status
+from targetprop.inversion import Outcome, Status
 
 
 @dataclass(frozen=True, eq=False)
@@ -18,7 +18,7 @@ class StepReport:
         decoder_loss: loss of the decoders before their last update, summed over layers; None if nothing was trained.
         delta_norms: root mean square over samples of ``‖Δ_l‖`` as the updates used it, by layer name; empty unless
             measured.
-        solutions: the inversion of each layer, by layer name.
+        outcomes: how the inversion of each layer ended, by layer name; joint sweeps have one, named ``"all"``.
         target_norms: root mean square over samples of ``‖t − y₀‖``, what each inversion was asked for, by layer name;
             empty unless measured.
     """
@@ -27,7 +27,7 @@ class StepReport:
     output: Tensor
     decoder_loss: Tensor | None = None
     delta_norms: dict[str, Tensor] = field(default_factory=dict)
-    solutions: dict[str, Solution] = field(default_factory=dict)
+    outcomes: dict[str, Outcome] = field(default_factory=dict)
     target_norms: dict[str, Tensor] = field(default_factory=dict)
 
     def residuals(self) -> dict[str, float]:
@@ -37,10 +37,10 @@ class StepReport:
             One number per inversion that was measured: 0 is a perfect inverse, 1 no progress at all.
         """
         found = {}
-        for name, solution in self.solutions.items():
-            if solution.forward_residual is not None and name in self.target_norms:
+        for name, outcome in self.outcomes.items():
+            if outcome.forward_residual is not None and name in self.target_norms:
                 asked = float(self.target_norms[name])
-                found[name] = float(solution.forward_residual.square().mean().sqrt()) / asked if asked else 0.0
+                found[name] = float(outcome.forward_residual.square().mean().sqrt()) / asked if asked else 0.0
         return found
 
     def shares(self, status: Status) -> dict[str, float]:
@@ -52,7 +52,7 @@ class StepReport:
         Returns:
             One number in [0, 1] per inversion.
         """
-        return {name: float((s.status == status).double().mean()) for name, s in self.solutions.items()}
+        return {name: float((s.status == status).double().mean()) for name, s in self.outcomes.items()}
 
     def __str__(self) -> str:
         """Print loss and residuals in one line."""

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from targetprop.decoders import Bank
 from targetprop.forward import Record
-from targetprop.inversion import Evaluation, InputSpace, Inversion, Map, Problem, Solution, iterate, solve
+from targetprop.inversion import Evaluation, InputSpace, Inversion, Map, Outcome, Problem, iterate, solve
 
 Propagation = Literal["layerwise", "joint", "composite", "backprop"]
 
@@ -26,12 +26,12 @@ class Targets:
 
     Attributes:
         deltas: ``Δ_1 … Δ_L``, shapes of ``h_1 … h_L``.
-        solutions: the inversion that gave each ``Δ_l``, by name of the layer that was inverted; joint sweeps have one,
+        outcomes: how the inversion ended that gave each ``Δ_l``, by name of the layer that was inverted; joint sweeps have one,
             named ``"all"``.
     """
 
     deltas: list[Tensor]
-    solutions: dict[str, Solution]
+    outcomes: dict[str, Outcome]
 
 
 def propagate(
@@ -48,7 +48,7 @@ def propagate(
         measure: measure residuals that the rule does not need itself.
 
     Returns:
-        The changes and the solutions.
+        The changes and the outcomes.
     """
     if len(record.layers) == 1:
         return Targets([delta], {})
@@ -57,18 +57,18 @@ def propagate(
 
 
 def _layerwise(record: Record, bank: Bank, delta: Tensor, inversion: Inversion, measure: bool) -> Targets:
-    deltas, solutions = [delta], {}
+    deltas, outcomes = [delta], {}
     for index in reversed(range(1, len(record.layers))):
         layer = record.layers[index]
         g = bank.inverse(index, record) if inversion.needs_decoder else _no_decoder
         solution = solve(Problem(layer.f, g, deltas[-1], layer.x, layer.h), inversion, measure=measure)
         deltas.append(solution.delta)
-        solutions[layer.layer.name] = solution
-    return Targets(deltas[::-1], solutions)
+        outcomes[layer.layer.name] = solution.outcome
+    return Targets(deltas[::-1], outcomes)
 
 
 def _composite(record: Record, bank: Bank, delta: Tensor, inversion: Inversion, measure: bool) -> Targets:
-    deltas, solutions = [delta], {}
+    deltas, outcomes = [delta], {}
     for index in reversed(range(1, len(record.layers))):
         layer, above = record.layers[index], record.layers[index:]
 
@@ -78,8 +78,8 @@ def _composite(record: Record, bank: Bank, delta: Tensor, inversion: Inversion, 
         g = bank.composite(index, record) if inversion.needs_decoder else _no_decoder
         solution = solve(Problem(forward, g, delta, layer.x, record.output), inversion, measure=measure)
         deltas.append(solution.delta)
-        solutions[layer.layer.name] = solution
-    return Targets(deltas[::-1], solutions)
+        outcomes[layer.layer.name] = solution.outcome
+    return Targets(deltas[::-1], outcomes)
 
 
 def _joint(record: Record, bank: Bank, delta: Tensor, inversion: Inversion, measure: bool) -> Targets:
@@ -107,7 +107,7 @@ def _joint(record: Record, bank: Bank, delta: Tensor, inversion: Inversion, meas
     x0 = _join(start)
     # Until the sweeps have reached the bottom, a small residual only means that little has moved yet.
     solution = iterate(evaluate, torch.zeros_like(x0), x0, inversion, measure=measure, complete_from=len(upper))
-    return Targets([*split(solution.delta), delta], {"all": solution})
+    return Targets([*split(solution.delta), delta], {"all": solution.outcome})
 
 
 def _join(parts: list[Tensor]) -> Tensor:

@@ -98,8 +98,10 @@ def _exponential(alpha: float, scale: float = 1.0, rate: float = 1.0) -> Formula
 
 
 def _leaky(slope: Tensor | float) -> Formula:
-    """``z`` above 0, ``slope·z`` below."""
-    return Formula(lambda h: _split(h, h, h / slope), lambda h: _split(h, 1.0, slope + torch.zeros_like(h)))
+    """``z`` above 0, ``slope·z`` below; the inverse of a zero slope leaves values where they are."""
+    return Formula(
+        lambda h: _split(h, h, h / (slope + (slope == 0))), lambda h: _split(h, 1.0, slope + torch.zeros_like(h))
+    )
 
 
 def _prelu(module: nn.PReLU) -> Formula:

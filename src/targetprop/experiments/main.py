@@ -1,4 +1,4 @@
-"""Entry point of the ``targetprop`` command: finds the subcommand, and turns errors into sentences and exit statuses."""
+"""The ``targetprop`` command: finds the subcommand and turns errors into sentences and exit statuses."""
 
 import sys
 from collections.abc import Sequence

@@ -92,5 +92,5 @@ def attribute_texts(kind: type) -> dict[str, str]:
         section = re.search(r"^Attributes:\n((?:    .*\n?|\n)+)", inspect.cleandoc(base.__doc__ or ""), re.MULTILINE)
         for name, text in re.findall(r"^    (\w+): (.*(?:\n     +.*)*)", section[1] if section else "", re.MULTILINE):
             if not text.startswith("see `"):
-                found.setdefault(name, re.sub(r"\s+", " ", text).replace("`", ""))
+                found.setdefault(name, re.sub(r"\s+", " ", text).replace("`", "").rstrip("."))
     return found

@@ -5,7 +5,7 @@ from targetprop.inversion.direct import Direct
 from targetprop.inversion.input_space import InputSpace
 from targetprop.inversion.loop import Inversion, Iteration, invert, iterate, solve
 from targetprop.inversion.output_space import OutputSpace
-from targetprop.inversion.problem import Evaluation, Map, Problem, Solution, Status, per_sample, sample_norm
+from targetprop.inversion.problem import Evaluation, Map, Outcome, Problem, Solution, Status, per_sample, sample_norm
 from targetprop.inversion.regularised import Regularised
 
 RULES: dict[str, type[Inversion]] = {
@@ -21,6 +21,7 @@ __all__ = [
     "Inversion",
     "Iteration",
     "Map",
+    "Outcome",
     "OutputSpace",
     "Problem",
     "Regularised",

@@ -199,12 +199,12 @@ def _single(look: Evaluation, x0: Tensor) -> Solution:
     finite = sample_norm(look.delta) < torch.inf  # false for NaN too
     status = int(Status.DIVERGED) - finite.long()
     return Solution(
-        x0,
-        look.delta.masked_fill(per_sample(~finite, x0), 0.0),
-        status,
-        torch.zeros_like(status),
-        None if look.error is None else sample_norm(look.error),
-        None if look.direction is None else sample_norm(look.direction),
+        status=status,
+        steps=torch.zeros_like(status),
+        forward_residual=None if look.error is None else sample_norm(look.error),
+        inverse_residual=None if look.direction is None else sample_norm(look.direction),
+        x0=x0,
+        delta=look.delta.masked_fill(per_sample(~finite, x0), 0.0),
     )
 
 
@@ -225,6 +225,7 @@ class _Tracker:
     def begin(cls, x0: Tensor, look: Evaluation) -> "_Tracker":
         assert look.direction is not None
         first = sample_norm(look.direction)
+        first = first.masked_fill(first == torch.inf, torch.nan)  # no later step is to be compared with it
         active = torch.ones_like(first, dtype=torch.bool)
         steps = torch.zeros_like(active, dtype=torch.long)
         worst = torch.full_like(first, torch.inf)
@@ -253,4 +254,4 @@ class _Tracker:
         self.active = self.active & ~diverged & ~converged
 
     def solution(self) -> Solution:
-        return Solution(self.x0, self.best, self.status, self.steps, self.residual, self.inverse)
+        return Solution(self.status, self.steps, self.residual, self.inverse, self.x0, self.best)

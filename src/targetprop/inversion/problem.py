@@ -72,12 +72,10 @@ class Evaluation:
 
 
 @dataclass(frozen=True, eq=False)
-class Solution:
-    """The answer, sample by sample; no entry of ``x`` is ever NaN or infinite unless ``x0`` was.
+class Outcome:
+    """How an inversion ended, sample by sample.
 
     Attributes:
-        x0: where the forward pass stands, shape ``(n, …)``.
-        delta: the best iterate less ``x₀``, same shape.
         status: `Status` codes, shape ``(n,)``.
         steps: steps taken until the sample stopped, shape ``(n,)``.
         forward_residual: ``‖t − f(x)‖``, what we want small, shape ``(n,)``; None if not measured.
@@ -85,12 +83,28 @@ class Solution:
             iterate at which it was evaluated, shape ``(n,)``; None if not measured.
     """
 
-    x0: Tensor
-    delta: Tensor
     status: Tensor
     steps: Tensor
     forward_residual: Tensor | None
     inverse_residual: Tensor | None
+
+    @property
+    def converged(self) -> Tensor:
+        """Boolean mask of the samples that met the tolerance, shape ``(n,)``."""
+        return self.status == Status.CONVERGED
+
+
+@dataclass(frozen=True, eq=False)
+class Solution(Outcome):
+    """An outcome and the answer; no entry of ``x`` is ever NaN or infinite unless ``x0`` was.
+
+    Attributes:
+        x0: where the forward pass stands, shape ``(n, …)``.
+        delta: the best iterate less ``x₀``, same shape.
+    """
+
+    x0: Tensor
+    delta: Tensor
 
     @property
     def x(self) -> Tensor:
@@ -98,9 +112,9 @@ class Solution:
         return self.x0 + self.delta
 
     @property
-    def converged(self) -> Tensor:
-        """Boolean mask of the samples that met the tolerance, shape ``(n,)``."""
-        return self.status == Status.CONVERGED
+    def outcome(self) -> Outcome:
+        """The outcome alone, which keeps no activations alive."""
+        return Outcome(self.status, self.steps, self.forward_residual, self.inverse_residual)
 
 
 def sample_norm(values: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from targetprop.chain import Chain, Layer
 from targetprop.decoders import ELEMENTWISE
-from targetprop.forward import LayerRecord, Record
+from targetprop.forward import LayerRecord
 
 Pullback = Literal["inverse", "transpose"]
 
@@ -37,12 +37,12 @@ class Update(ABC):
         return nn.ModuleDict()
 
     @abstractmethod
-    def apply(self, record: Record, deltas: list[Tensor], scale: float, state: nn.ModuleDict) -> None:
-        """Accumulate into ``.grad`` of every ``θ_l``.
+    def apply(self, layer: LayerRecord, delta: Tensor, scale: float, state: nn.ModuleDict) -> None:
+        """Accumulate into ``.grad`` of one ``θ_l``.
 
         Args:
-            record: the forward pass, with its graph.
-            deltas: ``Δ_1 … Δ_L``.
+            layer: the layer's forward pass, with its graph.
+            delta: ``Δ_l``, shape of ``h_l``.
             scale: ``β n``: what makes the result a mean over the batch, independent of ``β`` to first order.
             state: what `build` returned.
         """
@@ -102,26 +102,24 @@ class LinearUpdate(Update):
                     )
         return nn.ModuleDict()
 
-    def apply(self, record: Record, deltas: list[Tensor], scale: float, state: nn.ModuleDict) -> None:
-        """Solve for the linear map of each layer; see `Update.apply`."""
-        for layer, delta in zip(record.layers, deltas, strict=True):
-            place = linear_place(layer.layer)
-            if place is None:
-                gradient(layer, delta, scale, list(layer.layer.parameters()))
-                continue
-            linear = layer.layer.modules[place]
-            assert isinstance(linear, nn.Linear)
-            own = {id(p) for p in linear.parameters()}
-            others = [p for p in layer.layer.parameters() if id(p) not in own]
-            gradient(layer, delta, scale, others, keep_graph=True)
-            dz = self._pull(layer, delta, place).flatten(0, -2)
-            a = (layer.x if place == 0 else layer.inner[place - 1].detach()).flatten(0, -2)
-            if linear.bias is not None:
-                a = torch.cat([a, torch.ones_like(a[:, :1])], dim=1)
-            change = self.solve(a, dz, scale, state, layer.layer.name)
-            accumulate(linear.weight, -change[:, : linear.in_features])
-            if linear.bias is not None:
-                accumulate(linear.bias, -change[:, -1])
+    def apply(self, layer: LayerRecord, delta: Tensor, scale: float, state: nn.ModuleDict) -> None:
+        """Solve for the linear map of the layer; see `Update.apply`."""
+        place = linear_place(layer.layer)
+        if place is None:
+            gradient(layer, delta, scale, list(layer.layer.parameters()))
+            return
+        linear = layer.layer.modules[place]
+        assert isinstance(linear, nn.Linear)
+        own = {id(p) for p in linear.parameters()}
+        gradient(layer, delta, scale, [p for p in layer.layer.parameters() if id(p) not in own], keep_graph=True)
+        dz = self._pull(layer, delta, place).flatten(0, -2)
+        a = (layer.x if place == 0 else layer.inner[place - 1].detach()).flatten(0, -2)
+        if linear.bias is not None:
+            a = torch.cat([a, torch.ones_like(a[:, :1])], dim=1)
+        change = self.solve(a, dz, scale, state, layer.layer.name)
+        accumulate(linear.weight, -change[:, : linear.in_features])
+        if linear.bias is not None:
+            accumulate(linear.bias, -change[:, -1])
 
     def _pull(self, layer: LayerRecord, delta: Tensor, place: int) -> Tensor:
         z = layer.inner[place]

@@ -3,10 +3,9 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
 from torch import Tensor, nn
 
-from targetprop.forward import Record
+from targetprop.forward import LayerRecord
 from targetprop.updates.base import Update
 
 
@@ -16,9 +15,7 @@ class Gradient(Update):
 
     name: ClassVar[str] = "gradient"
 
-    def apply(self, record: Record, deltas: list[Tensor], scale: float, state: nn.ModuleDict) -> None:
+    def apply(self, layer: LayerRecord, delta: Tensor, scale: float, state: nn.ModuleDict) -> None:
         """Accumulate ``−J_θᵀ Δ / (β n)``; see `Update.apply`."""
-        pairs = [
-            (r.y, delta * (-1 / scale)) for r, delta in zip(record.layers, deltas, strict=True) if r.y.requires_grad
-        ]
-        torch.autograd.backward([y for y, _ in pairs], [g for _, g in pairs])
+        if layer.y.requires_grad:
+            layer.y.backward(delta * (-1 / scale))

@@ -5,6 +5,7 @@ import struct
 import zlib
 from math import prod
 from pathlib import Path
+from typing import NoReturn
 
 import torch
 from torch import Tensor
@@ -22,23 +23,20 @@ def read_idx(path: Path, dimensions: int) -> Tensor:
         dimensions: how many sizes it must have.
 
     Returns:
-        A ``uint8`` tensor.
-
-    Raises:
-        CommandError: the file cannot be read, is cut off or is something else.
+        A ``uint8`` tensor; a file that cannot be read, is cut off or is something else ends the command.
     """
     try:
         content = bytearray(gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes())
     except (OSError, EOFError, zlib.error) as error:
-        raise _damaged(path, f"cannot be read ({error})") from error
+        _damaged(path, f"cannot be read ({error})")
     head = 4 + 4 * dimensions
     if len(content) < head or content[:4] != bytes([0, 0, _UNSIGNED_BYTE, dimensions]):
-        raise _damaged(path, f"is not an idx file of unsigned bytes with {dimensions} dimensions")
+        _damaged(path, f"is not an idx file of unsigned bytes with {dimensions} dimensions")
     sizes = struct.unpack(f">{dimensions}I", content[4:head])
     if len(content) != head + prod(sizes):
-        raise _damaged(path, f"holds {len(content) - head} bytes of data where its header says {prod(sizes)}")
+        _damaged(path, f"holds {len(content) - head} bytes of data where its header says {prod(sizes)}")
     return torch.frombuffer(content, dtype=torch.uint8, offset=head, count=prod(sizes)).reshape(sizes)
 
 
-def _damaged(path: Path, problem: str) -> CommandError:
-    return CommandError(f"{path} {problem}; fetch the file again", FAILURE)
+def _damaged(path: Path, problem: str) -> NoReturn:
+    raise CommandError(f"{path} {problem}; fetch the file again", FAILURE)

@@ -1,0 +1,48 @@
+# Everything below works on a fresh machine with Python >= 3.11 and make; the environment lives in .venv.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# With both cores busy, OpenMP threads that spin while they wait slow a step down many times over.
+export OMP_WAIT_POLICY := PASSIVE
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.PHONY: help demo test env lint types check bench clean
+
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
+
+env: $(VENV)/installed ## make the environment and install the package into it
+
+$(VENV)/installed: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit("Python >= 3.11 is needed, found " + sys.version.split()[0] + "; try make PYTHON=python3.12" if sys.version_info < (3, 11) else 0)'
+	$(PYTHON) -m venv $(VENV)
+	@echo "installing into $(VENV) (a few minutes the first time)"
+	$(BIN)/python -m pip install -q -c constraints.txt torch==2.13.0
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[experiments,dev]'
+	$(BIN)/python -m pip install -q -c constraints.txt einops einconv linear_operator jaxtyping opt-einsum scipy tqdm
+	$(BIN)/python -m pip install -q -c constraints.txt --no-deps curvlinops-for-pytorch
+	@touch $@
+
+demo: env ## train on the embedded data; writes runs/demo with its summary and curves.png
+	@rm -rf runs/demo
+	$(BIN)/targetprop train --out runs/demo
+
+test: env lint types check ## linters, types, doctests, examples and tests
+
+lint: env
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: env
+	$(BIN)/basedpyright --pythonpath $(BIN)/python
+
+check: env
+	$(BIN)/python -m pytest -n 2 -q
+
+bench: env ## step time and memory against back-propagation, and MNIST accuracy if DATA=DIR is given
+	$(BIN)/python benchmarks/step_time.py --out benchmarks/results/step_time.json
+	$(BIN)/python benchmarks/memory.py --out benchmarks/results/memory.json
+	$(if $(DATA),$(BIN)/python benchmarks/mnist.py --root $(DATA) --out benchmarks/results/mnist.json)
+
+clean: ## remove the environment and caches
+	rm -rf $(VENV) .pytest_cache .ruff_cache build dist

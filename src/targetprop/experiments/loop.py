@@ -1,0 +1,153 @@
+"""The one training loop: what fills ``.grad`` is an argument, target propagation or the matched baseline."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from time import perf_counter
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from targetprop import Status, StepReport
+from targetprop.experiments.data import Dataset
+
+EVALUATION_BATCH = 1024
+
+
+class GradientFiller(Protocol):
+    """What the loop needs of an engine."""
+
+    def backward(self, x: Tensor, y: Tensor, *, measure: bool = False) -> StepReport:
+        """Fill ``.grad``."""
+        ...
+
+    def state_dict(self) -> dict[str, Any]:
+        """Collect what the engine owns."""
+        ...
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore it."""
+        ...
+
+
+class Watcher(Protocol):
+    """What the loop tells about its steps."""
+
+    def on_step(self, record: dict[str, Any] | None) -> None:
+        """Hear of a step; the record is None where nothing was measured."""
+        ...
+
+
+@dataclass
+class Session:
+    """Everything that training changes.
+
+    Attributes:
+        model: the network.
+        engine: fills its gradients.
+        optimizer: changes its weights.
+        loss: the loss, a mean over the batch.
+        order: draws the order of the data, on the CPU.
+        epoch: epochs done.
+        step: steps done.
+        seconds: time spent in steps.
+        best: best test accuracy so far.
+        last: what the last epoch was like.
+    """
+
+    model: nn.Module
+    engine: GradientFiller
+    optimizer: torch.optim.Optimizer
+    loss: nn.Module
+    order: torch.Generator
+    epoch: int = 0
+    step: int = 0
+    seconds: float = 0.0
+    best: float = 0.0
+    last: dict[str, Any] = field(default_factory=dict)
+
+
+def run_epoch(session: Session, data: Dataset, batch_size: int, log_every: int, watcher: Watcher) -> dict[str, Any]:
+    """Train for one epoch and evaluate; a loss that is not finite raises `FloatingPointError`.
+
+    Args:
+        session: what is trained.
+        data: the data, on the network's device.
+        batch_size: samples per step.
+        log_every: steps between two measurements.
+        watcher: hears of every step.
+
+    Returns:
+        The epoch's record, also kept as ``session.last``.
+    """
+    session.model.train()
+    start, before = perf_counter(), session.seconds
+    totals = torch.zeros(2, dtype=torch.float64, device=data.train_x.device)
+    for batch in torch.randperm(len(data.train_x), generator=session.order).split(batch_size):
+        batch = batch.to(data.train_x.device)
+        x, y = data.train_x[batch], data.train_y[batch]
+        session.step += 1
+        measure = session.step == 1 or session.step % log_every == 0
+        session.optimizer.zero_grad()
+        report = session.engine.backward(x, y, measure=measure)
+        session.optimizer.step()
+        right = (report.output.argmax(1) == y).sum()
+        totals += torch.stack([report.loss.double() * len(y), right.double()])
+        session.seconds = before + perf_counter() - start
+        watcher.on_step(_step_record(session, report, float(right) / len(y)) if measure else None)
+    train_loss, train_accuracy = (totals / len(data.train_x)).tolist()
+    session.seconds = before + perf_counter() - start
+    session.epoch += 1
+    test_loss, test_accuracy = evaluate(session.model, session.loss, data.test_x, data.test_y)
+    session.best = max(session.best, test_accuracy)
+    session.last = {
+        "kind": "epoch", "epoch": session.epoch, "step": session.step, "train_loss": train_loss,
+        "train_accuracy": train_accuracy, "test_loss": test_loss, "test_accuracy": test_accuracy,
+        "seconds": session.seconds,
+    }  # fmt: skip
+    return session.last
+
+
+def evaluate(model: nn.Module, loss: nn.Module, x: Tensor, y: Tensor) -> tuple[float, float]:
+    """Compute loss and accuracy on labelled data.
+
+    Args:
+        model: the network; in eval mode afterwards.
+        loss: a mean over the batch.
+        x: inputs.
+        y: labels.
+
+    Returns:
+        Mean loss and share of right answers.
+
+    Raises:
+        FloatingPointError: the loss is not finite.
+    """
+    model.eval()
+    total, right = 0.0, 0
+    with torch.no_grad():
+        for inputs, labels in zip(x.split(EVALUATION_BATCH), y.split(EVALUATION_BATCH), strict=True):
+            output = model(inputs)
+            total += float(loss(output, labels)) * len(labels)
+            right += int((output.argmax(1) == labels).sum())
+    if not abs(total) < float("inf"):
+        raise FloatingPointError("the test loss is NaN or infinite; lower the learning rate")
+    return total / len(y), right / len(y)
+
+
+def _step_record(session: Session, report: StepReport, accuracy: float) -> dict[str, Any]:
+    asked = {name for name, norm in report.target_norms.items() if norm > 0}
+    residuals = {name: residual for name, residual in report.residuals().items() if name in asked}
+    return {
+        "kind": "step",
+        "epoch": session.epoch + 1,
+        "step": session.step,
+        "loss": float(report.loss),
+        "accuracy": accuracy,
+        "decoder_loss": None if report.decoder_loss is None else float(report.decoder_loss),
+        "residual": sum(residuals.values()) / len(residuals) if residuals else None,
+        "residuals": residuals,
+        "diverged": report.shares(Status.DIVERGED),
+        "delta_norms": {name: float(norm) for name, norm in report.delta_norms.items()},
+        "seconds": session.seconds,
+    }

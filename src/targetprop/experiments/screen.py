@@ -1,0 +1,117 @@
+"""What a training run shows: progress on the error stream, the summary on the output stream."""
+
+import sys
+from datetime import timedelta
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+
+class Screen:
+    """A progress bar on a terminal, and a line per epoch anywhere else.
+
+    Args:
+        epochs: epochs of the whole run.
+        epochs_done: epochs done before.
+        steps_per_epoch: steps of an epoch.
+    """
+
+    def __init__(self, epochs: int, epochs_done: int, steps_per_epoch: int) -> None:
+        """Prepare the bar."""
+        self._console = Console(stderr=True, highlight=False)
+        self._epochs, self._epoch = epochs, epochs_done
+        self._loss = self._accuracy = self._test_accuracy = self._residual = "–"
+        columns = (
+            TextColumn("epoch {task.fields[epoch]}"),
+            BarColumn(bar_width=20),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[numbers]}"),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+        )
+        self._progress = Progress(*columns, console=self._console, refresh_per_second=4, transient=True)
+        self._task = self._progress.add_task(
+            "train",
+            total=epochs * steps_per_epoch,
+            completed=epochs_done * steps_per_epoch,
+            epoch=self._place(),
+            numbers=self._numbers(),
+        )
+
+    def __enter__(self) -> "Screen":
+        """Show the bar."""
+        if self._console.is_terminal:
+            self._progress.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, at: TracebackType | None) -> None:
+        """Take the bar away."""
+        if self._console.is_terminal:
+            self._progress.stop()
+
+    def on_step(self, record: dict[str, Any] | None) -> None:
+        """Advance the bar.
+
+        Args:
+            record: what was measured in the step, or None.
+        """
+        if record is not None:
+            self._loss, self._residual = _number(record["loss"]), _number(record["residual"])
+            self._accuracy = f"{record['accuracy']:.1%}"
+        self._progress.update(self._task, advance=1, epoch=self._place(), numbers=self._numbers())
+
+    def on_epoch(self, record: dict[str, Any]) -> None:
+        """Show the numbers of an epoch.
+
+        Args:
+            record: what the loop returned.
+        """
+        self._epoch, self._loss = record["epoch"], _number(record["train_loss"])
+        self._accuracy, self._test_accuracy = f"{record['train_accuracy']:.1%}", f"{record['test_accuracy']:.2%}"
+        self._progress.update(self._task, epoch=self._place(), numbers=self._numbers())
+        if not self._console.is_terminal:
+            left = self._progress.tasks[0].time_remaining
+            ending = "" if not left else f", {timedelta(seconds=round(left))} left"
+            self._console.print(f"epoch {self._epoch}/{self._epochs}: {self._numbers()}{ending}", soft_wrap=True)
+
+    def _numbers(self) -> str:
+        accuracy = f"accuracy {self._accuracy} (test {self._test_accuracy})"
+        return f"loss {self._loss}, {accuracy}, residual {self._residual}"
+
+    def _place(self) -> str:
+        return f"{min(self._epoch + 1, self._epochs)}/{self._epochs}"
+
+
+def say(sentence: str) -> None:
+    """Write a remark to the error stream.
+
+    Args:
+        sentence: the remark.
+    """
+    Console(stderr=True, highlight=False).print(sentence, soft_wrap=True, markup=False)
+
+
+def show_summary(summary: dict[str, Any], folder: Path) -> None:
+    """Write the end of a run to the output stream.
+
+    Args:
+        summary: the content of ``summary.json``.
+        folder: the run's folder.
+    """
+    rows = {
+        "method": f"{summary['method']}, seed {summary['seed']}, on {summary['device']}",
+        "epochs": f"{summary['epochs']} ({summary['steps']} steps)",
+        "train loss": _number(summary["train_loss"]),
+        "test accuracy": f"{summary['test_accuracy']:.2%}, best {summary['best_test_accuracy']:.2%}",
+        "time": f"{1e3 * summary['seconds_per_step']:.2f} ms per step",
+        "status": summary["status"],
+        "run folder": str(folder),
+    }
+    sys.stdout.writelines(f"{name:<14} {text}\n" for name, text in rows.items())
+
+
+def _number(value: float | None) -> str:
+    return "–" if value is None else f"{value:.3g}"

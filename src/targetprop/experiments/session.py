@@ -1,0 +1,107 @@
+"""Builds what a configuration describes, and moves its whole state to and from a checkpoint."""
+
+from typing import Any
+
+import torch
+from torch import nn
+
+import targetprop as tp
+from targetprop.experiments.checkpoint import random_state, restore_random_state
+from targetprop.experiments.config import RunConfig
+from targetprop.experiments.data import Dataset
+from targetprop.experiments.errors import FAILURE, CommandError
+from targetprop.experiments.loop import Session
+
+_COUNTERS = ("epoch", "step", "seconds", "best", "last")
+
+
+def find_device(name: str) -> torch.device:
+    """Choose the device.
+
+    Args:
+        name: "auto", "cpu" or "cuda".
+
+    Returns:
+        The device.
+
+    Raises:
+        CommandError: there is no GPU.
+    """
+    if name == "cuda" and not torch.cuda.is_available():
+        raise CommandError("--device cuda was asked for and PyTorch finds no GPU; use --device cpu or auto")
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    return torch.device(name)
+
+
+def build_session(config: RunConfig, data: Dataset) -> Session:
+    """Make network, engine and optimiser from the seed.
+
+    Args:
+        config: the configuration.
+        data: the data, on the device that trains.
+
+    Returns:
+        A session that has not begun.
+
+    Raises:
+        CommandError: the method does not fit the network.
+    """
+    seed, device = config.loop.seed, data.train_x.device
+    torch.manual_seed(seed)
+    model = config.network.build(data.shape, data.classes).to(device)
+    loss = nn.CrossEntropyLoss()
+    try:
+        engine = tp.TargetPropagation(model, loss, example_input=data.train_x[:2], method=config.method, seed=seed)
+    except ValueError as error:
+        raise CommandError(str(error)) from error
+    optimizer = config.optimizer.make(model.parameters())
+    return Session(model, engine, optimizer, loss, order=torch.Generator().manual_seed(seed))
+
+
+def session_state(session: Session) -> dict[str, Any]:
+    """Collect all that the rest of the run depends on.
+
+    Args:
+        session: the session, between two epochs.
+
+    Returns:
+        Nested tensors and plain values.
+    """
+    return {
+        "model": dict(session.model.state_dict()),
+        "engine": session.engine.state_dict(),
+        "optimizer": session.optimizer.state_dict(),
+        "order": session.order.get_state(),
+        "random": random_state(),
+        "counters": {name: getattr(session, name) for name in _COUNTERS},
+    }
+
+
+def restore_session(session: Session, state: dict[str, Any]) -> None:
+    """Put a session where another one was.
+
+    Args:
+        session: a new session of the same configuration.
+        state: what `session_state` returned.
+
+    Raises:
+        CommandError: the state belongs to another configuration.
+    """
+    try:
+        session.model.load_state_dict(state["model"])
+        session.engine.load_state_dict(_fit_generator(state["engine"], session.engine.state_dict()))
+        session.optimizer.load_state_dict(state["optimizer"])
+        session.order.set_state(state["order"])
+        restore_random_state(state["random"])
+        for name in _COUNTERS:
+            setattr(session, name, state["counters"][name])
+    except (KeyError, RuntimeError, TypeError, ValueError, AttributeError) as error:
+        problem = f"the checkpoint does not fit the run's config.yaml ({error})"
+        raise CommandError(f"{problem}; put back the file that the run began with", FAILURE) from error
+
+
+def _fit_generator(state: dict[str, Any], fresh: dict[str, Any]) -> dict[str, Any]:
+    """Keep the fresh noise generator where the checkpoint's is of another kind of device."""
+    new, old = fresh.get("generator"), state.get("generator")
+    return state if new is None or old is None or new.shape == old.shape else {**state, "generator": new}

@@ -1,0 +1,1 @@
+"""Reports drawn from run folders, and from nothing else."""

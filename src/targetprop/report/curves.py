@@ -1,0 +1,78 @@
+"""``curves.png``: loss, accuracy and inversion residual of one run, from its folder."""
+
+from pathlib import Path
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator, PercentFormatter
+
+from targetprop.report.read_run import read_metrics, read_summary
+
+_TRAIN, _TEST = "#1f5fa8", "#d1603d"
+
+
+def draw_curves(run: Path) -> Path:
+    """Draw the curves of a run.
+
+    Args:
+        run: the run's folder.
+
+    Returns:
+        The picture's path.
+    """
+    summary, records = read_summary(run), read_metrics(run)
+    epochs = [record for record in records if record["kind"] == "epoch"]
+    steps = [record for record in records if record["kind"] == "step" and record["residual"] is not None]
+    figure = Figure(figsize=(12.5 if steps else 8.5, 3.8), layout="constrained")
+    axes = figure.subplots(1, 3 if steps else 2)
+    _draw_epochs(axes[0], epochs, "loss", "cross-entropy (nats per sample)")
+    axes[0].set_yscale("log")
+    _draw_epochs(axes[1], epochs, "accuracy", "accuracy (% of samples)")
+    axes[1].yaxis.set_major_formatter(PercentFormatter(1.0, symbol=""))
+    if steps:
+        _draw_residuals(axes[2], steps)
+    title = f"{summary['method']} on {summary['data']}, seed {summary['seed']}"
+    if summary["test_accuracy"] is not None:
+        title += f": test accuracy {summary['test_accuracy']:.2%} after epoch {summary['epochs']}"
+    figure.suptitle(title)
+    path = run / "curves.png"
+    figure.savefig(path, dpi=120)
+    return path
+
+
+def _draw_epochs(axes: Axes, epochs: list[dict[str, Any]], quantity: str, label: str) -> None:
+    for part, colour in (("train", _TRAIN), ("test", _TEST)):
+        numbers = [record["epoch"] for record in epochs]
+        values = [record[f"{part}_{quantity}"] for record in epochs]
+        axes.plot(numbers, values, color=colour, marker=_marker(values), label=part)
+    axes.set_xlabel("epoch")
+    axes.set_ylabel(label)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    axes.grid(alpha=0.3)
+    axes.legend()
+
+
+def _draw_residuals(axes: Axes, steps: list[dict[str, Any]]) -> None:
+    names = list(steps[-1]["residuals"])[::-1]
+    for index, name in enumerate(names):
+        shade = 0.75 * index / max(1, len(names) - 1)
+        values = [record["residuals"].get(name) for record in steps]
+        axes.plot(
+            [r["step"] for r in steps],
+            values,
+            color=(shade, 0.45, 1 - shade),
+            marker=_marker(values),
+            label=f"layer {name}",
+        )
+    axes.axhline(1.0, color="grey", linestyle=":", label="no inversion")
+    axes.set_ylim(bottom=0)
+    axes.set_xlabel("step")
+    axes.set_ylabel("inversion residual ‖t − f(x)‖ / ‖t − y₀‖")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    axes.grid(alpha=0.3)
+    axes.legend()
+
+
+def _marker(values: list[Any]) -> str:
+    return "." if len(values) <= 50 else ""

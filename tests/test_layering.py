@@ -1,0 +1,101 @@
+"""The order of the parts: data flows one way, so imports point one way."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import targetprop
+
+ROOT = Path(targetprop.__file__).parent
+# From the bottom up: a module may import what stands above it in this list, and its own folder.
+ORDER = [
+    "chain", "forward", "output_target", "inversion", "regression", "step_report", "decoders", "targets", "influence",
+    "updates", "methods", "engine", "diagnostics", "testing", "report", "experiments", "__main__",
+]  # fmt: skip
+# These use the library through its public names, as anybody would.
+USERS = ("report", "experiments", "__main__")
+# What a part may never import, whatever the order says.
+FORBIDDEN = {
+    "inversion": ("torch.nn", "targetprop.chain", "targetprop.forward", "targetprop.decoders"),
+    "engine": ("targetprop.diagnostics",),
+    "report": ("targetprop.engine", "targetprop.methods", "targetprop.decoders", "targetprop.diagnostics"),
+}
+EXTRAS = {
+    "matplotlib",
+    "jsonargparse",
+    "rich",
+    "yaml",
+    "safetensors",
+    "sklearn",
+    "PIL",
+    "pytest",
+    "curvlinops",
+    "scipy",
+}
+FILES = sorted(path for path in ROOT.rglob("*.py") if path != ROOT / "__init__.py")
+
+
+def part(path: Path) -> str:
+    return path.relative_to(ROOT).parts[0].removesuffix(".py")
+
+
+def imports(path: Path) -> set[str]:
+    """List the modules that a file imports, with the names taken from them, wherever in the file."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path.name} uses a relative import"
+            found |= {node.module or ""} | {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+def test_every_part_has_its_place() -> None:
+    assert {part(path) for path in FILES} <= set(ORDER)
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_imports_point_one_way(path: Path) -> None:
+    mine = part(path)
+    for name in imports(path):
+        if name == "targetprop" or name.removeprefix("targetprop.") in (*targetprop.__all__, "__version__"):
+            assert mine in USERS, f"{path.name} imports {name}: take it from the part that defines it"
+            continue
+        if not name.startswith("targetprop."):
+            continue
+        theirs = name.split(".")[1]
+        assert theirs in ORDER, f"{path.name} imports {name}: import it from the part that defines it"
+        assert ORDER.index(theirs) <= ORDER.index(mine), f"{path.name} imports {name}, which stands above it"
+
+
+@pytest.mark.parametrize(
+    "path", [p for p in FILES if part(p) in FORBIDDEN], ids=lambda path: str(path.relative_to(ROOT))
+)
+def test_forbidden_imports(path: Path) -> None:
+    for name in imports(path):
+        for forbidden in FORBIDDEN[part(path)]:
+            assert name != forbidden and not name.startswith(f"{forbidden}."), f"{path.name} imports {name}"
+
+
+def test_public_names_are_pinned() -> None:
+    assert targetprop.__all__ == [
+        "METHODS", "Chain", "DeltaRule", "Denoising", "Difference", "DifferenceReconstruction", "Direct",
+        "DirectFeedback", "Exact", "Fixed", "GaussNewtonStep", "GlobalReconstruction", "Gradient", "GradientStep",
+        "Influence", "InputSpace", "LabelTarget", "Layer", "LeastSquares", "Method", "NoDecoder", "OutputSpace",
+        "Regularised", "Ridge", "Side", "Solution", "Status", "StepReport", "TargetPropagation", "build_chain",
+        "invert", "method", "normalise", "register_decoder", "register_replay",
+    ]  # fmt: skip
+    assert all(hasattr(targetprop, name) for name in targetprop.__all__)
+
+
+def test_importing_the_library_imports_no_extra() -> None:
+    script = "import sys, torch; old = set(sys.modules); import targetprop; print(*(set(sys.modules) - old))"
+    out = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout.split()
+    assert "targetprop.engine" in out
+    assert not EXTRAS & {name.split(".")[0] for name in out}
+    mine = {name.split(".")[1] for name in out if name.startswith("targetprop.")}
+    assert not mine & {"diagnostics", "testing", "experiments", "report"}

@@ -1,0 +1,150 @@
+"""From the output's target to every layer's: layerwise, joint and composite."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import targetprop as tp
+from cases import INVERSE, NETWORKS, invertible, rand, targets
+from targetprop.forward import run_forward
+from targetprop.inversion import sample_norm
+from targetprop.targets import Targets, propagate
+
+ROUGH = tp.Exact(w=1.0, damping=0.03)  # a decoder whose errors iteration has to repair
+
+
+def spread(model: nn.Sequential, delta: Tensor, propagation: str, decoder=ROUGH, x=None, **settings) -> tuple:
+    """Return the record and the targets of one propagation."""
+    x = rand(len(delta), 3) if x is None else x
+    method = tp.Method(
+        decoder=decoder,
+        propagation=propagation,
+        inversion=tp.InputSpace(**({"steps": 100, "tolerance": 1e-12} | settings)),
+    )
+    engine = tp.TargetPropagation(model, nn.MSELoss(), example_input=x, method=method, seed=0)
+    return targets(engine, x, delta)
+
+
+def distance(a: Targets, b: Targets) -> float:
+    return max(float((u - v).abs().max()) for u, v in zip(a.deltas, b.deltas, strict=True))
+
+
+@pytest.mark.parametrize("propagation", ["joint", "composite"])
+@pytest.mark.parametrize("activation", [nn.Tanh, nn.ELU])
+def test_every_converged_propagation_has_the_same_fixed_point(propagation: str, activation) -> None:
+    model, delta = invertible(activation, depth=4), 0.05 * rand(5, 3, seed=2)
+    _, layerwise = spread(model, delta, "layerwise")
+    _, other = spread(model, delta, propagation)
+    assert all(s.converged.all() for s in (*layerwise.outcomes.values(), *other.outcomes.values()))
+    assert distance(layerwise, other) < 1e-10
+
+
+def test_converged_targets_reach_the_output_target() -> None:
+    model, delta = invertible(depth=4), 0.05 * rand(5, 3, seed=2)
+    record, found = spread(model, delta, "layerwise")
+    for index in (1, 2, 3):
+        y = record.layers[index].x + found.deltas[index - 1]
+        for layer in record.layers[index:]:
+            y = layer.f(y)
+        assert (y - record.output - delta).abs().max() < 1e-11
+
+
+def test_a_sweep_carries_the_target_down_by_one_layer() -> None:
+    model, delta, x = invertible(depth=4), 0.05 * rand(5, 3, seed=2), rand(5, 3)
+    method = tp.Method(decoder=tp.Fixed(), propagation="joint", inversion=tp.InputSpace(steps=3, tolerance=0.0))
+    engine = tp.TargetPropagation(model, nn.MSELoss(), example_input=x, method=method, seed=0)
+    record = run_forward(engine.chain, x)
+    moved: list[bool] = []
+    for layer in record.layers[1:]:
+        layer.layer.modules[0].register_forward_pre_hook(
+            lambda module, inputs, x=layer.x: moved.append(not torch.equal(inputs[0], x))
+        )
+    with torch.no_grad():
+        found = propagate(record, engine.bank, delta, method.inversion, "joint", measure=False)
+    assert moved == [False, False, True, False, True, True, True, True, True]  # three layers, sweep by sweep
+    assert found.deltas[0].abs().min() > 0
+
+
+def test_sweeps_with_exact_inverses_of_a_linear_network_are_exact_after_as_many_as_layers() -> None:
+    model, delta = nn.Sequential(*[m for m in invertible(depth=4) if isinstance(m, nn.Linear)]), rand(5, 3, seed=2)
+    _, layerwise = spread(model, delta, "layerwise", INVERSE, steps=1)
+    _, joint = spread(model, delta, "joint", INVERSE, steps=3)
+    assert distance(layerwise, joint) < 1e-12
+
+
+def test_sweeps_through_strongly_contracting_layers_do_not_count_as_divergence() -> None:
+    model, delta = nn.Sequential(*[nn.Linear(3, 3) for _ in range(5)]).double(), rand(4, 3, seed=2)
+    for linear in model:
+        linear.weight.data = 0.1 * torch.eye(3, dtype=torch.float64)  # each inverse is ten times as long
+    delta[1] = 0.0
+    _, found = spread(model, delta, "joint", INVERSE, steps=20)
+    _, expected = spread(model, delta, "layerwise", INVERSE)
+    solution = found.outcomes["all"]
+    assert solution.converged.all() and distance(found, expected) < 1e-7
+    assert int(solution.steps[1]) == 0 and float(solution.forward_residual[1]) == 0.0
+
+
+def test_too_few_sweeps_are_refused() -> None:
+    with pytest.raises(
+        ValueError, match="reach the bottom of 4 layers after 3 steps, and inversion.steps is 2; raise it"
+    ):
+        spread(invertible(depth=4), rand(5, 3), "joint", steps=2)
+
+
+def test_joint_sweeps_are_an_input_space_iteration() -> None:
+    with pytest.raises(ValueError, match="set inversion=InputSpace"):
+        tp.Method(propagation="joint", inversion=tp.OutputSpace())
+
+
+def test_composite_corrects_errors_that_pile_up() -> None:
+    model, delta = invertible(nn.Tanh, depth=5), 0.02 * rand(6, 3, seed=2)
+    record, layerwise = spread(model, delta, "layerwise", steps=1)
+    _, composite = spread(model, delta, "composite", steps=4)
+
+    def missed(found: Targets) -> Tensor:
+        y = record.layers[1].x + found.deltas[0]
+        for layer in record.layers[1:]:
+            y = layer.f(y)
+        return sample_norm(y - record.output - delta)
+
+    assert (missed(composite) < 0.5 * missed(layerwise)).all()
+    assert torch.allclose(composite.outcomes["2"].forward_residual, missed(composite), rtol=1e-6, atol=1e-14)
+
+
+def test_composite_decoders_are_chained_in_their_differential_form() -> None:
+    case = NETWORKS["tanh"]
+    model, x = case.build(), case.batch()
+    method = tp.Method(decoder=tp.Denoising(activation="inverse"))
+    engine = tp.TargetPropagation(model, nn.MSELoss(), example_input=x, method=method, seed=0)
+    record = run_forward(engine.chain, x)
+    with torch.no_grad():
+        G = engine.bank.composite(1, record)
+        assert (G(record.output) - record.layers[1].x).abs().max() < 1e-14
+        c = 0.1 * rand(5, 3, seed=3)
+        h = [layer.x for layer in record.layers]
+        top, low = engine.bank.inverse(2, record), engine.bank.inverse(1, record)
+        expected = h[1] + low(h[2] + top(record.output + c) - top(record.output)) - low(h[2])
+        assert torch.allclose(G(record.output + c), expected, rtol=1e-12)
+        assert torch.allclose(G.difference(record.output + c, c), G(record.output + 2 * c) - expected, rtol=1e-9)
+
+
+def test_a_single_layer_needs_no_target_below() -> None:
+    case = NETWORKS["one layer"]
+    engine = tp.TargetPropagation(case.build(), nn.MSELoss(), example_input=case.batch(), method="dtp")
+    assert engine.backward(case.batch(), rand(5, 3)).outcomes == {}
+
+
+def test_layers_see_their_own_inversion_in_the_report() -> None:
+    model, x, y = invertible(depth=3), rand(5, 3), rand(5, 3, seed=1)
+    for propagation in ("layerwise", "composite", "joint"):
+        method = tp.Method(decoder=ROUGH, propagation=propagation, inversion=tp.InputSpace(steps=2, tolerance=0.0))
+        engine = tp.TargetPropagation(model, nn.MSELoss(), example_input=x, method=method)
+        report = engine.backward(x, y, measure=True)
+        delta = method.output_target(report.output, y, nn.MSELoss()).delta
+        top = report.outcomes["all" if propagation == "joint" else "4"]
+        expected = float(top.forward_residual.square().sum().sqrt() / delta.norm())
+        assert report.residuals()["all" if propagation == "joint" else "4"] == pytest.approx(expected, rel=1e-10)
+        assert report.shares(tp.Status.MAX_STEPS) == dict.fromkeys(report.outcomes, 1.0)
+        if propagation == "composite":  # every layer's inversion is asked for the output's change
+            expected = float(report.outcomes["2"].forward_residual.square().sum().sqrt() / delta.norm())
+            assert report.residuals()["2"] == pytest.approx(expected, rel=1e-10)

@@ -1,0 +1,194 @@
+"""Local updates: closed forms by dense algebra, and what every update promises about ``.grad``."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import targetprop as tp
+from cases import DTYPE, NETWORKS, TRANSPOSE, gradients, rand, relative, targets
+from targetprop.forward import run_forward
+from targetprop.updates import UPDATES
+
+BETA = 1e-2
+
+
+def engine(model, update, x: Tensor, loss=None, **parts) -> tp.TargetPropagation:
+    method = tp.Method(decoder=TRANSPOSE, update=update, output_target=tp.GradientStep(BETA), **parts)
+    return tp.TargetPropagation(model, loss or nn.MSELoss(), example_input=x, method=method)
+
+
+def local(model: nn.Sequential, x: Tensor, y: Tensor) -> list[tuple[nn.Linear, Tensor, Tensor, Tensor]]:
+    """Return per linear map: the map, its input with a 1, ``σ'`` behind it, and ``Δ`` behind that, by autograd."""
+    record = run_forward(tp.build_chain(model), x, keep_inner=True)
+    h, values = x, []
+    for layer in record.layers:
+        h = layer.f(h)
+        values.append(h)
+    per_sample = torch.autograd.grad(nn.MSELoss(reduction="sum")(h, y) / y.shape[1], values)
+    found = []
+    for layer, gradient in zip(record.layers, per_sample, strict=True):
+        place = next(i for i, m in enumerate(layer.layer.modules) if isinstance(m, nn.Linear))
+        a = layer.x if place == 0 else layer.inner[place - 1].detach()
+        z = layer.inner[place]
+        slope = torch.ones_like(z) if z is layer.y else torch.autograd.grad(layer.y.sum(), z)[0]
+        found.append(
+            (layer.layer.modules[place], torch.cat([a, torch.ones(len(a), 1, dtype=DTYPE)], 1), slope, -BETA * gradient)
+        )
+    return found
+
+
+def joined(linear: nn.Linear) -> Tensor:
+    return torch.cat([linear.weight.grad, linear.bias.grad[:, None]], dim=1)
+
+
+CUTS = ["post-activation", "pre-activation"]
+
+
+@pytest.mark.parametrize("cut", CUTS)
+@pytest.mark.parametrize("name", ["tanh", "elu"])
+def test_gradient_update_is_the_gradient_of_the_local_loss(name: str, cut: str) -> None:
+    case = NETWORKS[name]
+    model, x, y = case.build(), case.batch(), rand(5, 3, seed=2)
+    made = engine(model, tp.Gradient(), x, cut=cut)
+    made.backward(x, y)
+    record, found = targets(made, x, lambda r: -BETA * 2 * (r.output - y) / 3)
+    expected = []
+    for layer, change in zip(record.layers, found.deltas, strict=True):
+        loss = 0.5 * (layer.y - (layer.h + change)).square().sum() / (BETA * 5)
+        expected += [g.flatten() for g in torch.autograd.grad(loss, list(layer.layer.parameters()))]
+    assert relative(gradients(model), torch.cat(expected)) < 1e-12
+
+
+@pytest.mark.parametrize("damping", [0.0, 0.1])
+@pytest.mark.parametrize("pullback", ["inverse", "transpose"])
+def test_delta_rule_is_the_mean_of_minimum_norm_changes(pullback: str, damping: float) -> None:
+    model, x, y = NETWORKS["tanh"].build(), NETWORKS["tanh"].batch(), rand(5, 3, seed=2)
+    engine(model, tp.DeltaRule(pullback=pullback, pullback_damping=damping), x).backward(x, y)
+    for linear, a, slope, delta in local(model, x, y):
+        last = linear.out_features == 3  # nothing follows the last map
+        back = slope * delta if pullback == "transpose" else slope * delta / (slope**2 + damping)
+        dz = delta if last else back
+        change = sum(torch.outer(d, v) / v.dot(v) for d, v in zip(dz, a, strict=True)) / 5
+        assert relative(joined(linear), -change / BETA) < 1e-11
+
+
+def test_delta_rule_on_one_sample_reaches_its_target_in_one_step() -> None:
+    model, x, y = NETWORKS["elu"].build(), NETWORKS["elu"].batch(1), rand(1, 3, seed=2)
+    made = engine(model, tp.DeltaRule(pullback_damping=0.0), x, cut="pre-activation")
+    made.backward(x, y)
+    record, found = targets(made, x, lambda r: -BETA * 2 * (r.output - y) / 3)
+    torch.optim.SGD(model.parameters(), lr=BETA).step()
+    for layer, change in zip(record.layers, found.deltas, strict=True):
+        assert (layer.f(layer.x) - layer.h - change).abs().max() < 1e-14
+
+
+@pytest.mark.parametrize("unit_scale", [True, False])
+@pytest.mark.parametrize("damping", [1.0, 1e-3])
+def test_least_squares_is_the_damped_regression(unit_scale: bool, damping: float) -> None:
+    model, x, y = NETWORKS["tanh"].build(), rand(20, 4), rand(20, 3, seed=2)
+    update = tp.LeastSquares(
+        pullback="inverse", pullback_damping=0.0, damping=damping, decay=0.0, every=1, unit_scale=unit_scale
+    )
+    engine(model, update, x).backward(x, y)
+    for linear, a, slope, delta in local(model, x, y):
+        dz = delta / slope
+        if unit_scale:
+            dz = BETA * dz / dz.square().mean().sqrt()
+        mu = damping * a.square().sum() / a.numel()  # relative to the mean of the diagonal of Σaaᵀ/n
+        eye = torch.eye(a.shape[1], dtype=DTYPE)
+        change = (dz.T @ a) @ torch.linalg.inv(a.T @ a + 20 * mu * eye)
+        assert relative(joined(linear), -change / BETA) < 1e-9
+
+
+def test_least_squares_averages_its_covariance_and_reuses_its_factor() -> None:
+    model, decay, every = nn.Sequential(nn.Linear(4, 3)).double(), 0.7, 2
+    update = tp.LeastSquares(damping=0.1, decay=decay, every=every, unit_scale=False)
+    batches = [rand(6, 4, seed=i) for i in range(5)]
+    made, y = engine(model, update, batches[0]), rand(6, 3, seed=9)
+    average, weight, used = torch.zeros(5, 5, dtype=DTYPE), 0.0, None
+    for step, x in enumerate(batches):
+        model.zero_grad()
+        made.backward(x, y)
+        a = torch.cat([x, torch.ones(6, 1, dtype=DTYPE)], dim=1)
+        average, weight = decay * average + (1 - decay) * a.T @ a / 6, decay * weight + (1 - decay)
+        if step % every == 0:
+            mean = average / weight
+            used = mean + 0.1 * mean.diagonal().mean() * torch.eye(5, dtype=DTYPE)
+        delta = -BETA * 2 * (model(x).detach() - y) / 3
+        assert relative(joined(model[0]), -(delta.T @ a / 6) @ torch.linalg.inv(used) / BETA) < 1e-9
+
+
+@pytest.mark.parametrize("update", [tp.DeltaRule(), tp.LeastSquares(pullback="transpose")])
+def test_what_is_no_linear_map_gets_its_gradient(update) -> None:
+    net = nn.Sequential(nn.Linear(4, 5), nn.PReLU(5), nn.Linear(5, 3)).double()
+    x, y = rand(6, 4), rand(6, 3, seed=2)
+    plain = nn.Sequential(nn.Linear(4, 5), nn.PReLU(5), nn.Linear(5, 3)).double()
+    plain.load_state_dict(net.state_dict())
+    engine(net, update, x).backward(x, y)
+    engine(plain, tp.Gradient(), x).backward(x, y)
+    assert relative(net[1].weight.grad, plain[1].weight.grad) < 1e-12
+    assert relative(net[0].weight.grad, plain[0].weight.grad) > 1e-2
+
+
+@pytest.mark.parametrize("name", UPDATES)
+def test_gradients_are_accumulated(name: str) -> None:
+    model, x, y = NETWORKS["tanh"].build(), NETWORKS["tanh"].batch(), rand(5, 3, seed=2)
+    update = UPDATES[name](every=1, decay=0.0) if name == "least-squares" else UPDATES[name]()
+    made = engine(model, update, x)
+    made.backward(x, y)
+    once = gradients(model)
+    made.backward(x, y)
+    assert relative(gradients(model), 2 * once) < 1e-12
+
+
+@pytest.mark.parametrize("name", UPDATES)
+@pytest.mark.parametrize("frozen", ["0.weight", "2.bias", "4.weight"])
+def test_frozen_parameters_are_left_alone(name: str, frozen: str) -> None:
+    model, x, y = NETWORKS["tanh"].build(), NETWORKS["tanh"].batch(), rand(5, 3, seed=2)
+    model.get_parameter(frozen).requires_grad_(False)
+    engine(model, UPDATES[name](), x).backward(x, y)
+    got = {n for n, p in model.named_parameters() if p.grad is not None}
+    assert got == {n for n, _ in model.named_parameters()} - {frozen}
+
+
+@pytest.mark.parametrize("name", UPDATES)
+def test_a_sum_over_the_batch_is_n_times_the_mean(name: str) -> None:
+    found = []
+    for loss in (nn.MSELoss(), nn.MSELoss(reduction="sum")):
+        model, x, y = NETWORKS["tanh"].build(), NETWORKS["tanh"].batch(), rand(5, 3, seed=2)
+        update = tp.LeastSquares(unit_scale=False) if name == "least-squares" else UPDATES[name]()
+        engine(model, update, x, loss).backward(x, y)
+        found.append(gradients(model))
+    assert relative(found[1], 15 * found[0]) < 1e-10  # MSELoss divides by n times 3 units
+
+
+def test_unit_scale_makes_the_step_independent_of_the_size_of_the_targets() -> None:
+    found = []
+    for factor in (1.0, 1e-4):
+        model, x = NETWORKS["tanh"].build(), NETWORKS["tanh"].batch()
+        engine(model, tp.LeastSquares(), x, lambda h, y, c=factor: c * nn.functional.mse_loss(h, y)).backward(
+            x, rand(5, 3, seed=2)
+        )
+        found.append(gradients(model))
+    assert relative(found[1], found[0]) < 1e-9
+
+
+def test_inverse_pullback_refuses_what_is_not_elementwise() -> None:
+    case = NETWORKS["layer norm"]
+    with pytest.raises(ValueError, match="layer 0: pullback 'inverse' needs elementwise .* LayerNorm .* 'transpose'"):
+        engine(case.build(), tp.DeltaRule(), case.batch())
+    engine(case.build(), tp.DeltaRule(pullback="transpose"), case.batch())
+
+
+BAD = [
+    (lambda: tp.DeltaRule(pullback="none"), "pullback must be inverse or transpose; got 'none'"),
+    (lambda: tp.DeltaRule(pullback_damping=-1.0), "pullback_damping must be ≥ 0"),
+    (lambda: tp.LeastSquares(decay=1.0), r"decay in \[0, 1\)"),
+    (lambda: tp.LeastSquares(every=0), "every ≥ 1"),
+]
+
+
+@pytest.mark.parametrize(("make", "message"), BAD)
+def test_bad_settings_are_named(make, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make()
