@@ -10,8 +10,11 @@ start with ``zero_grad()``. Flatness is the same count at the ends of 1,000 step
 import argparse
 import gc
 import json
+import os
 import weakref
 from pathlib import Path
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch is imported
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode

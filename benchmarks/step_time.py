@@ -2,16 +2,19 @@
 
     OMP_WAIT_POLICY=PASSIVE python benchmarks/step_time.py --methods dtp l-drl iterated
 
-Both sides run the same network (784-5×256-10, tanh, batch 128 unless told otherwise) and step it with ``torch.optim.Adam``
-at its defaults. Each round times one step of every side, in an order that rotates; the ratio is taken round by round, and
-its median and quartiles are printed and written as JSON.
+Both sides run the same network (784-5×256-10, tanh, batch 128 unless told otherwise) and step it with
+``torch.optim.Adam`` at its defaults. Each round times one step of every side, in an order that rotates; the ratio is
+taken round by round, and its median and quartiles are printed and written as JSON.
 """
 
 import argparse
 import json
+import os
 import platform
 import time
 from pathlib import Path
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch is imported
 
 import numpy as np
 import torch

@@ -189,7 +189,9 @@ class TargetPropagation:
         if self.decoder_optimizer is not None:
             self.decoder_optimizer.load_state_dict(state["decoder_optimizer"])
         self._update_state.load_state_dict(state["update"])
-        self._generator.set_state(state["generator"])
+        # Generators of different kinds of device have states of different size; a fresh one then goes on.
+        if state["generator"].shape == self._generator.get_state().shape:
+            self._generator.set_state(state["generator"])
 
     def __str__(self) -> str:
         """Print the method and how each layer is inverted."""

@@ -34,13 +34,15 @@ class StepReport:
         """Relative forward residuals, ``‖t − f(x)‖ / ‖t − y₀‖``, root mean squares over samples.
 
         Returns:
-            One number per inversion that was measured: 0 is a perfect inverse, 1 no progress at all.
+            One number per inversion that was measured and was asked for a change: 0 is a perfect inverse, 1 no
+            progress.
         """
         found = {}
         for name, outcome in self.outcomes.items():
             if outcome.forward_residual is not None and name in self.target_norms:
                 asked = float(self.target_norms[name])
-                found[name] = float(outcome.forward_residual.square().mean().sqrt()) / asked if asked else 0.0
+                if asked > 0:
+                    found[name] = float(outcome.forward_residual.square().mean().sqrt()) / asked
         return found
 
     def shares(self, status: Status) -> dict[str, float]:

@@ -26,7 +26,8 @@ class Targets:
 
     Attributes:
         deltas: ``Δ_1 … Δ_L``, shapes of ``h_1 … h_L``.
-        outcomes: how the inversion ended that gave each ``Δ_l``, by name of the layer that was inverted; joint sweeps have one,
+        outcomes: how the inversion ended that gave each ``Δ_l``, by name of the layer that was inverted; joint
+            sweeps have one,
             named ``"all"``.
     """
 

@@ -2,8 +2,8 @@ r"""Decoders of elementwise activations ``h = σ(z)``, in three styles.
 
 * "identity": the activation is left to the affine map that is learned beside it;
 * "inverse": ``σ⁻¹(h)``, with ``h`` first clamped to the range of ``σ``;
-* "transpose": ``σ'(z) h`` with ``z`` of the forward pass, so that ``J_g`` of this module *is* ``J_σᵀ``. Where ``σ'`` is a
-  function of ``h``, as for tanh (``1 − h²``), nothing but ``h`` is kept for it.
+* "transpose": ``σ'(z) h`` with ``z`` of the forward pass, so that ``J_g`` of this module *is* ``J_σᵀ``. Where ``σ'``
+  is a function of ``h``, as for tanh (``1 − h²``), nothing but ``h`` is kept for it.
 
 Activations that are not monotone (GELU, SiLU, …) have no inverse; style "inverse" leaves them to the affine map.
 """

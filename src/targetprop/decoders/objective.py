@@ -194,6 +194,8 @@ class Learned(Objective):
             noise = Noise(record, self.noise, generator)
             signals = [self.signal(bank, index, record, noise) for index in range(1, len(record.layers))]
             signals = [signal for signal in signals if signal.tensor.requires_grad]
+            if not signals:
+                return None
             torch.autograd.backward([s.tensor for s in signals], [s.gradient for s in signals])
             optimizer.step()
             optimizer.zero_grad()

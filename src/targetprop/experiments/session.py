@@ -90,7 +90,7 @@ def restore_session(session: Session, state: dict[str, Any]) -> None:
     """
     try:
         session.model.load_state_dict(state["model"])
-        session.engine.load_state_dict(_fit_generator(state["engine"], session.engine.state_dict()))
+        session.engine.load_state_dict(state["engine"])
         session.optimizer.load_state_dict(state["optimizer"])
         session.order.set_state(state["order"])
         restore_random_state(state["random"])
@@ -99,9 +99,3 @@ def restore_session(session: Session, state: dict[str, Any]) -> None:
     except (KeyError, RuntimeError, TypeError, ValueError, AttributeError) as error:
         problem = f"the checkpoint does not fit the run's config.yaml ({error})"
         raise CommandError(f"{problem}; put back the file that the run began with", FAILURE) from error
-
-
-def _fit_generator(state: dict[str, Any], fresh: dict[str, Any]) -> dict[str, Any]:
-    """Keep the fresh noise generator where the checkpoint's is of another kind of device."""
-    new, old = fresh.get("generator"), state.get("generator")
-    return state if new is None or old is None or new.shape == old.shape else {**state, "generator": new}

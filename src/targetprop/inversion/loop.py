@@ -1,8 +1,8 @@
 r"""The one loop behind every inversion rule.
 
-A rule turns its iterate ``u`` into an estimate ``x(u) − x₀`` and a direction ``d(u)``; the loop takes ``u ← u + α d(u)``, or
-mixes the history (Anderson), and keeps for each sample the estimate with the smallest ``‖t − f(x)‖``. Samples stop
-on their own: converged when ``‖d‖ ≤ tolerance · ‖d_0‖``, diverged when ``‖d‖`` is not finite or has grown
+A rule turns its iterate ``u`` into an estimate ``x(u) − x₀`` and a direction ``d(u)``; the loop takes ``u ← u + α
+d(u)``, or mixes the history (Anderson), and keeps for each sample the estimate with the smallest ``‖t − f(x)‖``.
+Samples stop on their own: converged when ``‖d‖ ≤ tolerance · ‖d_0‖``, diverged when ``‖d‖`` is not finite or has grown
 `GROWTH`-fold. There is no transfer to the host inside the first `CHECK_EVERY` steps.
 """
 

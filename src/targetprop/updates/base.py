@@ -116,7 +116,7 @@ class LinearUpdate(Update):
         a = (layer.x if place == 0 else layer.inner[place - 1].detach()).flatten(0, -2)
         if linear.bias is not None:
             a = torch.cat([a, torch.ones_like(a[:, :1])], dim=1)
-        change = self.solve(a, dz, scale, state, layer.layer.name)
+        change = self.solve(a, dz, scale * len(dz) / len(delta), state, layer.layer.name)
         accumulate(linear.weight, -change[:, : linear.in_features])
         if linear.bias is not None:
             accumulate(linear.bias, -change[:, -1])
@@ -136,9 +136,9 @@ class LinearUpdate(Update):
         """Find the change of the map's parameters.
 
         Args:
-            a: inputs with a constant 1 for the bias, if there is one, shape ``(n, d)``.
-            dz: changes wanted of the outputs, shape ``(n, k)``.
-            scale: ``β n``.
+            a: inputs with a constant 1 for the bias, if there is one, a row per sample and position, shape ``(r, d)``.
+            dz: changes wanted of the outputs, shape ``(r, k)``.
+            scale: ``β n`` times the number of positions.
             state: what `build` returned.
             name: the layer's name.
 
