@@ -3,8 +3,8 @@
     python benchmarks/memory.py
 
 Every tensor storage that an operation creates is counted from its birth to its death, by a dispatch mode that sees all
-operations; what exists before the step (parameters, optimiser states, the batch) is not counted. Gradients are: both sides
-start with ``zero_grad()``. Flatness is the same count at the ends of 1,000 steps.
+operations; what exists before the step (parameters, optimiser states, the batch) is not counted. Gradients are: both
+sides start with ``zero_grad()``. Growth is the difference of that count over 1,000 steps.
 """
 
 import argparse

@@ -2,8 +2,8 @@
 
     OMP_WAIT_POLICY=PASSIVE python benchmarks/mnist.py --root DIR --out benchmarks/results/mnist.json
 
-DIR is where MNIST's idx files lie (DIR/MNIST/raw). Every run starts from the same weights and sees the same order of data
-as the other methods with its seed. The accuracy is that of the last epoch, not the best one.
+DIR is where MNIST's idx files lie (DIR/MNIST/raw). Every run starts from the same weights and sees the same order of
+data as the other methods with its seed. The accuracy is that of the last epoch, not the best one.
 """
 
 import argparse

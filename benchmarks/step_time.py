@@ -91,9 +91,10 @@ def main() -> None:
         quartiles = np.percentile(times / plain, [25, 50, 75])
         rows[name] = {"ratio_median": quartiles[1], "ratio_quartiles": [quartiles[0], quartiles[2]]}
         rows[name]["ratio_of_medians"] = float(np.median(times) / np.median(plain))
+        spread = f"quartiles {quartiles[0]:.2f}-{quartiles[2]:.2f}"
         print(
             f"{name:<12} {np.median(times) * 1e3:8.2f} ms   {quartiles[1]:5.2f} x"
-            f"   (quartiles {quartiles[0]:.2f}-{quartiles[2]:.2f}; ratio of medians {rows[name]['ratio_of_medians']:.2f})"
+            f"   ({spread}; ratio of medians {rows[name]['ratio_of_medians']:.2f})"
         )
     if arguments.out:
         arguments.out.parent.mkdir(parents=True, exist_ok=True)

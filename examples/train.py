@@ -16,7 +16,7 @@ net = nn.Sequential(nn.Linear(64, 128), nn.Tanh(), nn.Linear(128, 128), nn.Tanh(
 engine = tp.TargetPropagation(net, nn.CrossEntropyLoss(), example_input=x[:2])
 optimizer = torch.optim.Adam(net.parameters(), lr=1e-3)
 
-for epoch in range(10):
+for _ in range(20):
     for batch in torch.randperm(1500).split(64):
         optimizer.zero_grad()
         report = engine.backward(x[batch], y[batch])  # instead of loss.backward()
@@ -24,4 +24,4 @@ for epoch in range(10):
 
 accuracy = (net(x[1500:]).argmax(1) == y[1500:]).float().mean().item()
 print(f"{report}; test accuracy {accuracy:.1%}")
-assert accuracy > 0.88
+assert accuracy > 0.9

@@ -116,7 +116,8 @@ def test_printed_config_is_complete_and_reads_back(capsys, name):
 
 def test_every_option_reaches_the_configuration(capsys):
     text = printed(
-        capsys, "--inversion.steps", 7, "--decoder.damping", 0.5, "--output_target.beta", "1e-3", "--influence.limit",
+        capsys, "--inversion.rule", "input-space", "--inversion.steps", 7, "--decoder.damping", 0.5,
+        "--output_target.beta", "1e-3", "--influence.limit",
         "inf", "--influence.normalise=false", "--update.rule", "least-squares", "--update.every", 9, "--cut",
         "pre-activation", "--propagation", "joint", "--network.widths", 5, "--network.activation", "gelu",
         "--optimizer.name", "sgd", "--optimizer.momentum", 0.5, "--batch_size", 3, "--log_every", 2, "--device", "cpu",
@@ -201,7 +202,7 @@ REFUSED = {
     "--data.name mnist --data.root nowhere": "--data.root nowhere is not a folder",
     "--data.name folder --data.root nowhere": "--data.root nowhere is not a folder",
     "--propagation joint --inversion.rule difference": "joint sweeps are an input-space iteration",
-    "--propagation joint --network.widths 8 8 8 8 8 8 8": "joint sweeps reach the bottom of 8 layers",
+    "--propagation joint --inversion.rule input-space --inversion.steps 2 --network.widths 8 8 8 8": "joint sweeps reach the bottom of 5",
     "--config nowhere.yaml": "--config nowhere.yaml cannot be read",
     "--config bad.yaml": "is not valid YAML",
     "--config list.yaml": "must hold lines of the form 'name: value'",
@@ -279,7 +280,7 @@ def test_methods_are_listed_with_their_parts(capsys):
     short = capsys.readouterr().out
     assert [line.split()[0] for line in short.splitlines()] == list(tp.METHODS)
     assert main(["methods", "--verbose"]) == 0
-    assert "input-space" in capsys.readouterr().out
+    assert "output-space" in capsys.readouterr().out
     assert main(["methods", "--all"]) == 2
     assert "its one option is --verbose" in capsys.readouterr().err
 

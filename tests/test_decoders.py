@@ -321,7 +321,7 @@ def test_direct_feedback_trains_one_map_per_layer() -> None:
     assert torch.allclose(g.difference(a, b), g(a + b) - g(a), rtol=1e-10)
     with pytest.raises(ValueError, match="propagation='composite'"):
         made.bank.inverse(1, record)
-    with pytest.raises(ValueError, match="set propagation='composite'"):
+    with pytest.raises(ValueError, match="choose the propagation 'composite'"):
         tp.Method(decoder=tp.DirectFeedback())
 
 

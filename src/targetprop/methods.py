@@ -11,7 +11,7 @@ A `Method` is frozen settings; `dataclasses.replace` or the keyword arguments of
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from typing import Any, get_args
 
 from targetprop.chain import Cut
@@ -26,7 +26,7 @@ from targetprop.decoders import (
     Objective,
 )
 from targetprop.influence import Influence
-from targetprop.inversion import Difference, Direct, InputSpace, Inversion, Regularised
+from targetprop.inversion import Difference, Direct, InputSpace, Inversion, OutputSpace, Regularised
 from targetprop.output_target import GradientStep, LabelTarget, OutputTarget
 from targetprop.targets import Propagation
 from targetprop.updates import Gradient, Update
@@ -66,9 +66,11 @@ class Method:
         if self.propagation not in get_args(Propagation):
             raise ValueError(f"propagation must be one of {', '.join(get_args(Propagation))}; got {self.propagation!r}")
         if self.propagation == "joint" and not isinstance(self.inversion, InputSpace):
-            raise ValueError("joint sweeps are an input-space iteration; set inversion=InputSpace(…)")
+            raise ValueError(
+                "joint sweeps are an input-space iteration; choose the inversion rule 'input-space', InputSpace(…)"
+            )
         if isinstance(self.decoder, DirectFeedback) and self.propagation not in ("composite", "backprop"):
-            raise ValueError("direct feedback maps the output to every layer; set propagation='composite'")
+            raise ValueError("direct feedback maps the output to every layer; choose the propagation 'composite'")
         if self.inversion.needs_decoder and isinstance(self.decoder, NoDecoder) and self.propagation != "backprop":
             raise ValueError(f"inversion {self.inversion.name!r} needs decoders; choose a decoder objective")
 
@@ -77,9 +79,7 @@ class Method:
         rows = [self.name]
         for part in fields(self)[1:]:
             value = getattr(self, part.name)
-            settings = (
-                {f.name: getattr(value, f.name) for f in fields(value)} if hasattr(value, "__post_init__") else {}
-            )
+            settings = {f.name: getattr(value, f.name) for f in fields(value)} if is_dataclass(value) else {}
             title = getattr(value, "name", "" if settings else str(value))
             rows.append(f"  {part.name:<14} {title:<26} {', '.join(f'{k}={v}' for k, v in settings.items())}".rstrip())
         return "\n".join(rows)
@@ -88,8 +88,8 @@ class Method:
 def _iterated() -> Method:
     """Bengio 2020: iterated approximate inverses, influence-normalised; damped so that it trains at any depth."""
     return Method(
-        decoder=DifferenceReconstruction(w=1.0, damping=3.0, relative=True, activation="transpose"),
-        inversion=InputSpace(steps=2, tolerance=1e-3),
+        decoder=DifferenceReconstruction(w=1.0, damping=3.0, relative=True, activation="transpose", share=0.5, lr=5e-3),
+        inversion=OutputSpace(steps=1, tolerance=1e-3),
         influence=Influence(normalise=True, limit=10.0),
     )
 
@@ -182,12 +182,11 @@ def method(name: str, **changes: Any) -> Method:
     Raises:
         ValueError: the name is unknown, or the parts do not fit each other.
 
-    >>> print(method("l-drl"))
-    l-drl
+    >>> print(method("fw-dtp"))
+    fw-dtp
       cut            post-activation
       output_target  gradient                   beta=0.1
-      decoder        difference-reconstruction  activation=identity, noise=0.1, updates=1, share=1.0, lr=0.001, \
-optimizer=adam, w=0.0, damping=1.0, relative=False
+      decoder        fixed                      activation=identity
       inversion      difference
       propagation    layerwise
       influence                                 normalise=False, limit=inf
