@@ -202,7 +202,7 @@ REFUSED = {
     "--data.name mnist --data.root nowhere": "--data.root nowhere is not a folder",
     "--data.name folder --data.root nowhere": "--data.root nowhere is not a folder",
     "--propagation joint --inversion.rule difference": "joint sweeps are an input-space iteration",
-    "--propagation joint --inversion.rule input-space --inversion.steps 2 --network.widths 8 8 8 8": "joint sweeps reach the bottom of 5",
+    "--propagation joint --inversion.rule input-space --inversion.steps 1 --network.widths 8 8 8": "joint sweeps reach",
     "--config nowhere.yaml": "--config nowhere.yaml cannot be read",
     "--config bad.yaml": "is not valid YAML",
     "--config list.yaml": "must hold lines of the form 'name: value'",

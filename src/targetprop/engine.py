@@ -75,6 +75,8 @@ class TargetPropagation:
             raise ValueError(f"the loss has reduction={reduction!r}; use 'mean' or 'sum'")
         if self.method.propagation == "backprop":
             self.chain = None
+            if not isinstance(model, nn.Module):
+                self.model = nn.Sequential(*(model.values() if isinstance(model, Mapping) else model))
             return
         self.chain = build_chain(model, self.method.cut)
         seed = torch.initial_seed() if seed is None else seed
@@ -206,9 +208,7 @@ class TargetPropagation:
         return "\n".join([str(self.method), *rows])
 
     def _backprop(self, x: Tensor, y: Tensor) -> StepReport:
-        if not isinstance(self.model, nn.Module):
-            modules = self.model.values() if isinstance(self.model, Mapping) else self.model
-            self.model = nn.Sequential(*modules)
+        assert isinstance(self.model, nn.Module)
         output = self.model(x)
         value, gradient = loss_gradient(output, y, self.loss)
         if not torch.isfinite(value):

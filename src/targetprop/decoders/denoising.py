@@ -8,10 +8,9 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from targetprop.decoders.bank import Bank
-from targetprop.decoders.objective import Learned, Noise
+from targetprop.decoders.objective import Learned, Noise, Signal
 from targetprop.forward import Record
 
 
@@ -32,9 +31,18 @@ class Denoising(Learned):
 
     def layer_loss(self, bank: Bank, index: int, record: Record, noise: Noise) -> Tensor:
         """Compute the squared reconstruction error; see `Learned.layer_loss`."""
+        return self._error(bank, index, record, noise)[1].square().sum() / len(record.output)
+
+    def signal(self, bank: Bank, index: int, record: Record, noise: Noise) -> Signal:
+        """Start autograd at the reconstruction, whose gradient is known; see `Learned.signal`."""
+        rebuilt, error = self._error(bank, index, record, noise)
+        error, n = error.detach(), len(record.output)
+        return Signal(torch.linalg.vector_norm(error).square() / n, rebuilt, error * (2 / n))
+
+    def _error(self, bank: Bank, index: int, record: Record, noise: Noise) -> tuple[Tensor, Tensor]:
         layer = record.layers[index]
-        clean = layer.x + noise.like(layer.x)
         with torch.no_grad():
+            clean = layer.x + noise.like(layer.x)
             seen = layer.f(clean)
         rebuilt = bank.inverse(index, record)(seen)
-        return functional.mse_loss(rebuilt, clean, reduction="sum") / len(clean)
+        return rebuilt, rebuilt - clean

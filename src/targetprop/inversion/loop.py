@@ -204,8 +204,15 @@ def _single(look: Evaluation, x0: Tensor) -> Solution:
         forward_residual=None if look.error is None else sample_norm(look.error),
         inverse_residual=None if look.direction is None else sample_norm(look.direction),
         x0=x0,
-        delta=look.delta.masked_fill(per_sample(~finite, x0), 0.0),
+        delta=_fill(look.delta, finite),
     )
+
+
+def _fill(delta: Tensor, finite: Tensor) -> Tensor:
+    """Put zeros where a sample is not finite; on the CPU, where looking is cheap, only if there is one."""
+    if delta.is_cpu and bool(finite.all()):
+        return delta
+    return delta.masked_fill(per_sample(~finite, delta), 0.0)
 
 
 @dataclass
