@@ -440,3 +440,25 @@ BAD = [
 def test_bad_settings_are_named(make, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         make()
+
+
+@pytest.mark.parametrize("activation", ["identity", "inverse", "transpose"])
+def test_denoising_rebuilds_the_perturbed_input(activation: str) -> None:
+    from targetprop.decoders.objective import Noise
+
+    net, x = NETWORKS["tanh"].build(), rand(6, 4)
+    made = engine(net, x, tp.Denoising(activation=activation, noise=0.3))
+    record = run_forward(made.chain, x)
+    noise = Noise(record, 0.3, torch.Generator().manual_seed(1))
+    signal = made.method.decoder.signal(made.bank, 1, record, noise)
+    # The same written out for the layer Linear → Tanh, with the decoder's own weights.
+    v = made.bank.single_linear(1).map if activation == "identity" else next(made.bank.layers["2"].children())[0].map
+    h = record.layers[1].x + noise.like(record.layers[1].x)
+    y = torch.tanh(net[2](h)).detach()
+    inner = {"identity": y, "inverse": torch.atanh(y), "transpose": y * (1 - record.layers[1].h ** 2)}[activation]
+    loss = ((inner @ v.weight.T + v.bias - h) ** 2).sum() / len(x)
+    wanted = torch.autograd.grad(loss, [v.weight, v.bias])
+    found = torch.autograd.grad(signal.tensor, [v.weight, v.bias], signal.gradient)
+    assert torch.allclose(signal.loss, loss, rtol=1e-12)
+    assert all(torch.allclose(a, b, rtol=1e-10, atol=1e-13) for a, b in zip(found, wanted, strict=True))
+    assert torch.allclose(made.method.decoder.layer_loss(made.bank, 1, record, noise), loss, rtol=1e-12)

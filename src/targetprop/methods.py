@@ -95,8 +95,8 @@ def _iterated() -> Method:
 
 
 def _tp() -> Method:
-    """Bengio 2014, arXiv:1407.7906: targets by direct decoding."""
-    return Method(decoder=Denoising(), inversion=Direct())
+    """Bengio 2014, arXiv:1407.7906: targets by direct decoding; β is large, to outweigh the error of reconstruction."""
+    return Method(output_target=GradientStep(beta=5.0), decoder=Denoising(lr=5e-3), inversion=Direct())
 
 
 def _difference_decoders() -> Denoising:
