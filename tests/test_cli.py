@@ -21,6 +21,7 @@ from targetprop.experiments.data import Digits
 from targetprop.experiments.main import main
 from targetprop.experiments.networks import ACTIVATIONS, Dense
 from targetprop.experiments.options import field_options
+from targetprop.experiments.parse import parse_config
 from targetprop.report.curves import draw_curves
 
 SMALL = "--network.widths 12 12 --batch_size 256 --log_every 4 --device cpu --epochs 1".split()
@@ -131,6 +132,12 @@ def test_every_option_reaches_the_configuration(capsys):
     assert content["network"] == {"name": "dense", "widths": [5], "activation": "gelu"}
     assert content["optimizer"] == {"name": "sgd", "lr": 0.05, "momentum": 0.5}
     assert (content["batch_size"], content["log_every"], content["device"]) == (3, 2, "cpu")
+
+
+@pytest.mark.parametrize("name", ["007", "1e3", "nan", "true", "2026-11-23", "[a]"])
+def test_a_folder_may_have_any_name(name: str):
+    assert parse_config(read_command_line(["--out", name])).out == name
+    assert parse_config(read_command_line(["--data.name", "mnist", "--data.root", name])).data.root == name
 
 
 def test_lists_in_every_spelling():

@@ -14,7 +14,7 @@ from targetprop.experiments.errors import CommandError
 
 FLAGS = {"--help": "help", "-h": "help", "--print_config": "print_config"}
 _WHOLE = ("cut", "propagation")
-_SPECIAL = {"inf": ".inf", "+inf": ".inf", "-inf": "-.inf", "nan": ".nan"}
+SPECIAL = {"inf": ".inf", "+inf": ".inf", "-inf": "-.inf", "nan": ".nan"}
 
 
 @dataclass
@@ -60,7 +60,6 @@ def read_command_line(argv: Sequence[str]) -> Arguments:
             raise CommandError(f"--{name} needs a value; see targetprop train --help")
         if len(given) > 1 and not all(text.isdecimal() for text in given):
             raise CommandError(f"--{name} got {len(given)} values; put it in quotes if it has spaces")
-        given = [_SPECIAL.get(text.lower(), text) for text in given]
         found.values[name] = given[0] if len(given) == 1 else f"[{', '.join(given)}]"
     return found
 
@@ -142,5 +141,5 @@ def _text(value: Any) -> str:
     if isinstance(value, str):
         return value
     if isinstance(value, float) and (isinf(value) or isnan(value)):
-        return _SPECIAL[str(value)]
+        return SPECIAL[str(value)]
     return json.dumps(value, default=str)

@@ -45,6 +45,11 @@ class Option:
         """Whether it takes several values."""
         return get_origin(self.kind) is list
 
+    @property
+    def is_text(self) -> bool:
+        """Whether its value is any text, to be taken as it stands: ``--out 007`` is no number."""
+        return self.kind in (str, str | None)
+
     def coerce(self, value: Any) -> Any:
         """Make whole numbers floats where the type is a float, and leave the rest."""
         return float(value) if self.kind is float else value

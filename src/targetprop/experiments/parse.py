@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 
 from jsonargparse import ArgumentError, ArgumentParser
 
-from targetprop.experiments.arguments import Arguments
+from targetprop.experiments.arguments import SPECIAL, Arguments
 from targetprop.experiments.config import (
     PARTS,
     SECTIONS,
@@ -51,12 +51,17 @@ def parse_config(arguments: Arguments) -> RunConfig:
     for name in arguments.values:
         if name not in options:
             _refuse(name, recipe, sections, options)
-    texts = {n: _bracketed(text) if options[n].is_list else text for n, text in arguments.values.items()}
+    plain = {n: text for n, text in arguments.values.items() if options[n].is_text}
+    texts = {n: text for n, text in arguments.values.items() if n not in plain}
+    texts = {
+        n: _bracketed(text) if options[n].is_list else SPECIAL.get(text.lower(), text) for n, text in texts.items()
+    }
     try:
         parsed = _parser(options).parse_args([f"--{name}={text}" for name, text in texts.items()])
     except ArgumentError as error:
         _explain(error, arguments.values, options)
     values = {name: option.coerce(parsed[name]) for name, option in options.items()}
+    values |= {n: None if text == "null" and options[n].kind is not str else text for n, text in plain.items()}
     return assemble(recipe, sections, values)
 
 
