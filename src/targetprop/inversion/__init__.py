@@ -2,8 +2,9 @@
 
 from targetprop.inversion.difference import Difference
 from targetprop.inversion.direct import Direct
+from targetprop.inversion.entry import invert, solve
 from targetprop.inversion.input_space import InputSpace
-from targetprop.inversion.loop import Inversion, Iteration, invert, iterate, solve
+from targetprop.inversion.loop import Inversion, Iteration, iterate
 from targetprop.inversion.output_space import OutputSpace
 from targetprop.inversion.problem import Evaluation, Map, Outcome, Problem, Solution, Status, per_sample, sample_norm
 from targetprop.inversion.regularised import Regularised
