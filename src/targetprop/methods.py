@@ -101,7 +101,7 @@ def _tp() -> Method:
 
 def _difference_decoders() -> Denoising:
     """Wide noise keeps the linear fit close to the average slope, and a quarter of the batch is enough to track it."""
-    return Denoising(noise=2.0, activation="transpose", share=0.25)
+    return Denoising(noise=2.0, activation="transpose", share=0.25, lr=5e-3)
 
 
 def _dtp() -> Method:
@@ -126,7 +126,7 @@ def _ddtp() -> Method:
 
 def _l_drl() -> Method:
     """Ernoult 2022, arXiv:2201.13415: decoders learn the transposed Jacobian, so targets follow back-propagation."""
-    return Method(decoder=DifferenceReconstruction(w=0.0, damping=1.0, activation="transpose", share=0.25))
+    return Method(decoder=DifferenceReconstruction(w=0.0, damping=1.0, activation="transpose", share=0.5, lr=5e-3))
 
 
 def _fw_dtp() -> Method:
