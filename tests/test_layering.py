@@ -13,10 +13,10 @@ ROOT = Path(targetprop.__file__).parent
 # From the bottom up: a module may import what stands above it in this list, and its own folder.
 ORDER = [
     "chain", "forward", "output_target", "inversion", "regression", "step_report", "decoders", "targets", "influence",
-    "updates", "methods", "engine", "diagnostics", "testing", "report", "experiments", "__main__",
+    "updates", "methods", "engine", "diagnostics", "testing", "report", "experiments", "claims", "__main__",
 ]  # fmt: skip
 # These use the library through its public names, as anybody would.
-USERS = ("report", "experiments", "__main__")
+USERS = ("report", "experiments", "claims", "__main__")
 # What a part may never import, whatever the order says.
 FORBIDDEN = {
     "inversion": ("torch.nn", "targetprop.chain", "targetprop.forward", "targetprop.decoders"),
@@ -98,4 +98,4 @@ def test_importing_the_library_imports_no_extra() -> None:
     assert "targetprop.engine" in out
     assert not EXTRAS & {name.split(".")[0] for name in out}
     mine = {name.split(".")[1] for name in out if name.startswith("targetprop.")}
-    assert not mine & {"diagnostics", "testing", "experiments", "report"}
+    assert not mine & {"diagnostics", "testing", "experiments", "report", "claims"}

@@ -13,7 +13,7 @@ tensor([0.5000], dtype=torch.float64)
 import torch
 from torch import Tensor
 
-from targetprop.inversion import Map, sample_norm
+from targetprop.inversion import Inversion, Map, Problem, sample_norm, solve
 
 
 def affine_error(forward: Tensor, decoder: Tensor, alpha: float, steps: int, error: Tensor) -> Tensor:
@@ -69,3 +69,28 @@ def contraction(iterates: list[Tensor], solution: Tensor) -> Tensor:
     """
     errors = torch.stack([sample_norm(x - solution) for x in iterates])
     return errors[1:] / errors[:-1]
+
+
+def visited(f: Map, g: Map, target: Tensor, x0: Tensor, method: Inversion) -> list[Tensor]:
+    """List the points at which an inversion rule evaluates ``f``: the estimates ``x_k`` of an iteration.
+
+    Args:
+        f: the forward map.
+        g: its approximate inverse.
+        target: ``t``, shape ``(n, …)``.
+        x0: where the forward pass stands, shape ``(n, …)``.
+        method: the rule; a sample that has converged stays where it is, so give it a tolerance of 0.
+
+    Returns:
+        ``x_0 … x_k``, each of shape ``(n, …)``; an input-space iteration starts at ``x0``, an output-space iteration at
+        the decoded target.
+    """
+    y0 = f(x0)
+    points = [x0] if method.name == "input-space" else []
+
+    def recorded(x: Tensor) -> Tensor:
+        points.append(x)
+        return f(x)
+
+    solve(Problem(recorded, g, target - y0, x0, y0), method, measure=False)
+    return points

@@ -1,0 +1,169 @@
+"""What the measurement of a claim leaves behind: a record of numbers, which tables and figures are made from.
+
+>>> slope = Number("slope", (2.01,), at_least=1.9, at_most=2.1)
+>>> slope.holds, str(slope)
+(True, 'slope 2.01')
+>>> Number("cosine", (0.97, 0.99), at_least=0.999).holds
+False
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from math import isfinite
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Number:
+    """One measured number, and what the theory allows it to be.
+
+    Attributes:
+        what: what was measured, with its unit if it has one.
+        values: the measurement, one per seed.
+        at_least: smallest value with which the claim holds; None if there is none.
+        at_most: largest value with which the claim holds; None if there is none.
+    """
+
+    what: str
+    values: tuple[float, ...]
+    at_least: float | None = None
+    at_most: float | None = None
+
+    @property
+    def bounded(self) -> bool:
+        """Whether the number can make a claim fail."""
+        return self.at_least is not None or self.at_most is not None
+
+    @property
+    def holds(self) -> bool:
+        """Whether the value of every seed is finite and within the bounds; True without bounds."""
+        low = -float("inf") if self.at_least is None else self.at_least
+        high = float("inf") if self.at_most is None else self.at_most
+        return not self.bounded or all(isfinite(value) and low <= value <= high for value in self.values)
+
+    @property
+    def allowed(self) -> str:
+        """The bounds in words; empty if there are none."""
+        if self.at_least is not None and self.at_most is not None:
+            return f"{format_number(self.at_least)} to {format_number(self.at_most)}"
+        if self.at_least is not None:
+            return f"≥ {format_number(self.at_least)}"
+        return "" if self.at_most is None else f"≤ {format_number(self.at_most)}"
+
+    @property
+    def spread(self) -> str:
+        """The value, or the lowest and the highest over seeds."""
+        low, high = (format_number(value) for value in (min(self.values), max(self.values)))
+        return low if low == high else f"{low} to {high}"
+
+    def __str__(self) -> str:
+        """Print what was measured."""
+        return f"{self.what} {self.spread}"
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table of the page.
+
+    Attributes:
+        title: what it shows.
+        columns: names of the columns, with units.
+        rows: a text or a number per column.
+    """
+
+    title: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str | float, ...], ...]
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A claim, measured.
+
+    Attributes:
+        name: short name, as ``targetprop verify --claim`` takes it.
+        statement: what is claimed.
+        prediction: what the theory predicts, as a formula where it can be.
+        measured: what was found; the numbers with bounds decide the verdict.
+        stops: in a sentence, where the claim stops holding and what helps there.
+        limits: the numbers behind that sentence.
+        tables: the details.
+        data: what the figure draws: numbers, texts, lists and dictionaries of them.
+        seeds: the seeds that were measured.
+        seconds: time that the measurement took.
+    """
+
+    name: str
+    statement: str
+    prediction: str
+    measured: tuple[Number, ...]
+    stops: str
+    limits: tuple[Number, ...] = ()
+    tables: tuple[Table, ...] = ()
+    data: dict[str, Any] = field(default_factory=dict)
+    seeds: tuple[int, ...] = (0,)
+    seconds: float = 0.0
+
+    @property
+    def verdict(self) -> str:
+        """Return "holds" or "fails", or "reported" for a claim that nothing could refute."""
+        if not any(number.bounded for number in self.measured):
+            return "reported"
+        return "holds" if all(number.holds for number in self.measured) else "fails"
+
+
+def merge(claims: Sequence[Claim]) -> Claim:
+    """Put the measurements of several seeds together.
+
+    Args:
+        claims: one measurement per seed, of the same claim.
+
+    Returns:
+        The claim with the numbers of all seeds; sentence, tables and data are those of the first.
+
+    Raises:
+        ValueError: the measurements are not of the same claim.
+    """
+    first = claims[0]
+    for other in claims:
+        if [n.what for n in _numbers(other)] != [n.what for n in _numbers(first)] or other.name != first.name:
+            raise ValueError(f"the measurements of {first.name!r} and {other.name!r} do not have the same numbers")
+    return replace(
+        first,
+        measured=_join([claim.measured for claim in claims]),
+        limits=_join([claim.limits for claim in claims]),
+        seeds=tuple(seed for claim in claims for seed in claim.seeds),
+        seconds=sum(claim.seconds for claim in claims),
+    )
+
+
+def _numbers(claim: Claim) -> tuple[Number, ...]:
+    return (*claim.measured, *claim.limits)
+
+
+def _join(columns: Sequence[tuple[Number, ...]]) -> tuple[Number, ...]:
+    return tuple(
+        replace(same[0], values=tuple(value for number in same for value in number.values))
+        for same in zip(*columns, strict=True)
+    )
+
+
+def format_number(value: float | str) -> str:
+    """Write a number for reading: three digits, powers of ten where they are needed.
+
+    Args:
+        value: a number; a text is returned as it is.
+
+    Returns:
+        The text.
+
+    >>> [format_number(v) for v in (0.99973, 2.0, 1234, 3.1e-13, float("nan"))]
+    ['0.9997', '2', '1234', '3.1e-13', 'none']
+    """
+    if isinstance(value, str):
+        return value
+    if not isfinite(value):
+        return "none" if value != value else "∞"
+    if value == int(value) and abs(value) < 1e5:
+        return str(int(value))
+    return f"{value:.4g}" if 0.99 <= abs(value) < 1 else f"{value:.3g}"

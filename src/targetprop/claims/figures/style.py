@@ -1,0 +1,53 @@
+"""How all figures of claims look: panels below each other, wide as a phone, predictions dashed and black."""
+
+from typing import Any
+
+from matplotlib import rc_context
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+WIDTH = 5.6  # inches; with 10-point letters still legible when a phone shrinks it to its own width
+PREDICTION: dict[str, Any] = {"color": "black", "linestyle": "--", "linewidth": 1.4}
+COLOURS = ("#1f5fa8", "#d1603d", "#3a923a", "#8456a5", "#b8860b", "#c2568f", "#5b7f95")
+_RC: Any = {
+    "font.size": 10,
+    "axes.titlesize": 10.5,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.grid": True,
+    "grid.alpha": 0.3,
+    "legend.fontsize": 8.5,
+    "legend.framealpha": 0.85,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+}
+
+
+def new_figure(panels: int, height: float = 3.1) -> tuple[Figure, list[Axes]]:
+    """Make a figure with panels below each other.
+
+    Args:
+        panels: how many.
+        height: of one panel, in inches.
+
+    Returns:
+        The figure and its axes, from top to bottom.
+    """
+    with rc_context(_RC):
+        figure = Figure(figsize=(WIDTH, panels * height), layout="constrained")
+        axes = figure.subplots(panels, 1, squeeze=False)
+        return figure, [row[0] for row in axes]
+
+
+def label(axes: Axes, title: str, x: str, y: str) -> None:
+    """Name a panel and its axes.
+
+    Args:
+        axes: the panel.
+        title: what it shows.
+        x: quantity and unit of the horizontal axis.
+        y: quantity and unit of the vertical axis.
+    """
+    axes.set_title(title)
+    axes.set_xlabel(x)
+    axes.set_ylabel(y)
