@@ -9,21 +9,10 @@ from matplotlib.figure import Figure
 WIDTH = 5.6  # inches; with 10-point letters still legible when a phone shrinks it to its own width
 PREDICTION: dict[str, Any] = {"color": "black", "linestyle": "--", "linewidth": 1.4}
 COLOURS = ("#1f5fa8", "#d1603d", "#3a923a", "#8456a5", "#b8860b", "#c2568f", "#5b7f95")
-_RC: Any = {
-    "font.size": 10,
-    "axes.titlesize": 10.5,
-    "axes.titleweight": "bold",
-    "axes.titlelocation": "left",
-    "axes.grid": True,
-    "grid.alpha": 0.3,
-    "legend.fontsize": 8.5,
-    "legend.framealpha": 0.85,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-}
+_RC: Any = {"font.size": 10, "axes.grid": True, "grid.alpha": 0.3, "axes.spines.top": False, "axes.spines.right": False}
 
 
-def new_figure(panels: int, height: float = 3.1) -> tuple[Figure, list[Axes]]:
+def new_figure(panels: int, height: float = 3.3) -> tuple[Figure, list[Axes]]:
     """Make a figure with panels below each other.
 
     Args:
@@ -48,6 +37,17 @@ def label(axes: Axes, title: str, x: str, y: str) -> None:
         x: quantity and unit of the horizontal axis.
         y: quantity and unit of the vertical axis.
     """
-    axes.set_title(title)
+    axes.set_title(title, loc="left", fontsize=10.5, fontweight="bold")
     axes.set_xlabel(x)
     axes.set_ylabel(y)
+
+
+def legend(axes: Axes, columns: int = 2) -> None:
+    """Put the legend below a panel, where it hides nothing.
+
+    Args:
+        axes: the panel, with its labels.
+        columns: entries beside each other.
+    """
+    below = (0.0, -0.19)
+    axes.legend(loc="upper left", bbox_to_anchor=below, ncols=columns, fontsize=8.5, frameon=False, borderaxespad=0)
