@@ -32,11 +32,12 @@ class Arguments:
     notes: list[str] = field(default_factory=list)
 
 
-def read_command_line(argv: Sequence[str]) -> Arguments:
+def read_command_line(argv: Sequence[str], command: str = "train") -> Arguments:
     """Split a command line into options and their values.
 
     Args:
         argv: ``--name value``, ``--name=value`` or ``--name value value …``.
+        command: the command's name, for messages.
 
     Returns:
         The arguments; a name given twice has its last value.
@@ -51,13 +52,13 @@ def read_command_line(argv: Sequence[str]) -> Arguments:
             found.flags.add(FLAGS[word])
             continue
         if not word.startswith("--"):
-            raise CommandError(f"unexpected {word!r}; options begin with --, see targetprop train --help")
+            raise CommandError(f"unexpected {word!r}; options begin with --, see targetprop {command} --help")
         name, equals, value = word[2:].partition("=")
         given = [value] if equals else []
         while words and not equals and not words[0].startswith("--") and words[0] not in FLAGS:
             given.append(words.pop(0))
         if not given:
-            raise CommandError(f"--{name} needs a value; see targetprop train --help")
+            raise CommandError(f"--{name} needs a value; see targetprop {command} --help")
         if len(given) > 1 and not all(text.isdecimal() for text in given):
             raise CommandError(f"--{name} got {len(given)} values; put it in quotes if it has spaces")
         found.values[name] = given[0] if len(given) == 1 else f"[{', '.join(given)}]"

@@ -38,8 +38,7 @@ class RunFolder:
         Args:
             summary: plain values.
         """
-        text = json.dumps(_finite(summary), indent=2, allow_nan=False, ensure_ascii=False)
-        write_atomic(self.path / SUMMARY, f"{text}\n".encode())
+        write_atomic(self.path / SUMMARY, encode_json(summary))
 
     def log(self, record: dict[str, Any]) -> None:
         """Append a line to ``metrics.jsonl``.
@@ -107,6 +106,18 @@ def _make_unique(path: Path) -> Path:
             return candidate
 
 
+def encode_json(value: Any) -> bytes:
+    """Write plain values for a person and a program to read.
+
+    Args:
+        value: dictionaries, lists and tuples of texts and numbers; NaN and infinity become null.
+
+    Returns:
+        The content of a file.
+    """
+    return f"{json.dumps(_finite(value), indent=2, allow_nan=False, ensure_ascii=False)}\n".encode()
+
+
 def write_atomic(path: Path, content: bytes) -> None:
     """Replace a file, so that after a crash it is the old one or the new one.
 
@@ -159,6 +170,6 @@ def _finite(value: Any) -> Any:
     """Write null for NaN and infinity, which JSON does not have."""
     if isinstance(value, dict):
         return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, list):
+    if isinstance(value, (list, tuple)):
         return [_finite(item) for item in value]
     return None if isinstance(value, float) and not isfinite(value) else value

@@ -44,12 +44,12 @@ def _draw_decay(axes: Axes, decays: list[dict[str, Any]]) -> None:
         steps = range(len(decay["worst"]))
         seen = [k for k in steps if decay["worst"][k] > 1e-9]
         axes.plot(seen, [decay["worst"][k] for k in seen], color=COLOURS[i], marker=_MARKERS[i], markevery=3, ms=4.5,
-                  label=f"{decay['name']}, slowest sample")  # fmt: skip
+                  label=decay["name"])  # fmt: skip
         axes.plot(steps, [decay["rho"] ** k for k in steps], color=COLOURS[i], linestyle="--", linewidth=1.4)
     axes.plot([], [], **PREDICTION, label="bound ρᵏ, same colour")
     axes.set_yscale("log")
     axes.set_ylim(1e-9, 3)
-    label(axes, "The error never exceeds ρᵏ", "iteration k", "‖z_k − z*‖ / ‖z_0 − z*‖")
+    label(axes, "The slowest sample never exceeds ρᵏ", "iteration k", "‖z_k − z*‖ / ‖z_0 − z*‖")
     legend(axes)
 
 

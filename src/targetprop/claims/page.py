@@ -1,0 +1,134 @@
+"""``claims.html``: one page with every table and figure inside it, for a screen, a phone and print."""
+
+from collections.abc import Sequence
+from html import escape
+from io import StringIO
+from platform import machine, system
+
+import matplotlib
+import torch
+from matplotlib.figure import Figure
+
+import targetprop as tp
+from targetprop.claims.claim import Claim, Number, Table, format_number
+
+_STYLE = """
+:root { color-scheme: light; }
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 0 auto; padding: 1rem; color: #1a1a1a; }
+h1 { font-size: 1.5rem; line-height: 1.25; }
+h2 { font-size: 1.2rem; line-height: 1.3; margin-top: 3rem; }
+table { border-collapse: collapse; font-size: .875rem; }
+caption { text-align: left; font-weight: 600; padding: .5rem 0; }
+th, td { text-align: left; vertical-align: top; padding: .35rem .6rem; border-bottom: 1px solid #ccc; }
+th { border-bottom: 2px solid #555; }
+td.number { text-align: right; white-space: nowrap; font-variant-numeric: tabular-nums; }
+.wide { overflow-x: auto; }
+.verdict { font-weight: 700; white-space: nowrap; }
+.holds { color: #1b6e2e; } .fails { color: #b00020; } .reported { color: #444; }
+.columns { display: flex; flex-wrap: wrap; gap: 1rem 2.5rem; align-items: flex-start; }
+.columns > * { flex: 1 1 22rem; min-width: 0; }
+figure { margin: 1rem 0; } figure svg { width: 100%; max-width: 38rem; height: auto; }
+small { color: #555; } a { color: #1f5fa8; }
+@media print {
+  body { font-size: 11px; max-width: none; } section { break-before: page; } .wide { overflow: visible; }
+  figure svg { max-width: 30rem; max-height: 23cm; }
+}
+"""
+_TITLE = "Deriving Differential Target Propagation from Iterating Approximate Inverses: its claims, measured"
+_INTRODUCTION = """The paper (Y. Bengio 2020,
+<a href="https://arxiv.org/abs/2007.15139">arXiv:2007.15139</a>) is theory. This page compares its predictions with
+measurements by <code>targetprop verify</code>. A claim <em>holds</em> where every number that has a bound is within it,
+for every seed."""
+
+
+def render_page(claims: Sequence[Claim], figures: Sequence[Figure]) -> str:
+    """Write the page.
+
+    Args:
+        claims: the records.
+        figures: the figure of each.
+
+    Returns:
+        HTML that needs no other file.
+    """
+    made_on = f"targetprop {tp.__version__}, torch {torch.__version__}, {system()} {machine()}"
+    sections = [_section(claim, figure) for claim, figure in zip(claims, figures, strict=True)]
+    return "\n".join(
+        [
+            '<!DOCTYPE html><html lang="en"><head><meta charset="utf-8">',
+            '<meta name="viewport" content="width=device-width, initial-scale=1">',
+            f"<title>Claims, measured</title><style>{_STYLE}</style></head><body>",
+            f"<h1>{_TITLE}</h1><p>{_INTRODUCTION}</p><p><small>{escape(made_on)}</small></p>",
+            _summary(claims),
+            *sections,
+            "</body></html>",
+        ]
+    )
+
+
+def _summary(claims: Sequence[Claim]) -> str:
+    rows = [
+        f'<tr><td><a href="#{claim.name}">{escape(claim.statement)}</a></td><td>{escape(claim.prediction)}</td>'
+        f'<td class="verdict {claim.verdict}">{claim.verdict}</td><td>{escape(claim.stops)}</td></tr>'
+        for claim in claims
+    ]
+    head = "<tr><th>claim</th><th>prediction</th><th>verdict</th><th>where it stops holding</th></tr>"
+    return f'<div class="wide"><table>{head}{"".join(rows)}</table></div>'
+
+
+def _section(claim: Claim, figure: Figure) -> str:
+    seeds = ", ".join(map(str, claim.seeds))
+    return "\n".join(
+        [
+            f'<section id="{claim.name}"><h2>{escape(claim.statement)} <span class="verdict {claim.verdict}">'
+            f"{claim.verdict}</span></h2>",
+            f"<p>Prediction: {escape(claim.prediction)}</p>",
+            f'<div class="columns"><figure>{_svg(claim, figure)}</figure><div>',
+            _numbers("Measured", claim.measured),
+            f"<p>Where it stops holding: {escape(claim.stops)}</p>",
+            _numbers("Limits", claim.limits) if claim.limits else "",
+            "</div></div>",
+            *(_table(table) for table in claim.tables),
+            f"<p><small>seed {seeds}; tables and figure show seed {claim.seeds[0]}; {claim.seconds:.1f} s</small></p>",
+            "</section>",
+        ]
+    )
+
+
+def _numbers(title: str, numbers: Sequence[Number]) -> str:
+    rows = [
+        f'<tr><td>{escape(n.what)}</td><td class="number">{escape(n.spread)}</td>'
+        f'<td class="number">{escape(n.allowed)}</td><td class="verdict">{_mark(n)}</td></tr>'
+        for n in numbers
+    ]
+    head = "<tr><th></th><th>value</th><th>bound</th><th></th></tr>"
+    return f'<div class="wide"><table><caption>{title}</caption>{head}{"".join(rows)}</table></div>'
+
+
+def _mark(number: Number) -> str:
+    if not number.bounded:
+        return ""
+    return '<span class="holds">✓</span>' if number.holds else '<span class="fails">✗</span>'
+
+
+def _table(table: Table) -> str:
+    head = "".join(f"<th>{escape(column)}</th>" for column in table.columns)
+    rows = [
+        "".join(
+            f"<td>{escape(cell)}</td>" if isinstance(cell, str) else f'<td class="number">{format_number(cell)}</td>'
+            for cell in row
+        )
+        for row in table.rows
+    ]
+    body = "".join(f"<tr>{row}</tr>" for row in rows)
+    return f'<div class="wide"><table><caption>{escape(table.title)}</caption><tr>{head}</tr>{body}</table></div>'
+
+
+def _svg(claim: Claim, figure: Figure) -> str:
+    buffer = StringIO()
+    # A salt of its own keeps the names inside one picture from meaning something in another.
+    with matplotlib.rc_context({"svg.hashsalt": claim.name}):
+        figure.savefig(buffer, format="svg", metadata={"Date": None})
+    svg = buffer.getvalue()
+    svg = svg[svg.index("<svg") :]
+    return svg.replace("<svg", f'<svg role="img" aria-label="{escape(claim.statement)}"', 1)
