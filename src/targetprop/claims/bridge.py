@@ -1,0 +1,191 @@
+r"""One family of decoders and ``K`` steps lead from back-propagation to Gauss-Newton: the (w, λ) bridge.
+
+Not in Bengio 2020 (arXiv:2007.15139), but what its iteration becomes with damped decoders. The difference
+reconstruction loss ``ℓ(w, λ) = [−2 ε·q + w‖q‖² + λ‖p‖²] / s²``, with ``q = g(f(h+ε)) − g(f(h))`` and
+``p = g(h_l+η) − g(h_l)``, is least at ``J_g = J_fᵀ (w J_f J_fᵀ + λI)⁻¹``: ``(1, 0)`` is the pseudo-inverse, ``(0, 1)``
+the transpose. ``K`` input-space steps with a damped decoder are iterated Tikhonov regularisation,
+``Δ_{l-1} = (I − (I − J_g J_f)^K) J_f⁺ Δ_l``: back-propagation's direction for large ``λ`` and ``K = 1``, Gauss-Newton's
+for small ``λ`` or large ``K``, and for ``K ≫ 1`` a function of ``λ / K``.
+
+Measured: decoders trained by ``ℓ(w, λ)`` on noise alone against the closed form; then, with exact decoders on an
+invertible network, ``.grad`` in every cell of a grid of ``λ`` and ``K`` against that prediction, and its angle to both
+ends. Each end has a local update of its own, so there are two: the gradient update, ``−Δ aᵀ``, which gives
+back-propagation's gradient when ``Δ`` is its; and the delta rule, ``−Δ aᵀ / ‖a‖²``, which gives the block-diagonal
+Gauss-Newton step ``J_θ⁺ Δ_L`` when ``Δ`` is its (averaged over the batch). A damped decoder shrinks what it decodes by
+about ``λ``, layer after layer, so angles are between updates with each layer scaled to norm 1; the output layer, the
+same in all cells, is left out.
+"""
+
+from collections.abc import Callable, Sequence
+from statistics import median
+from typing import Any
+
+from torch import nn
+
+import targetprop as tp
+from targetprop.claims.altered import Alter, unaltered
+from targetprop.claims.claim import Claim, Number, Table
+from targetprop.claims.damping_grid import Oracle, angle, damped_method, deviation
+from targetprop.claims.learned_family import SHAPES, LearnedPair, learn_pair
+from targetprop.claims.problem import Problem, random_problem
+
+_PAIRS = ((1.0, 0.0), (1.0, 0.1), (1.0, 1.0), (0.0, 1.0))
+_CURVED = ((1.0, 0.1), (0.0, 1.0))
+_DAMPINGS = tuple(10.0**k for k in range(-4, 5))
+_STEPS = tuple(2**k for k in range(9))
+_FAINT = 1e-8
+_TRANSPOSE = 100.0  # with so much damping, decoders are transposes but for their scale
+_SAMPLES = 8
+_SPREAD = 10.0
+
+
+def bridge(
+    seed: int = 0,
+    *,
+    width: int = 10,
+    depth: int = 4,
+    networks: int = 5,
+    updates: int = 400,
+    dampings: Sequence[float] = _DAMPINGS,
+    steps: Sequence[int] = _STEPS,
+    alter: Alter = unaltered,
+) -> Claim:
+    """Measure learned decoders against their closed form, and angles of updates over a grid of damping and steps.
+
+    Args:
+        seed: seed of networks, data and noise.
+        width: units per layer.
+        depth: layers.
+        networks: networks that the medians of where it stops are taken over.
+        updates: decoder updates.
+        dampings: values of ``λ``, ascending, in units of the mean diagonal of ``J_f J_fᵀ``.
+        steps: values of ``K``, ascending.
+        alter: what becomes of every inverse.
+
+    Returns:
+        The record.
+    """
+    learned = [learn_pair(w, damping, seed, alter, updates=updates) for w, damping in _PAIRS]
+    curved = [learn_pair(*pair, seed, alter, updates=updates, activation=nn.Tanh) for pair in _CURVED]
+    problem = random_problem([width] * (depth + 1), _leaky, seed, _SAMPLES, spread=_SPREAD)
+    grid = _grid(problem, dampings, steps, alter)
+    limits = (
+        *_shrinking(seed, width, depth, networks, dampings[0], steps[-1], alter),
+        *_saturated(seed, width, depth, networks, dampings[0], steps[-1], alter),
+        Number("lowest layer, ‖∇‖ / ‖∇_BP‖ at the largest λ, K = 1", (grid["size"],)),
+        *(Number(f"tanh layers, learned decoder {pair.name}, error", (max(pair.errors[:2]),)) for pair in curved),
+    )
+    return Claim(
+        name="bridge",
+        statement="Damping λ and steps K lead from back-propagation to Gauss-Newton",
+        prediction="learned J_g = J_fᵀ(wJ_fJ_fᵀ + λI)⁻¹; after K steps Δ_{l−1} = (I − (I − J_gJ_f)ᴷ) J_f⁺ Δ_l",
+        measured=(
+            Number(
+                "learned decoders, largest ‖J_g − J_g*‖ / ‖J_g*‖", (max(max(p.errors) for p in learned),), at_most=0.03
+            ),
+            Number("grid, largest ‖∇ − predicted‖ / ‖predicted‖", (grid["deviation"],), at_most=1e-4),
+            Number("angle to back-propagation at the largest λ, K = 1 (°)", (grid["backprop"][0][-1],), at_most=1.0),
+            Number("angle to Gauss-Newton at the smallest λ, most steps (°)", (grid["newton"][-1][0],), at_most=1.0),
+            Number("angle to back-propagation at the Gauss-Newton end (°)", (grid["backprop"][-1][0],)),
+            Number("angle to Gauss-Newton at the back-propagation end (°)", (grid["newton"][0][-1],)),
+        ),
+        stops=_stops(limits, dampings[0], steps[-1]),
+        limits=limits,
+        tables=(
+            Table(
+                "Learned decoders, ‖J_g − J_g*‖ / ‖J_g*‖",
+                ("(w, λ)", *SHAPES),
+                tuple((p.name, *p.errors) for p in learned),
+            ),
+            _table("Gradient update, angle to back-propagation (°)", grid, "backprop"),
+            _table("Delta rule, angle to Gauss-Newton (°)", grid, "newton"),
+        ),
+        data={"learned": [_curve(pair) for pair in learned], "grid": grid},
+        seeds=(seed,),
+    )
+
+
+def _leaky() -> nn.Module:
+    return nn.LeakyReLU(0.5)
+
+
+def _grid(problem: Problem, dampings: Sequence[float], steps: Sequence[int], alter: Alter) -> dict[str, Any]:
+    """Measure both updates in every cell, a row per ``K`` and a column per ``λ``."""
+    oracle, gradient, worst, size = Oracle(problem), problem.backprop(), 0.0, 0.0
+    newton = oracle.gauss_newton()
+    angles: dict[str, list[list[float]]] = {"backprop": [], "newton": []}
+    for k in steps:
+        rows: dict[str, list[float]] = {name: [] for name in angles}
+        for damping in dampings:
+            changes = oracle.changes(damping, k)
+            for name, update, end in (("backprop", tp.Gradient(), gradient), ("newton", tp.DeltaRule(), newton)):
+                found = problem.updates(damped_method(damping, k, update, alter))
+                worst = max(worst, deviation(found, oracle.updates(changes, delta_rule=name == "newton")))
+                rows[name].append(angle(found, end))
+                if (name, k, damping) == ("backprop", steps[0], dampings[-1]):
+                    size = float(found[0].norm() / gradient[0].norm())
+        for name, row in rows.items():
+            angles[name].append(row)
+    return {"dampings": list(dampings), "steps": list(steps), **angles, "deviation": worst, "size": size}
+
+
+def _median_angle(problems: Sequence[Problem], method: tp.Method) -> float:
+    """Take the median over networks of the angle to Gauss-Newton."""
+    return median(angle(problem.updates(method), Oracle(problem).gauss_newton()) for problem in problems)
+
+
+def _problems(widths: Sequence[int], activation: Callable[[], nn.Module], seed: int, networks: int) -> list[Problem]:
+    seeds = (1000 * seed + i for i in range(networks))
+    return [random_problem(widths, activation, s, _SAMPLES, spread=_SPREAD) for s in seeds]
+
+
+def _shrinking(
+    seed: int, width: int, depth: int, networks: int, damping: float, steps: int, alter: Alter
+) -> tuple[Number, Number]:
+    widths = [round(width + (2 - width) * layer / depth) for layer in range(depth + 1)]
+    problems = _problems(widths, _leaky, seed, networks)
+    anderson = tp.InputSpace(steps=50, tolerance=0.0, anderson=10)
+    layerwise = damped_method(damping, steps, tp.DeltaRule(), alter)
+    whole = damped_method(_TRANSPOSE, 1, tp.DeltaRule(), alter, inversion=anderson, propagation="composite")
+    return (
+        Number("shrinking layers, angle to Gauss-Newton (°)", (_median_angle(problems, layerwise),)),
+        Number("shrinking layers inverted as one, near transposes (°)", (_median_angle(problems, whole),)),
+    )
+
+
+def _saturated(
+    seed: int, width: int, depth: int, networks: int, damping: float, steps: int, alter: Alter
+) -> tuple[Number, Number]:
+    problems = _problems([width] * (depth + 1), nn.Tanh, seed, networks)
+    found = [_median_angle(problems, damped_method(d, steps, tp.DeltaRule(), alter)) for d in (damping, _FAINT)]
+    return (
+        Number("tanh layers, angle to Gauss-Newton (°)", (found[0],)),
+        Number("tanh layers, λ = 1e-8, angle to Gauss-Newton (°)", (found[1],)),
+    )
+
+
+def _stops(limits: tuple[Number, ...], damping: float, steps: int) -> str:
+    layerwise, whole, tanh, faint, size, shared, transpose = (number.values[0] for number in limits)
+    return (
+        f"Layers that shrink stay {layerwise:.0f}° from Gauss-Newton with λ = {damping:g} and {steps} steps, as"
+        " products of pseudo-inverses are not the pseudo-inverse of the product; inverted as one, from near"
+        f" transposes, they come to {whole:.1f}°. Tanh layers, which saturate, come to {tanh:.1f}°, and to {faint:.1f}°"
+        f" with λ = {_FAINT:g}. At the other end only the direction is back-propagation's: the lowest layer's update is"
+        f" {size:.0e} times as large. Behind tanh, the decoder that all samples share errs by {shared:.0%} with"
+        f" (w, λ) = (1, 0.1), but by {transpose:.0%} with (0, 1)."
+    )
+
+
+def _table(title: str, grid: dict[str, Any], name: str) -> Table:
+    rows = tuple((k, *row) for k, row in zip(grid["steps"], grid[name], strict=True))
+    return Table(title, ("K", *(f"λ = {damping:g}" for damping in grid["dampings"])), rows)
+
+
+def _curve(pair: LearnedPair) -> dict[str, Any]:
+    return {
+        "w": pair.w,
+        "damping": pair.damping,
+        "name": pair.name,
+        "singular": list(pair.singular),
+        "gains": list(pair.gains),
+    }

@@ -1,0 +1,143 @@
+r"""Updates by damped inverses and ``K`` steps, and what dense algebra predicts: ``Δ_{l-1} = B_l(λ, K) Δ_l``.
+
+``B(λ, K) = (I − (I − J_g J_f)^K) J_f⁺`` with ``J_g = J_fᵀ (J_f J_fᵀ + λ m I)⁻¹``, where ``m`` is the mean of the
+diagonal of ``J_f J_fᵀ``.
+"""
+
+from math import pi
+
+import torch
+from torch import Tensor
+
+import targetprop as tp
+from targetprop.claims.altered import Alter, Altered
+from targetprop.claims.problem import Problem
+from targetprop.diagnostics import DenseInverse, damped_inverse, gauss_newton_steps, layer_jacobians
+from targetprop.inversion import Inversion
+from targetprop.methods import Propagation
+from targetprop.updates import Update
+
+_BETA = 1e-9
+
+
+def damped_method(
+    damping: float,
+    steps: int,
+    update: Update,
+    alter: Alter,
+    *,
+    inversion: Inversion | None = None,
+    propagation: Propagation = "layerwise",
+) -> tp.Method:
+    """Compose exact damped decoders with an iteration.
+
+    Args:
+        damping: ``λ``, in units of the mean diagonal of ``J_f J_fᵀ``.
+        steps: ``K``; 1 with another rule.
+        update: the local update.
+        alter: what becomes of every inverse.
+        inversion: another rule than ``K`` steps in input space.
+        propagation: layer by layer, or "composite".
+
+    Returns:
+        The method. As each layer divides changes by about ``1 + λ / K``, ``β`` grows with that: else they would be
+        lost in rounding at the bottom, and the iteration would find no iterate better than where it starts.
+    """
+    return tp.Method(
+        cut="pre-activation",
+        output_target=tp.GradientStep(_BETA * (1 + damping / steps) ** 2),
+        decoder=Altered(DenseInverse(1.0, damping, relative=True), alter),
+        inversion=tp.InputSpace(steps=steps, tolerance=0.0) if inversion is None else inversion,
+        propagation=propagation,
+        update=update,
+    )
+
+
+class Oracle:
+    """Dense algebra for one problem.
+
+    Args:
+        problem: the network and the batch.
+    """
+
+    def __init__(self, problem: Problem) -> None:
+        """Take the Jacobians of all layers."""
+        self.record = problem.forward()
+        self.jacobians = [J.detach() for J in layer_jacobians(self.record)]
+        self.output = -2 / problem.y.shape[1] * (self.record.output - problem.y)  # −∂C/∂h_L per sample
+
+    def gauss_newton(self) -> list[Tensor]:
+        """Average block-diagonal Gauss-Newton steps ``J_θ⁺ Δ_L`` over the batch.
+
+        Returns:
+            What ``.grad`` should be, one flat tensor per layer.
+        """
+        steps = [gauss_newton_steps(self.record, self.output, sample) for sample in range(len(self.output))]
+        return [-torch.stack(layer).mean(0) for layer in zip(*steps, strict=True)]
+
+    def changes(self, damping: float, steps: int) -> list[Tensor]:
+        """Predict ``Δ_1 … Δ_L``, per unit of ``β``.
+
+        Args:
+            damping: ``λ``.
+            steps: ``K``.
+
+        Returns:
+            Each of shape ``(n, d_l)``.
+        """
+        deltas = [self.output]
+        for J in reversed(self.jacobians[1:]):
+            G = damped_inverse(J, 1.0, damping * float(J.square().sum(2).mean()))
+            eye = torch.eye(J.shape[2], dtype=J.dtype)
+            B = (eye - torch.linalg.matrix_power(eye - G @ J, steps)) @ torch.linalg.pinv(J)
+            deltas.append((B @ deltas[-1].unsqueeze(2)).squeeze(2))
+        return deltas[::-1]
+
+    def updates(self, changes: list[Tensor], *, delta_rule: bool) -> list[Tensor]:
+        """Turn changes into ``.grad`` by the formula of the local update.
+
+        Args:
+            changes: ``Δ_l / β``.
+            delta_rule: ``−Δ aᵀ / ‖a‖²`` instead of ``−Δ aᵀ``, mean over the batch.
+
+        Returns:
+            One flat tensor per layer.
+        """
+        found = []
+        for layer, delta in zip(self.record.layers, changes, strict=True):
+            a = layer.x if len(layer.inner) == 1 else layer.inner[-2].detach()
+            scaled = -delta / (a.square().sum(1, keepdim=True) + 1 if delta_rule else 1) / len(a)
+            found.append(torch.cat([(scaled.T @ a).flatten(), scaled.sum(0)]))
+        return found
+
+
+def angle(a: list[Tensor], b: list[Tensor]) -> float:
+    """Measure the angle between two updates whose layers are all scaled to norm 1, without the output layer.
+
+    Args:
+        a: one flat tensor per layer.
+        b: the same of the other update.
+
+    Returns:
+        Degrees; 90 where nothing changes.
+    """
+    u, v = (torch.cat([_unit(layer) for layer in update[:-1]]) for update in (a, b))
+    u, v = _unit(u), _unit(v)
+    return float(2 * torch.atan2((u - v).norm(), (u + v).norm()) * 180 / pi)
+
+
+def deviation(found: list[Tensor], predicted: list[Tensor]) -> float:
+    """Compare an update with its prediction.
+
+    Args:
+        found: one flat tensor per layer.
+        predicted: the same.
+
+    Returns:
+        Largest ``‖found − predicted‖ / ‖predicted‖`` over layers.
+    """
+    return max(float((a - b).norm() / b.norm()) for a, b in zip(found, predicted, strict=True))
+
+
+def _unit(values: Tensor) -> Tensor:
+    return values / values.norm().clamp_min(torch.finfo(values.dtype).tiny)

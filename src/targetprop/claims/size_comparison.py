@@ -1,0 +1,147 @@
+"""Sizes of each layer's change with and without influence normalisation, beside back-propagation's."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cosine_similarity
+
+import targetprop as tp
+from targetprop.claims.altered import Alter, Altered
+from targetprop.claims.networks import DTYPE
+from targetprop.claims.problem import Problem, random_problem
+from targetprop.diagnostics import DenseInverse
+from targetprop.step_report import root_mean_square
+
+BACKPROP, NORMALISED, PLAIN = KINDS = ("back-propagation", "normalised", "not normalised")
+_LARGEST_GAIN = 4.0
+
+
+@dataclass(frozen=True)
+class Rule:
+    """How layers are inverted.
+
+    Attributes:
+        name: what it is called.
+        damping: ``λ``, in units of the mean diagonal of ``JJᵀ``.
+        steps: steps of the input-space iteration.
+    """
+
+    name: str
+    damping: float = 0.0
+    steps: int = 1
+
+    def method(self, alter: Alter, *, normalise: bool) -> tp.Method:
+        """Compose the method.
+
+        Args:
+            alter: what becomes of every inverse.
+            normalise: whether changes are normalised by influence.
+
+        Returns:
+            The method.
+        """
+        return tp.Method(
+            cut="pre-activation",
+            output_target=tp.GradientStep(1e-6),
+            decoder=Altered(DenseInverse(1.0, self.damping, relative=True), alter),
+            inversion=tp.InputSpace(steps=self.steps, tolerance=0.0) if self.steps > 1 else tp.Difference(),
+            influence=tp.Influence(normalise),
+        )
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Changes of every layer, by kind.
+
+    Attributes:
+        weights: one flat gradient per layer.
+        activations: ``Δ_l / β`` per layer, each of shape ``(n, d_l)``.
+    """
+
+    weights: dict[str, list[Tensor]]
+    activations: dict[str, list[Tensor]]
+
+    def sizes(self, of: str, kind: str) -> list[float]:
+        """Measure each layer's change, of "weights" or "activations" (root mean square over samples).
+
+        Args:
+            of: of what.
+            kind: one of `KINDS`.
+
+        Returns:
+            A norm per layer.
+        """
+        if of == "weights":
+            return [float(gradient.norm()) for gradient in self.weights[kind]]
+        return [float(root_mean_square(delta)) for delta in self.activations[kind]]
+
+    def projections(self) -> list[Tensor]:
+        """Predict the size of normalised changes: the gradient's, projected on the direction of the change.
+
+        Returns:
+            One size per sample, for each layer.
+        """
+        pairs = zip(self.activations[BACKPROP], self.activations[PLAIN], strict=True)
+        return [gradient.norm(dim=1) * cosine_similarity(gradient, change) for gradient, change in pairs]
+
+    def deviation(self) -> float:
+        """Compare normalised changes with that prediction.
+
+        Returns:
+            Largest difference in units of the gradient, over samples and layers.
+        """
+        layers = zip(self.activations[NORMALISED], self.projections(), self.activations[BACKPROP], strict=True)
+        return max(float(((a.norm(dim=1) - size) / b.norm(dim=1)).abs().max()) for a, size, b in layers)
+
+
+def compare(problem: Problem, rule: Rule, alter: Alter) -> Comparison:
+    """Measure the changes of all kinds.
+
+    Args:
+        problem: network and batch.
+        rule: how layers are inverted.
+        alter: what becomes of every inverse.
+
+    Returns:
+        The changes.
+    """
+    methods = {kind: rule.method(alter, normalise=kind == NORMALISED) for kind in (NORMALISED, PLAIN)}
+    weights = {kind: problem.updates(method) for kind, method in methods.items()}
+    changes = {kind: problem.changes(method) for kind, method in methods.items()}
+    return Comparison({BACKPROP: problem.backprop(), **weights}, {BACKPROP: problem.backprop_changes(), **changes})
+
+
+def rank_correlation(a: Sequence[float], b: Sequence[float]) -> float:
+    """Compute Spearman's rank correlation of values without ties.
+
+    Args:
+        a: values.
+        b: as many others.
+
+    Returns:
+        1 for the same order, −1 for the opposite.
+    """
+    ranks = torch.tensor([a, b], dtype=DTYPE).argsort(1).argsort(1).to(DTYPE)
+    return float(torch.corrcoef(ranks)[0, 1])
+
+
+def scaled_problem(
+    width: int, depth: int, activation: Callable[[], nn.Module], seed: int, spread: float = 1.0
+) -> Problem:
+    """Draw a network whose layers are scaled by gains from 1/4 to 4, in random order and with product 1.
+
+    Args:
+        width: units per layer.
+        depth: layers.
+        activation: makes the activation.
+        seed: seed of network and batch.
+        spread: ratio of each layer's largest to its smallest singular value.
+
+    Returns:
+        The problem.
+    """
+    gains = torch.logspace(-1, 1, depth, base=_LARGEST_GAIN, dtype=DTYPE)
+    gains = gains[torch.randperm(depth, generator=torch.Generator().manual_seed(seed))].tolist()
+    return random_problem([width] * (depth + 1), activation, seed, 16, spread=spread, gains=gains, bias=1.0)

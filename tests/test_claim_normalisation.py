@@ -1,0 +1,108 @@
+"""Influence normalisation: sizes by hand and by dense Jacobians, and inverses broken on purpose."""
+
+import json
+from dataclasses import replace
+from itertools import count
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from cases import relative
+from targetprop.claims.altered import Alter, unaltered
+from targetprop.claims.claim import Claim
+from targetprop.claims.figures.normalisation import draw
+from targetprop.claims.networks import orthogonal
+from targetprop.claims.normalisation import normalisation
+from targetprop.claims.size_comparison import Rule, rank_correlation, scaled_problem
+from targetprop.decoders import Inverse
+from targetprop.diagnostics import output_jacobians
+
+SMALL: dict[str, Any] = dict(width=6, depth=6, networks=3, spreads=(1, 100))
+
+
+@pytest.fixture(scope="module")
+def claim() -> Claim:
+    return normalisation(**SMALL)
+
+
+def scaled(factor: Any) -> Alter:
+    """Multiply every inverse by a factor, or by the next of several."""
+
+    def alter(g: Inverse) -> Inverse:
+        c = next(factor) if hasattr(factor, "__next__") else factor
+        return Inverse(lambda y: c * g(y), lambda y, change: c * g.difference(y, change))
+
+    return alter
+
+
+def rotated(g: Inverse) -> Inverse:
+    """Keep the size of what the inverse returns, and turn it."""
+
+    def difference(y, change):
+        found = g.difference(y, change)
+        return found @ orthogonal(found.shape[1], torch.Generator().manual_seed(9))
+
+    return Inverse(g.decode, difference)
+
+
+def test_the_claim_holds_and_reports_where_it_stops(claim: Claim) -> None:
+    assert claim.verdict == "holds"
+    assert [number.values[0] < 1e-13 for number in claim.measured[:3]] == [True] * 3
+    assert "spread 100-fold" in claim.stops
+    exact, _, cosine, *_ = (number.values[0] for number in claim.limits)
+    rows = {row["spread"]: row for row in claim.data["sweep"]["exact"]}
+    assert (exact, cosine) == (rows[100]["rank"], rows[100]["cosine"])
+    assert rows[100]["rank"] < rows[1]["rank"] and rows[100]["cosine"] < rows[1]["cosine"]
+
+
+BROKEN = {
+    "negated": scaled(-1.0),
+    "a little too large": scaled(1.001),
+    "a gain of its own for every layer": scaled((-1.0) ** i * (1 + i % 3) for i in count()),
+    "rotated": rotated,
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_broken_inverses_fail(name: str) -> None:
+    claim = normalisation(**{**SMALL, "networks": 1}, alter=BROKEN[name])
+    assert claim.verdict == "fails"
+    assert not claim.measured[0].holds
+
+
+def test_changes_follow_dense_jacobians() -> None:
+    problem = scaled_problem(5, 4, lambda: nn.LeakyReLU(0.5), seed=3, spread=4.0)
+    record = problem.forward()
+    delta = -2 / 5 * (record.output - problem.y)
+    plain, normalised = (problem.changes(Rule("exact").method(unaltered, normalise=on)) for on in (False, True))
+    for J, a, b, gradient in zip(output_jacobians(record), plain, normalised, problem.backprop_changes(), strict=True):
+        inverse = torch.linalg.solve(J, delta)
+        downhill = (J.mT @ delta.unsqueeze(2)).squeeze(2)
+        unit = inverse / inverse.norm(dim=1, keepdim=True)
+        assert relative(a, inverse) < 1e-12
+        assert relative(gradient, downhill) < 1e-12
+        assert relative(b, unit * (unit * downhill).sum(1, keepdim=True)) < 1e-12  # the gradient, projected
+
+
+def test_gains_differ_by_layer_and_cancel() -> None:
+    problem = scaled_problem(4, 5, nn.Identity, seed=0)
+    gains = [float(p.detach().norm() / 2) for p in problem.net.parameters() if p.dim() == 2]
+    assert sorted(gains) == pytest.approx([0.25, 0.5, 1.0, 2.0, 4.0])
+
+
+def test_rank_correlation_by_hand() -> None:
+    assert rank_correlation([1, 2, 3, 4], [1, 10, 100, 1000]) == pytest.approx(1)
+    assert rank_correlation([1, 2, 3, 4], [4, 3, 2, 1]) == pytest.approx(-1)
+    assert rank_correlation([1, 2, 3, 4], [2, 1, 4, 3]) == pytest.approx(1 - 6 * 4 / (4 * 15))
+
+
+def test_the_figure_draws_from_the_saved_record(claim: Claim) -> None:
+    figure = draw(replace(claim, data=json.loads(json.dumps(claim.data, allow_nan=False))))
+    for axes in figure.axes:
+        assert axes.get_xlabel() and axes.get_ylabel() and axes.get_title(loc="left")
+        predictions = [line for line in axes.lines if line.get_color() == "black" and line.get_linestyle() == "--"]
+        legend = axes.get_legend()
+        assert len(predictions) == 1 and legend is not None
+        assert predictions[0].get_label() in [text.get_text() for text in legend.get_texts()]
