@@ -16,11 +16,11 @@ from cases import DTYPE, rand, relative
 from targetprop.claims.altered import Alter, unaltered
 from targetprop.claims.bridge import bridge
 from targetprop.claims.claim import Claim
-from targetprop.claims.damping_grid import Oracle, angle, damped_method, deviation
 from targetprop.claims.figures.bridge import draw
-from targetprop.claims.learned_family import learn_pair
+from targetprop.claims.measure.damping_grid import Oracle, angle, damped_method, deviation
+from targetprop.claims.measure.learned_family import learn_pair
+from targetprop.claims.measure.trial import random_trial
 from targetprop.claims.networks import orthogonal
-from targetprop.claims.problem import random_problem
 from targetprop.decoders import Inverse
 from targetprop.diagnostics import backprop_gradients
 
@@ -70,19 +70,19 @@ def test_broken_inverses_fail(name: str) -> None:
 
 
 def test_a_wrong_damping_is_seen() -> None:
-    problem = random_problem([4] * 4, nn.Tanh, 1, 3, spread=2.0)
-    found = problem.updates(damped_method(0.5, 2, tp.Gradient(), unaltered))
-    oracle = Oracle(problem)
+    trial = random_trial([4] * 4, nn.Tanh, 1, 3, spread=2.0)
+    found = trial.updates(damped_method(0.5, 2, tp.Gradient()))
+    oracle = Oracle(trial)
     assert deviation(found, oracle.updates(oracle.changes(0.5, 2), delta_rule=False)) < 1e-6
     for damping, steps in ((0.51, 2), (0.5, 3)):
         assert deviation(found, oracle.updates(oracle.changes(damping, steps), delta_rule=False)) > 1e-3
 
 
 def test_the_ends_of_the_prediction_are_back_propagation_and_gauss_newton() -> None:
-    problem = random_problem([4] * 4, nn.Tanh, 2, 3, spread=2.0)
-    oracle = Oracle(problem)
+    trial = random_trial([4] * 4, nn.Tanh, 2, 3, spread=2.0)
+    oracle = Oracle(trial)
     large, small = 1e9, 1e-12
-    gradient, dense = problem.backprop(), backprop_gradients(oracle.record, -oracle.output / 3)
+    gradient, dense = trial.backprop(), backprop_gradients(oracle.record, -oracle.output / 3)
     assert all(relative(a, b) < 1e-12 for a, b in zip(gradient, dense, strict=True))
     assert angle(oracle.updates(oracle.changes(large, 1), delta_rule=False), gradient) < 1e-5
     steps = oracle.updates(oracle.changes(small, 1), delta_rule=True)

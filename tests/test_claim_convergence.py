@@ -13,9 +13,9 @@ from cases import DTYPE, rand
 from targetprop import diagnostics
 from targetprop.claims.altered import unaltered
 from targetprop.claims.convergence import convergence
-from targetprop.claims.decay import measure_decay
 from targetprop.claims.figures.convergence import draw
-from targetprop.claims.pairs import Pair, misplaced_kinks, plain_inverse, random_pair, shrinking
+from targetprop.claims.measure.decay import measure_decay
+from targetprop.claims.measure.pairs import Pair, misplaced_kinks, plain_inverse, random_pair, shrinking
 from targetprop.decoders import Inverse
 
 SMALL = dict(widths=(8,), samples=8, steps=25, epochs=8)

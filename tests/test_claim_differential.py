@@ -11,12 +11,12 @@ from torch import nn
 import targetprop as tp
 from cases import DTYPE, rand
 from targetprop.claims import Claim
-from targetprop.claims.beta_sweep import Sweep, farthest, sweep_beta
 from targetprop.claims.differential import differential
 from targetprop.claims.figures.differential import draw
-from targetprop.claims.linear_prediction import Linear, predict, rms, without_iteration
+from targetprop.claims.measure.beta_sweep import Sweep, farthest, sweep_beta
+from targetprop.claims.measure.linear_prediction import Linear, predict, rms, without_iteration
+from targetprop.claims.measure.trial import Trial
 from targetprop.claims.networks import orthogonal, random_network
-from targetprop.claims.trial import Trial
 from targetprop.decoders import Inverse
 from targetprop.diagnostics import DenseInverse
 from targetprop.forward import run_forward
@@ -108,7 +108,13 @@ def test_decoders_without_iteration_are_predicted_exactly(direct: bool) -> None:
         rand(3, 4, seed=2),
         alter=lambda g: Inverse(lambda y: g(y) @ wrong.T, lambda y, change: g.difference(y, change) @ wrong.T),
     )
-    found = trial.targets(1e-3, DenseInverse(), tp.Direct() if direct else tp.Difference())
+    found = trial.changes(
+        tp.Method(
+            output_target=tp.GradientStep(1e-3),
+            decoder=DenseInverse(),
+            inversion=tp.Direct() if direct else tp.Difference(),
+        )
+    )
     expected = without_iteration(trial.record(), found[-1], E, direct=direct)
     assert len(expected) == 2
     for a, b in zip(found[:-1], expected, strict=True):

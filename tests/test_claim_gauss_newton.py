@@ -14,10 +14,10 @@ from targetprop.claims import Claim
 from targetprop.claims.altered import unaltered
 from targetprop.claims.figures.gauss_newton import draw
 from targetprop.claims.gauss_newton import gauss_newton
-from targetprop.claims.iterated_newton import converge
+from targetprop.claims.measure.iterated_newton import converge
+from targetprop.claims.measure.shrinking import shrinking_layers
+from targetprop.claims.measure.trial import Trial, direction_error, relative_error
 from targetprop.claims.networks import orthogonal, random_network
-from targetprop.claims.shrinking import shrinking_layers
-from targetprop.claims.trial import Trial, direction_error, relative_error
 from targetprop.decoders import Inverse
 from targetprop.diagnostics import DenseInverse
 
@@ -74,7 +74,12 @@ def test_a_broken_inverse_makes_it_fail(alter) -> None:
 
 
 def trial(depth: int = 3) -> Trial:
-    return Trial(random_network([5] * (depth + 1), nn.Tanh, 0), rand(3, 5, seed=4), rand(3, 5, seed=5))
+    return Trial(
+        random_network([5] * (depth + 1), nn.Tanh, 0),
+        rand(3, 5, seed=4),
+        rand(3, 5, seed=5),
+        nn.MSELoss(reduction="sum"),
+    )
 
 
 def test_one_step_and_one_hidden_layer_is_the_damped_inverse_by_hand() -> None:
@@ -124,8 +129,8 @@ def test_errors_of_vectors() -> None:
 
 def test_a_trial_leaves_no_gradients() -> None:
     case = trial()
-    step = case.steps(1e-3, DenseInverse(), tp.Difference(), tp.DeltaRule())
-    assert [s.numel() for s in step] == [30, 30, 30]
+    method = tp.Method(decoder=DenseInverse(), update=tp.DeltaRule())
+    assert [gradient.numel() for gradient in case.updates(method)] == [30, 30, 30]
     assert all(p.grad is None for p in case.network.parameters())
     assert torch.equal(case.sample(1).x, case.x[1:2])
 

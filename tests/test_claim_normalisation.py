@@ -13,9 +13,9 @@ from cases import relative
 from targetprop.claims.altered import Alter, unaltered
 from targetprop.claims.claim import Claim
 from targetprop.claims.figures.normalisation import draw
+from targetprop.claims.measure.size_comparison import BETA, Rule, rank_correlation, scaled_trial
 from targetprop.claims.networks import orthogonal
 from targetprop.claims.normalisation import normalisation
-from targetprop.claims.size_comparison import Rule, rank_correlation, scaled_problem
 from targetprop.decoders import Inverse
 from targetprop.diagnostics import output_jacobians
 
@@ -73,11 +73,11 @@ def test_broken_inverses_fail(name: str) -> None:
 
 
 def test_changes_follow_dense_jacobians() -> None:
-    problem = scaled_problem(5, 4, lambda: nn.LeakyReLU(0.5), seed=3, spread=4.0)
-    record = problem.forward()
-    delta = -2 / 5 * (record.output - problem.y)
-    plain, normalised = (problem.changes(Rule("exact").method(unaltered, normalise=on)) for on in (False, True))
-    for J, a, b, gradient in zip(output_jacobians(record), plain, normalised, problem.backprop_changes(), strict=True):
+    trial = scaled_trial(5, 4, lambda: nn.LeakyReLU(0.5), 3, unaltered, spread=4.0)
+    record = trial.record()
+    delta = -2 / 5 * (record.output - trial.y)
+    plain, normalised = ([d / BETA for d in trial.changes(Rule("exact").method(normalise=on))] for on in (False, True))
+    for J, a, b, gradient in zip(output_jacobians(record), plain, normalised, trial.backprop_changes(), strict=True):
         inverse = torch.linalg.solve(J, delta)
         downhill = (J.mT @ delta.unsqueeze(2)).squeeze(2)
         unit = inverse / inverse.norm(dim=1, keepdim=True)
@@ -87,8 +87,8 @@ def test_changes_follow_dense_jacobians() -> None:
 
 
 def test_gains_differ_by_layer_and_cancel() -> None:
-    problem = scaled_problem(4, 5, nn.Identity, seed=0)
-    gains = [float(p.detach().norm() / 2) for p in problem.net.parameters() if p.dim() == 2]
+    trial = scaled_trial(4, 5, nn.Identity, 0, unaltered)
+    gains = [float(p.detach().norm() / 2) for p in trial.network.parameters() if p.dim() == 2]
     assert sorted(gains) == pytest.approx([0.25, 0.5, 1.0, 2.0, 4.0])
 
 

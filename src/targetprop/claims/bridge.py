@@ -25,9 +25,9 @@ from torch import nn
 import targetprop as tp
 from targetprop.claims.altered import Alter, unaltered
 from targetprop.claims.claim import Claim, Number, Table
-from targetprop.claims.damping_grid import Oracle, angle, damped_method, deviation
-from targetprop.claims.learned_family import SHAPES, LearnedPair, learn_pair
-from targetprop.claims.problem import Problem, random_problem
+from targetprop.claims.measure.damping_grid import Oracle, angle, damped_method, deviation
+from targetprop.claims.measure.learned_family import SHAPES, LearnedPair, learn_pair
+from targetprop.claims.measure.trial import Trial, random_trial
 
 _PAIRS = ((1.0, 0.0), (1.0, 0.1), (1.0, 1.0), (0.0, 1.0))
 _CURVED = ((1.0, 0.1), (0.0, 1.0))
@@ -67,8 +67,8 @@ def bridge(
     """
     learned = [learn_pair(w, damping, seed, alter, updates=updates) for w, damping in _PAIRS]
     curved = [learn_pair(*pair, seed, alter, updates=updates, activation=nn.Tanh) for pair in _CURVED]
-    problem = random_problem([width] * (depth + 1), _leaky, seed, _SAMPLES, spread=_SPREAD)
-    grid = _grid(problem, dampings, steps, alter)
+    trial = random_trial([width] * (depth + 1), _leaky, seed, _SAMPLES, spread=_SPREAD, alter=alter)
+    grid = _grid(trial, dampings, steps)
     limits = (
         *_shrinking(seed, width, depth, networks, dampings[0], steps[-1], alter),
         *_saturated(seed, width, depth, networks, dampings[0], steps[-1], alter),
@@ -109,9 +109,9 @@ def _leaky() -> nn.Module:
     return nn.LeakyReLU(0.5)
 
 
-def _grid(problem: Problem, dampings: Sequence[float], steps: Sequence[int], alter: Alter) -> dict[str, Any]:
+def _grid(trial: Trial, dampings: Sequence[float], steps: Sequence[int]) -> dict[str, Any]:
     """Measure both updates in every cell, a row per ``K`` and a column per ``λ``."""
-    oracle, gradient, worst, size = Oracle(problem), problem.backprop(), 0.0, 0.0
+    oracle, gradient, worst, size = Oracle(trial), trial.backprop(), 0.0, 0.0
     newton = oracle.gauss_newton()
     angles: dict[str, list[list[float]]] = {"backprop": [], "newton": []}
     for k in steps:
@@ -119,7 +119,7 @@ def _grid(problem: Problem, dampings: Sequence[float], steps: Sequence[int], alt
         for damping in dampings:
             changes = oracle.changes(damping, k)
             for name, update, end in (("backprop", tp.Gradient(), gradient), ("newton", tp.DeltaRule(), newton)):
-                found = problem.updates(damped_method(damping, k, update, alter))
+                found = trial.updates(damped_method(damping, k, update))
                 worst = max(worst, deviation(found, oracle.updates(changes, delta_rule=name == "newton")))
                 rows[name].append(angle(found, end))
                 if (name, k, damping) == ("backprop", steps[0], dampings[-1]):
@@ -129,35 +129,37 @@ def _grid(problem: Problem, dampings: Sequence[float], steps: Sequence[int], alt
     return {"dampings": list(dampings), "steps": list(steps), **angles, "deviation": worst, "size": size}
 
 
-def _median_angle(problems: Sequence[Problem], method: tp.Method) -> float:
+def _median_angle(trials: Sequence[Trial], method: tp.Method) -> float:
     """Take the median over networks of the angle to Gauss-Newton."""
-    return median(angle(problem.updates(method), Oracle(problem).gauss_newton()) for problem in problems)
+    return median(angle(trial.updates(method), Oracle(trial).gauss_newton()) for trial in trials)
 
 
-def _problems(widths: Sequence[int], activation: Callable[[], nn.Module], seed: int, networks: int) -> list[Problem]:
+def _trials(
+    widths: Sequence[int], activation: Callable[[], nn.Module], seed: int, networks: int, alter: Alter
+) -> list[Trial]:
     seeds = (1000 * seed + i for i in range(networks))
-    return [random_problem(widths, activation, s, _SAMPLES, spread=_SPREAD) for s in seeds]
+    return [random_trial(widths, activation, s, _SAMPLES, spread=_SPREAD, alter=alter) for s in seeds]
 
 
 def _shrinking(
     seed: int, width: int, depth: int, networks: int, damping: float, steps: int, alter: Alter
 ) -> tuple[Number, Number]:
     widths = [round(width + (2 - width) * layer / depth) for layer in range(depth + 1)]
-    problems = _problems(widths, _leaky, seed, networks)
+    trials = _trials(widths, _leaky, seed, networks, alter)
     anderson = tp.InputSpace(steps=50, tolerance=0.0, anderson=10)
-    layerwise = damped_method(damping, steps, tp.DeltaRule(), alter)
-    whole = damped_method(_TRANSPOSE, 1, tp.DeltaRule(), alter, inversion=anderson, propagation="composite")
+    layerwise = damped_method(damping, steps, tp.DeltaRule())
+    whole = damped_method(_TRANSPOSE, 1, tp.DeltaRule(), inversion=anderson, propagation="composite")
     return (
-        Number("shrinking layers, angle to Gauss-Newton (°)", (_median_angle(problems, layerwise),)),
-        Number("shrinking layers inverted as one, near transposes (°)", (_median_angle(problems, whole),)),
+        Number("shrinking layers, angle to Gauss-Newton (°)", (_median_angle(trials, layerwise),)),
+        Number("shrinking layers inverted as one, near transposes (°)", (_median_angle(trials, whole),)),
     )
 
 
 def _saturated(
     seed: int, width: int, depth: int, networks: int, damping: float, steps: int, alter: Alter
 ) -> tuple[Number, Number]:
-    problems = _problems([width] * (depth + 1), nn.Tanh, seed, networks)
-    found = [_median_angle(problems, damped_method(d, steps, tp.DeltaRule(), alter)) for d in (damping, _FAINT)]
+    trials = _trials([width] * (depth + 1), nn.Tanh, seed, networks, alter)
+    found = [_median_angle(trials, damped_method(d, steps, tp.DeltaRule())) for d in (damping, _FAINT)]
     return (
         Number("tanh layers, angle to Gauss-Newton (°)", (found[0],)),
         Number("tanh layers, λ = 1e-8, angle to Gauss-Newton (°)", (found[1],)),

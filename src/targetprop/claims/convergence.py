@@ -16,8 +16,8 @@ from torch import Tensor, nn
 import targetprop as tp
 from targetprop.claims.altered import Alter, unaltered
 from targetprop.claims.claim import Claim, Number, Table
-from targetprop.claims.decay import Decay, measure_decay
-from targetprop.claims.pairs import (
+from targetprop.claims.measure.decay import Decay, measure_decay
+from targetprop.claims.measure.pairs import (
     Pair,
     affine,
     digits_layers,

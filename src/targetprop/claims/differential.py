@@ -13,11 +13,11 @@ from torch import Tensor, nn
 
 import targetprop as tp
 from targetprop.claims.altered import Alter, unaltered
-from targetprop.claims.beta_sweep import Sweep, farthest, sweep_beta
 from targetprop.claims.claim import Claim, Number, Table, format_number
-from targetprop.claims.linear_prediction import Linear, predict, rms, without_iteration
+from targetprop.claims.measure.beta_sweep import Sweep, farthest, sweep_beta
+from targetprop.claims.measure.linear_prediction import Linear, predict, rms, without_iteration
+from targetprop.claims.measure.trial import Trial
 from targetprop.claims.networks import orthogonal, random_network
-from targetprop.claims.trial import Trial
 from targetprop.decoders import Inverse
 
 _SMALLEST_POWER = -10
@@ -82,7 +82,7 @@ def _trial(seed: int, width: int, depth: int, dtype: torch.dtype, error: Tensor,
     def off(g: Inverse) -> Inverse:
         return alter(Inverse(lambda y: g(y) @ inexact.T, lambda y, change: g.difference(y, change) @ inexact.T))
 
-    return Trial(network, 0.5 * x, y, loss=nn.MSELoss(), alter=off)
+    return Trial(network, 0.5 * x, y, alter=off)
 
 
 def _relative(found: list[Tensor], betas: list[float], linear: Linear) -> list[float]:

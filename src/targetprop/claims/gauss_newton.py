@@ -12,10 +12,10 @@ from torch import nn
 
 from targetprop.claims.altered import Alter, unaltered
 from targetprop.claims.claim import Claim, Number, Table, format_number
-from targetprop.claims.iterated_newton import Convergence, Errors, converge
+from targetprop.claims.measure.iterated_newton import Convergence, Errors, converge
+from targetprop.claims.measure.shrinking import Shrinking, shrinking_layers
+from targetprop.claims.measure.trial import Trial
 from targetprop.claims.networks import DTYPE, random_network
-from targetprop.claims.shrinking import Shrinking, shrinking_layers
-from targetprop.claims.trial import Trial
 
 _BETA = 1e-7  # about √eps: below it rounding is larger, above it curvature
 _ACTIVATIONS = {"tanh": nn.Tanh, "leaky ReLU": lambda: nn.LeakyReLU(0.5)}
@@ -49,7 +49,8 @@ def gauss_newton(
     for name, activation in _ACTIVATIONS.items():
         generator = torch.Generator().manual_seed(seed + 1)  # weights are drawn from the seed itself
         x, y = (torch.randn(batch, width, dtype=DTYPE, generator=generator) for _ in range(2))
-        trial = Trial(random_network([width] * (depth + 1), activation, seed), x, y, alter=alter)
+        network, loss = random_network([width] * (depth + 1), activation, seed), nn.MSELoss(reduction="sum")
+        trial = Trial(network, x, y, loss, alter=alter)
         found[name] = converge(trial, steps, _BETA)
     shrunk = shrinking_layers(seed, shrinking, batch, _BETA, alter)
     return Claim(

@@ -25,8 +25,7 @@ from torch.nn.functional import cosine_similarity
 
 from targetprop.claims.altered import Alter, unaltered
 from targetprop.claims.claim import Claim, Number, Table
-from targetprop.claims.problem import Problem
-from targetprop.claims.size_comparison import (
+from targetprop.claims.measure.size_comparison import (
     BACKPROP,
     KINDS,
     NORMALISED,
@@ -35,8 +34,9 @@ from targetprop.claims.size_comparison import (
     Rule,
     compare,
     rank_correlation,
-    scaled_problem,
+    scaled_trial,
 )
+from targetprop.claims.measure.trial import Trial
 
 _EXACT, _DAMPED = Rule("exact"), Rule("λ = 0.1", 0.1)
 _STRONG, _ITERATED = Rule("λ = 1", 1.0), Rule("λ = 1, 5 steps", 1.0, 5)
@@ -66,14 +66,14 @@ def normalisation(
         The record.
     """
     orthogonal, scalar = (
-        _error(scaled_problem(*size, 1000 * seed), alter) for size in ((width, depth, nn.Identity), (1, depth, nn.Tanh))
+        _error(scaled_trial(*size, 1000 * seed, alter)) for size in ((width, depth, nn.Identity), (1, depth, nn.Tanh))
     )
-    problems = {
-        spread: [scaled_problem(width, depth, _leaky, 1000 * seed + i, spread) for i in range(networks)]
+    trials = {
+        spread: [scaled_trial(width, depth, _leaky, 1000 * seed + i, alter, spread) for i in range(networks)]
         for spread in spreads
     }
-    compared = [compare(problem, _EXACT, alter) for problem in problems[spreads[0]]]
-    rows = [row for spread in spreads for row in _rows(spread, problems[spread], alter)]
+    compared = [compare(trial, _EXACT) for trial in trials[spreads[0]]]
+    rows = [row for spread in spreads for row in _rows(spread, trials[spread])]
     return Claim(
         name="normalisation",
         statement="Influence normalisation gives influential layers larger changes, as gradient descent does",
@@ -103,9 +103,9 @@ def _leaky() -> nn.Module:
     return nn.LeakyReLU(0.5)
 
 
-def _error(problem: Problem, alter: Alter) -> float:
-    expected = torch.cat(problem.backprop())
-    return float((torch.cat(problem.updates(_EXACT.method(alter, normalise=True))) - expected).norm() / expected.norm())
+def _error(trial: Trial) -> float:
+    found, expected = torch.cat(trial.updates(_EXACT.method(normalise=True))), torch.cat(trial.backprop())
+    return float((found - expected).norm() / expected.norm())
 
 
 def _correlation(of: str, kind: str, compared: list[Comparison], **bounds: float) -> Number:
@@ -113,11 +113,11 @@ def _correlation(of: str, kind: str, compared: list[Comparison], **bounds: float
     return Number(f"rank correlation of sizes with back-propagation's: {of}, {kind}", (value,), **bounds)
 
 
-def _rows(spread: float, problems: list[Problem], alter: Alter) -> list[dict[str, Any]]:
+def _rows(spread: float, trials: list[Trial]) -> list[dict[str, Any]]:
     """Take medians over networks of the rank correlation of weight changes, and of the cosine, for every rule."""
-    expected, rows = [problem.backprop() for problem in problems], []
+    expected, rows = [trial.backprop() for trial in trials], []
     for rule in _RULES:
-        pairs = [(p.updates(rule.method(alter, normalise=True)), b) for p, b in zip(problems, expected, strict=True)]
+        pairs = [(t.updates(rule.method(normalise=True)), b) for t, b in zip(trials, expected, strict=True)]
         ranks = [rank_correlation([float(v.norm()) for v in a], [float(v.norm()) for v in b]) for a, b in pairs]
         cosines = [float(cosine_similarity(torch.cat(a), torch.cat(b), dim=0)) for a, b in pairs]
         rows.append({"spread": spread, "rule": rule.name, "rank": median(ranks), "cosine": median(cosines)})

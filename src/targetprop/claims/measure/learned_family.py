@@ -66,7 +66,7 @@ def learn_pair(
         The learned decoders, compared.
     """
     net = random_network(_WIDTHS, activation, seed, spread=_SPREAD)
-    x = torch.randn(_SAMPLES, _WIDTHS[0], dtype=DTYPE, generator=torch.Generator().manual_seed(seed))
+    x = torch.randn(_SAMPLES, _WIDTHS[0], dtype=DTYPE, generator=torch.Generator().manual_seed(seed + 2**20))
     curvature = 2 * (w * _SPREAD + damping)  # of the loss, at most
     rate = 2 * (1 - _MOMENTUM) / curvature
     engine = tp.TargetPropagation(

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 import targetprop as tp
-from targetprop.claims.pairs import Pair
+from targetprop.claims.measure.pairs import Pair
 from targetprop.diagnostics import spectral_norm, visited
 from targetprop.inversion import Map, per_sample, sample_norm
 

@@ -1,19 +1,19 @@
 r"""Targets by iterated damped inverses of invertible layers, against Gauss-Newton and against iterated Tikhonov.
 
 With ``J_l = U S Vᵀ`` and the decoder ``J_g = J_lᵀ (J_l J_lᵀ + λI)⁻¹``, ``K`` input-space steps on the linear layer give
-``V diag((1 − (λ/(s_i² + λ))ᴷ) / s_i) Uᵀ`` in place of ``J_l⁻¹`` (METHOD: iterated Tikhonov regularisation). That is the
+``V diag((1 − (λ/(s_i² + λ))ᴷ) / s_i) Uᵀ`` in place of ``J_l⁻¹``: iterated Tikhonov regularisation. That is the
 prediction for every ``K``; at ``K → ∞`` it is Gauss-Newton's ``J_{l→L}⁻¹ Δ_L``.
 """
 
 import importlib
 import warnings
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
 
 import targetprop as tp
-from targetprop.claims.trial import Trial, direction_error, relative_error
+from targetprop.claims.measure.trial import Trial, direction_error, relative_error
 from targetprop.diagnostics import (
     DenseInverse,
     backprop_gradients,
@@ -101,19 +101,22 @@ def converge(trial: Trial, steps: tuple[int, ...], beta: float) -> Convergence:
     curvature = [_curvlinops_steps(one, beta) for one in alone]
     together = _batch_steps(record, delta)
     for k in steps:
-        rule = tp.InputSpace(steps=k, tolerance=0.0)
-        changes, tikhonov = trial.targets(beta, _DECODER, rule)[:-1], _tikhonov(record, delta, k)[:-1]
+        method = tp.Method(
+            output_target=tp.GradientStep(beta), decoder=_DECODER, inversion=tp.InputSpace(steps=k, tolerance=0.0)
+        )
+        delta_rule, regression = (replace(method, update=update) for update in (_DELTA_RULE, _LEAST_SQUARES))
+        changes, tikhonov = trial.changes(method)[:-1], _tikhonov(record, delta, k)[:-1]
         found.activations.add(changes, newton)
         found.activations_predicted.add(tikhonov, newton)
         found.against_prediction.add(changes, tikhonov)
-        taken = _stack([one.steps(beta, _DECODER, rule, _DELTA_RULE) for one in alone])
+        taken = [-beta * layer for layer in _stack([one.updates(delta_rule) for one in alone])]
         found.weights.add(taken, weights)
         found.weights_predicted.add(_tikhonov_weights(records, delta, pulls, k), weights)
         if curvature[0]:
             found.weights_curvlinops.add(taken, _stack(curvature))
         # The loss is a sum and the regression a mean, so `.grad` is n times the step.
-        batch = trial.steps(beta, _DECODER, rule, _LEAST_SQUARES)
-        found.batch.add([step[None] / n for step in batch], [step[None] for step in together])
+        batch = trial.updates(regression)
+        found.batch.add([-beta / n * gradient[None] for gradient in batch], [step[None] for step in together])
     return found
 
 

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 import targetprop as tp
 from targetprop.chain import Cut
 from targetprop.claims.altered import Alter
+from targetprop.claims.measure.trial import Trial, direction_error, relative_error
 from targetprop.claims.networks import DTYPE, random_network
-from targetprop.claims.trial import Trial, direction_error, relative_error
 from targetprop.diagnostics import DenseInverse, damped_inverse, gauss_newton_steps, layer_jacobian, output_jacobians
 
 _CUTS: tuple[Cut, ...] = ("pre-activation", "post-activation")
@@ -60,16 +60,16 @@ def shrinking_layers(seed: int, widths: tuple[int, ...], batch: int, beta: float
     generator = torch.Generator().manual_seed(seed + 1)  # weights are drawn from the seed itself
     x, y = (torch.randn(batch, width, dtype=DTYPE, generator=generator) for width in (widths[0], widths[-1]))
     network = random_network(widths, nn.Tanh, seed, spread=3.0)
-    trial = Trial(network, x, y, cut=_CUTS[0], alter=alter)
+    trial = Trial(network, x, y, nn.MSELoss(reduction="sum"), cut=_CUTS[0], alter=alter)
     record = trial.record()
     jacobians = output_jacobians(record)[:-1]
-    found = trial.targets(beta, DenseInverse(w=1.0, damping=0.0), tp.InputSpace(steps=4, tolerance=0.0))
+    exact, rule = DenseInverse(w=1.0, damping=0.0), tp.InputSpace(steps=4, tolerance=0.0)
+    found = trial.changes(tp.Method(output_target=tp.GradientStep(beta), decoder=exact, inversion=rule))
     product = [found[-1]]
     for layer in reversed(record.layers[1:]):
         product.append(_times(damped_inverse(layer_jacobian(layer), 1.0, 0.0), product[-1]))
     wanted = [_times(torch.linalg.pinv(J), found[-1]) for J in jacobians]
-    remedy = _composite_rule(jacobians)
-    composite = trial.targets(beta, _TRANSPOSE, remedy, "composite")
+    composite = trial.changes(_composite(jacobians, beta))
     pairs = list(zip(found[:-1], product[:0:-1], wanted, composite[:-1], jacobians, strict=True))
     return Shrinking(
         measured=[1 - float(direction_error(a, gn).mean()) for a, _, gn, _, _ in pairs],
@@ -81,11 +81,17 @@ def shrinking_layers(seed: int, widths: tuple[int, ...], batch: int, beta: float
     )
 
 
-def _composite_rule(jacobians: list[Tensor]) -> tp.InputSpace:
+def _composite(jacobians: list[Tensor], beta: float) -> tp.Method:
     """Landweber's iteration with ``α < 2 / ‖J‖²`` for every layer, mixed so that it needs few steps."""
     largest = max(float(torch.linalg.matrix_norm(J, ord=2).max()) for J in jacobians)
     outputs = jacobians[-1].shape[1]
-    return tp.InputSpace(steps=_REMEDY_STEPS, alpha=min(1.0, largest**-2), tolerance=0.0, anderson=outputs)
+    return tp.Method(
+        output_target=tp.GradientStep(beta),
+        decoder=_TRANSPOSE,
+        inversion=tp.InputSpace(steps=_REMEDY_STEPS, alpha=min(1.0, largest**-2), tolerance=0.0, anderson=outputs),
+        propagation="composite",
+        update=tp.DeltaRule(pullback_damping=0.0),
+    )
 
 
 def _weights(trial: Trial, beta: float) -> float:
@@ -94,11 +100,10 @@ def _weights(trial: Trial, beta: float) -> float:
     for index in range(min(_ALONE, len(trial.x))):
         alone = trial.sample(index)
         record = alone.record()
-        rule = _composite_rule(output_jacobians(record)[:-1])
-        found = alone.steps(beta, _TRANSPOSE, rule, tp.DeltaRule(pullback_damping=0.0), "composite")
+        found = alone.updates(_composite(output_jacobians(record)[:-1], beta))
         delta = -2 * beta * (record.output - alone.y)
         for a, b in zip(found, gauss_newton_steps(record, delta, sample=0), strict=True):
-            worst = max(worst, float(direction_error(a[None], b[None])))
+            worst = max(worst, float(direction_error(-a[None], b[None])))
     return 1 - worst
 
 

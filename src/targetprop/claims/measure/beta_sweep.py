@@ -5,8 +5,9 @@ from math import log10, nan
 
 import torch
 
-from targetprop.claims.linear_prediction import Linear, rms
-from targetprop.claims.trial import Trial
+import targetprop as tp
+from targetprop.claims.measure.linear_prediction import Linear, rms
+from targetprop.claims.measure.trial import Trial
 from targetprop.diagnostics import DenseInverse
 from targetprop.inversion import Inversion
 
@@ -122,7 +123,8 @@ def sweep_beta(trial: Trial, betas: list[float], rule: Inversion, linear: list[L
     """
     rows = []
     for beta in betas:
-        found = trial.targets(beta, DenseInverse(w=1.0, damping=0.0), rule)[:-1]
+        exact, output = DenseInverse(w=1.0, damping=0.0), tp.GradientStep(beta)
+        found = trial.changes(tp.Method(output_target=output, decoder=exact, inversion=rule))[:-1]
         rows.append([rms(d.double() - beta * layer.change) for d, layer in zip(found, linear, strict=True)])
     return Sweep(betas, [list(layer) for layer in zip(*rows, strict=True)], eps, linear)
 

@@ -10,8 +10,7 @@ import torch
 from torch import Tensor
 
 import targetprop as tp
-from targetprop.claims.altered import Alter, Altered
-from targetprop.claims.problem import Problem
+from targetprop.claims.measure.trial import Trial
 from targetprop.diagnostics import DenseInverse, damped_inverse, gauss_newton_steps, layer_jacobians
 from targetprop.inversion import Inversion
 from targetprop.methods import Propagation
@@ -24,7 +23,6 @@ def damped_method(
     damping: float,
     steps: int,
     update: Update,
-    alter: Alter,
     *,
     inversion: Inversion | None = None,
     propagation: Propagation = "layerwise",
@@ -35,7 +33,6 @@ def damped_method(
         damping: ``λ``, in units of the mean diagonal of ``J_f J_fᵀ``.
         steps: ``K``; 1 with another rule.
         update: the local update.
-        alter: what becomes of every inverse.
         inversion: another rule than ``K`` steps in input space.
         propagation: layer by layer, or "composite".
 
@@ -44,9 +41,8 @@ def damped_method(
         lost in rounding at the bottom, and the iteration would find no iterate better than where it starts.
     """
     return tp.Method(
-        cut="pre-activation",
         output_target=tp.GradientStep(_BETA * (1 + damping / steps) ** 2),
-        decoder=Altered(DenseInverse(1.0, damping, relative=True), alter),
+        decoder=DenseInverse(1.0, damping, relative=True),
         inversion=tp.InputSpace(steps=steps, tolerance=0.0) if inversion is None else inversion,
         propagation=propagation,
         update=update,
@@ -54,17 +50,17 @@ def damped_method(
 
 
 class Oracle:
-    """Dense algebra for one problem.
+    """Dense algebra for one trial.
 
     Args:
-        problem: the network and the batch.
+        trial: the network and the batch, with squared error.
     """
 
-    def __init__(self, problem: Problem) -> None:
+    def __init__(self, trial: Trial) -> None:
         """Take the Jacobians of all layers."""
-        self.record = problem.forward()
+        self.record = trial.record()
         self.jacobians = [J.detach() for J in layer_jacobians(self.record)]
-        self.output = -2 / problem.y.shape[1] * (self.record.output - problem.y)  # −∂C/∂h_L per sample
+        self.output = -2 / trial.y.shape[1] * (self.record.output - trial.y)  # −∂C/∂h_L per sample
 
     def gauss_newton(self) -> list[Tensor]:
         """Average block-diagonal Gauss-Newton steps ``J_θ⁺ Δ_L`` over the batch.

@@ -8,13 +8,14 @@ from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity
 
 import targetprop as tp
-from targetprop.claims.altered import Alter, Altered
+from targetprop.claims.altered import Alter
+from targetprop.claims.measure.trial import Trial, random_trial
 from targetprop.claims.networks import DTYPE
-from targetprop.claims.problem import Problem, random_problem
 from targetprop.diagnostics import DenseInverse
 from targetprop.step_report import root_mean_square
 
 BACKPROP, NORMALISED, PLAIN = KINDS = ("back-propagation", "normalised", "not normalised")
+BETA = 1e-6
 _LARGEST_GAIN = 4.0
 
 
@@ -32,20 +33,18 @@ class Rule:
     damping: float = 0.0
     steps: int = 1
 
-    def method(self, alter: Alter, *, normalise: bool) -> tp.Method:
+    def method(self, *, normalise: bool) -> tp.Method:
         """Compose the method.
 
         Args:
-            alter: what becomes of every inverse.
             normalise: whether changes are normalised by influence.
 
         Returns:
             The method.
         """
         return tp.Method(
-            cut="pre-activation",
-            output_target=tp.GradientStep(1e-6),
-            decoder=Altered(DenseInverse(1.0, self.damping, relative=True), alter),
+            output_target=tp.GradientStep(BETA),
+            decoder=DenseInverse(1.0, self.damping, relative=True),
             inversion=tp.InputSpace(steps=self.steps, tolerance=0.0) if self.steps > 1 else tp.Difference(),
             influence=tp.Influence(normalise),
         )
@@ -96,21 +95,20 @@ class Comparison:
         return max(float(((a.norm(dim=1) - size) / b.norm(dim=1)).abs().max()) for a, size, b in layers)
 
 
-def compare(problem: Problem, rule: Rule, alter: Alter) -> Comparison:
+def compare(trial: Trial, rule: Rule) -> Comparison:
     """Measure the changes of all kinds.
 
     Args:
-        problem: network and batch.
+        trial: network and batch.
         rule: how layers are inverted.
-        alter: what becomes of every inverse.
 
     Returns:
         The changes.
     """
-    methods = {kind: rule.method(alter, normalise=kind == NORMALISED) for kind in (NORMALISED, PLAIN)}
-    weights = {kind: problem.updates(method) for kind, method in methods.items()}
-    changes = {kind: problem.changes(method) for kind, method in methods.items()}
-    return Comparison({BACKPROP: problem.backprop(), **weights}, {BACKPROP: problem.backprop_changes(), **changes})
+    methods = {kind: rule.method(normalise=kind == NORMALISED) for kind in (NORMALISED, PLAIN)}
+    weights = {kind: trial.updates(method) for kind, method in methods.items()}
+    changes = {kind: [delta / BETA for delta in trial.changes(method)] for kind, method in methods.items()}
+    return Comparison({BACKPROP: trial.backprop(), **weights}, {BACKPROP: trial.backprop_changes(), **changes})
 
 
 def rank_correlation(a: Sequence[float], b: Sequence[float]) -> float:
@@ -127,9 +125,9 @@ def rank_correlation(a: Sequence[float], b: Sequence[float]) -> float:
     return float(torch.corrcoef(ranks)[0, 1])
 
 
-def scaled_problem(
-    width: int, depth: int, activation: Callable[[], nn.Module], seed: int, spread: float = 1.0
-) -> Problem:
+def scaled_trial(
+    width: int, depth: int, activation: Callable[[], nn.Module], seed: int, alter: Alter, spread: float = 1.0
+) -> Trial:
     """Draw a network whose layers are scaled by gains from 1/4 to 4, in random order and with product 1.
 
     Args:
@@ -137,11 +135,13 @@ def scaled_problem(
         depth: layers.
         activation: makes the activation.
         seed: seed of network and batch.
+        alter: what becomes of every inverse.
         spread: ratio of each layer's largest to its smallest singular value.
 
     Returns:
-        The problem.
+        The trial.
     """
     gains = torch.logspace(-1, 1, depth, base=_LARGEST_GAIN, dtype=DTYPE)
     gains = gains[torch.randperm(depth, generator=torch.Generator().manual_seed(seed))].tolist()
-    return random_problem([width] * (depth + 1), activation, seed, 16, spread=spread, gains=gains, bias=1.0)
+    widths = [width] * (depth + 1)
+    return random_trial(widths, activation, seed, 16, spread=spread, gains=gains, bias=1.0, alter=alter)

@@ -1,0 +1,1 @@
+"""What the claims are measured with: what they try, what they predict, and how the two are compared."""
