@@ -1,0 +1,159 @@
+r"""Approximate inverses can be learned locally from noise (Bengio 2020, arXiv:2007.15139).
+
+A decoder that minimises ``ℓ(1, λ)`` has ``J_f J_g = J_f J_fᵀ (J_f J_fᵀ + λ I)⁻¹``, so ``‖J_f J_g − I‖ =
+λ / (s_min² + λ) < 1``: output-space iteration contracts by construction, and so it does with ridge regression, where
+the covariance of ``f`` takes the place of ``J_f J_fᵀ``. Nothing but a layer's own input, output and noise is needed.
+
+On digits, for every inverted layer and held-out samples, at checkpoints of two regimes (decoders alone, with the
+network at its random start; everything together). Layers are cut after their activation and decoders are one affine
+map each, as ridge regression needs it; only "slopes known" multiplies by tanh's slopes too:
+
+* the contraction factor at the forward activation, on the smaller side of the layer: ``‖J(f∘g̃) − I‖₂`` with
+  ``g̃(u) = x₀ + g(u) − g(y₀)``, or ``‖J(g∘f) − I‖₂`` where the layer widens;
+* the relative residual ``‖t − f(x)‖ / ‖t − y₀‖`` for small random targets, after difference inversion and after ten
+  output-space steps.
+"""
+
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
+
+import targetprop as tp
+from targetprop.claims.claim import Claim, Number, Table, format_number
+from targetprop.claims.measure.learning import ITERATIONS, SAMPLES, Series, learn_alone, learn_together
+from targetprop.decoders import Objective
+from targetprop.diagnostics import DenseInverse
+
+REST = 0.25  # steps that the decoders train on with the weights at rest, as a share of those before
+CHECKPOINTS = (0.0, 0.02, 0.05, 0.1, 0.2, 0.35, 0.5, 0.75, 1.0)
+EXACT, PLAIN = "exact damped inverse", "damped inverse"
+SLOPES, RIDGE = "damped inverse, slopes known", "ridge regression"
+PROMISED = (PLAIN, SLOPES, RIDGE)
+
+
+def local_learning(
+    seed: int = 0,
+    *,
+    widths: Sequence[int] = (48, 24),
+    steps: int = 600,
+    objectives: Mapping[str, Objective] | None = None,
+    promised: Collection[str] = PROMISED,
+) -> Claim:
+    """Measure how far decoders become inverses, by themselves and while the network learns.
+
+    Args:
+        seed: seed of weights, batches and noise.
+        widths: hidden units.
+        steps: steps of each regime.
+        objectives: decoder objectives by name; those of the library if not given.
+        promised: names of the objectives that the theory says contract; those that are measured decide the verdict.
+
+    Returns:
+        The claim.
+
+    Raises:
+        ValueError: no objective is promised to contract.
+    """
+    objectives = _objectives() if objectives is None else objectives
+    marks, rest = [round(steps * share) for share in CHECKPOINTS], round(steps * REST)
+    bounded = [name for name in objectives if name in promised]
+    if not bounded:
+        raise ValueError(f"none of {', '.join(objectives)} is promised to contract; name one of them in promised")
+    alone = {name: learn_alone(objective, widths, marks, seed) for name, objective in objectives.items()}
+    together = {name: learn_together(objective, widths, marks, rest, seed) for name, objective in objectives.items()}
+    square = learn_alone(objectives[bounded[0]], (widths[0], *widths), marks, seed)
+    limits = (
+        Number("decoders alone, a square layer: median contraction factor", (square["factor"][-1][0],)),
+        *(Number(f"everything together, {name}: contraction factor", (_worst(together[name]),)) for name in objectives),
+        *(Number(f"then with weights at rest, {name}", (_worst(together[name], at=-1),)) for name in bounded),
+    )
+    return Claim(
+        name="local-learning",
+        statement="Approximate inverses can be learned locally: from a layer's own input, output and noise",
+        prediction="‖J_f J_g − I‖ = λ / (s_min² + λ) < 1 at the minimum of ℓ(1, λ); iterating takes the residual to 0",
+        measured=_measured(alone, together, bounded),
+        stops=_stops(alone, together, bounded, square["factor"][-1][0]),
+        limits=limits,
+        tables=(_table(alone, together, widths),),
+        data={"steps": [*marks, steps + rest], "alone": alone, "together": together, "iterations": ITERATIONS},
+        seeds=(seed,),
+    )
+
+
+def _objectives() -> dict[str, Objective]:
+    damped: dict[str, Any] = {"w": 1.0, "damping": 0.1, "relative": True, "lr": 5e-3}
+    return {
+        PLAIN: tp.DifferenceReconstruction(**damped),
+        SLOPES: tp.DifferenceReconstruction(**damped, activation="transpose"),
+        RIDGE: tp.Ridge(),
+        "denoising": tp.Denoising(noise=0.5, lr=5e-3),
+        "transpose": tp.DifferenceReconstruction(w=0.0, damping=1.0, lr=5e-3),
+        "global reconstruction": tp.GlobalReconstruction(lr=5e-3),
+        EXACT: DenseInverse(w=1.0, damping=0.1, relative=True),
+    }
+
+
+def _worst(series: Series, key: str = "factor", at: int = len(CHECKPOINTS) - 1) -> float:
+    return (min if key == "share" else max)(series[key][at])
+
+
+def _measured(alone: dict[str, Series], together: dict[str, Series], bounded: list[str]) -> tuple[Number, ...]:
+    end = [alone[name] for name in bounded]
+    moving = [together[name] for name in bounded]
+    return (
+        Number(
+            "decoders alone: largest median contraction factor of the objectives that aim at a damped inverse",
+            (max(_worst(series) for series in end),),
+            at_most=0.9,
+        ),
+        Number(
+            "… smallest share of held-out samples with a factor < 1",
+            (min(_worst(series, "share") for series in end),),
+            at_least=0.98,
+        ),
+        Number(
+            f"… relative residual after {ITERATIONS} steps, as a share of the untrained decoder's",
+            (max(_worst(series, "last") / _worst(series, "last", at=0) for series in end),),
+            at_most=0.1,
+        ),
+        Number("everything together: smallest median factor of them", (min(_worst(series) for series in moving),)),
+        Number("… largest", (max(_worst(series) for series in moving),)),
+    )
+
+
+def _stops(alone: dict[str, Series], together: dict[str, Series], bounded: list[str], square: float) -> str:
+    def names(found: dict[str, Series], contracts: bool) -> str:
+        ends = {name: _worst(series) for name, series in found.items() if name != EXACT}
+        return ", ".join(f"{n} {format_number(v)}" for n, v in ends.items() if (v < 1) == contracts) or "none"
+
+    text = (
+        f"Decoders alone: factor ≥ 1 for {names(alone, contracts=False)}; a square layer, whose singular values reach"
+        f" down to 0, ends at {format_number(square)}. Everything together: ≥ 1 for"
+        f" {names(together, contracts=False)}; < 1 for {names(together, contracts=True)}."
+    )
+    stuck = [name for name in bounded if _worst(together[name]) >= 1 and _worst(together[name], at=-1) >= 1]
+    if not stuck:
+        return text
+    rest = ", ".join(format_number(_worst(together[name], at=-1)) for name in stuck)
+    text += (
+        f" Lag is not why: with the weights at rest {', '.join(stuck)} stay at {rest}. One affine map cannot follow"
+        " tanh where its slopes differ from sample to sample"
+    )
+    told = SLOPES in together and _worst(together[SLOPES]) < 1
+    return text + ("; decoders told the slopes can." if told else ".")
+
+
+def _table(alone: dict[str, Series], together: dict[str, Series], widths: Sequence[int]) -> Table:
+    sizes, last = [*widths, 10], len(CHECKPOINTS) - 1
+    rows = [
+        (name, f"{sizes[i]} → {sizes[i + 1]}", *(series[key][last][i] for key in ("factor", "first", "last")))
+        + tuple(together[name][key][last][i] for key in ("factor", "first", "last"))
+        for name, series in alone.items()
+        for i in range(len(widths))
+    ]
+    regimes = [f"{what}, {regime}" for regime in ("alone", "together") for what in ("factor", "residual 1", "residual")]
+    return Table(
+        f"Medians over {SAMPLES} held-out samples at the end: contraction factor, relative residual after difference"
+        f" inversion and after {ITERATIONS} steps more",
+        ("objective", "layer", *regimes),
+        tuple(rows),
+    )

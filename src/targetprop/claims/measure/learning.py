@@ -1,0 +1,118 @@
+"""Decoders that learn from digits, alone and with the network, and what their inverses are worth at checkpoints."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+import targetprop as tp
+from targetprop.claims.networks import digits_network, load_digits
+from targetprop.decoders import Inverse, Objective
+from targetprop.forward import LayerRecord, run_forward
+
+SAMPLES, BATCH, ITERATIONS = 64, 128, 10
+RATE = 1e-3  # of the network's Adam
+TARGET = 0.01  # ‖t − y₀‖ / ‖y₀‖: small, so that residuals tell of the inverse and not of curvature
+Series = dict[str, list[list[float]]]
+
+
+def learn_alone(objective: Objective, widths: Sequence[int], marks: Sequence[int], seed: int) -> Series:
+    """Train the decoders of a network at its random start.
+
+    Args:
+        objective: what they learn.
+        widths: hidden units of the network.
+        marks: steps after which to measure, ascending.
+        seed: seed of weights, batches and noise.
+
+    Returns:
+        Per checkpoint and inverted layer: "factor", the median contraction factor; "share" of samples with one < 1;
+        "first" and "last", the median relative residuals after difference inversion and after `ITERATIONS` steps.
+    """
+    engine, generator = _engine(objective, widths, seed), torch.Generator().manual_seed(seed)
+    looks = []
+    for step in range(marks[-1] + 1):
+        looks += [_look(engine, seed) for mark in marks if mark == step]
+        engine.train_decoders(_batch(generator)[0])
+    return _series(looks)
+
+
+def learn_together(objective: Objective, widths: Sequence[int], marks: Sequence[int], rest: int, seed: int) -> Series:
+    """Train network and decoders together, then the decoders alone with the weights at rest.
+
+    Args:
+        objective: what the decoders learn.
+        widths: hidden units of the network.
+        marks: steps after which to measure, ascending; the network stops learning at the last one.
+        rest: steps at rest.
+        seed: seed of weights, batches and noise.
+
+    Returns:
+        See `learn_alone`; the last checkpoint is that after the rest.
+    """
+    engine, generator = _engine(objective, widths, seed), torch.Generator().manual_seed(seed)
+    assert isinstance(engine.model, nn.Module)
+    optimizer, looks = torch.optim.Adam(engine.model.parameters(), lr=RATE), []
+    for step in range(marks[-1] + 1):
+        looks += [_look(engine, seed) for mark in marks if mark == step]
+        if step < marks[-1]:
+            x, y = _batch(generator)
+            optimizer.zero_grad()
+            engine.backward(x, y)
+            optimizer.step()
+    for _ in range(rest):
+        engine.train_decoders(_batch(generator)[0])
+    return _series([*looks, _look(engine, seed)])
+
+
+def _engine(objective: Objective, widths: Sequence[int], seed: int) -> tp.TargetPropagation:
+    network, x = digits_network(widths, seed), load_digits().train_x[:2]
+    method = tp.Method(decoder=objective)
+    return tp.TargetPropagation(network, nn.CrossEntropyLoss(), example_input=x, method=method, seed=seed)
+
+
+def _batch(generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    data = load_digits()
+    chosen = torch.randint(len(data.train_x), (BATCH,), generator=generator)
+    return data.train_x[chosen], data.train_y[chosen]
+
+
+@torch.no_grad()
+def _look(engine: tp.TargetPropagation, seed: int) -> list[dict[str, float]]:
+    """Measure every inverted layer on held-out samples."""
+    assert engine.chain is not None
+    record = run_forward(engine.chain, load_digits().test_x[:SAMPLES])
+    generator, found = torch.Generator().manual_seed(seed), []
+    for index, layer in enumerate(record.layers[1:], start=1):
+        g = engine.bank.inverse(index, record)
+        factor = _factor(layer, g)
+        change = torch.randn(layer.h.shape, generator=generator)
+        change *= TARGET * layer.h.norm(dim=1, keepdim=True) / change.norm(dim=1, keepdim=True)
+        first, last = (
+            _residual(layer, g, change, rule) for rule in (tp.Difference(), tp.OutputSpace(ITERATIONS, tolerance=0.0))
+        )
+        share = float((factor < 1).double().mean())
+        found.append({"factor": float(factor.median()), "share": share, "first": first, "last": last})
+    return found
+
+
+def _factor(layer: LayerRecord, g: Inverse) -> Tensor:
+    """Measure the contraction factor of every sample, on the smaller side of the layer."""
+    x0, y0 = layer.x, layer.h
+    if x0.shape[1] < y0.shape[1]:
+        at, pull = x0, torch.func.vjp(lambda x: g(layer.f(x)) - x, x0)[1]
+    else:
+        at, pull = y0, torch.func.vjp(lambda u: layer.f(x0 + g(u) - g(y0)) - u, y0)[1]
+    rows = torch.eye(at.shape[1]).unsqueeze(1).expand(-1, *at.shape)
+    jacobian = torch.func.vmap(lambda row: pull(row)[0])(rows).transpose(0, 1)
+    return torch.linalg.matrix_norm(jacobian, ord=2)
+
+
+def _residual(layer: LayerRecord, g: Inverse, change: Tensor, rule: tp.Difference | tp.OutputSpace) -> float:
+    solution = tp.invert(layer.f, g, layer.h + change, layer.x, layer.h, rule)
+    assert solution.forward_residual is not None
+    return float((solution.forward_residual / change.norm(dim=1)).median())
+
+
+def _series(looks: list[list[dict[str, float]]]) -> Series:
+    return {key: [[layer[key] for layer in look] for look in looks] for key in looks[0][0]}

@@ -1,0 +1,103 @@
+"""Locally learned inverses: the measurement against dense oracles, and decoders that do not learn."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+import targetprop as tp
+from targetprop.claims.altered import Altered
+from targetprop.claims.figures.local_learning import draw
+from targetprop.claims.local_learning import EXACT, local_learning
+from targetprop.claims.networks import digits_network, load_digits
+from targetprop.decoders import Inverse
+from targetprop.diagnostics import DenseInverse, layer_jacobian
+from targetprop.forward import run_forward
+
+WIDTHS = (24, 16)
+DAMPED = tp.DifferenceReconstruction(w=1.0, damping=0.3, relative=True, lr=2e-2)
+EXACT_DAMPED = DenseInverse(w=1.0, damping=0.3, relative=True)
+
+
+def measure(objectives: dict, steps: int = 120):
+    promised = [name for name in objectives if name != EXACT]
+    return local_learning(widths=WIDTHS, steps=steps, objectives=objectives, promised=promised)
+
+
+def negated(g: Inverse) -> Inverse:
+    return Inverse(lambda y: -g(y), lambda y, change: -g.difference(y, change))
+
+
+@pytest.fixture(scope="module")
+def claim():
+    return measure({"damped": DAMPED, EXACT: EXACT_DAMPED})
+
+
+def test_the_learned_inverse_contracts(claim) -> None:
+    assert claim.verdict == "holds"
+    assert claim.tables and claim.limits and "square layer" in claim.stops
+
+
+def test_the_exact_inverse_has_the_factor_of_its_singular_values(claim) -> None:
+    record = run_forward(tp.build_chain(digits_network(WIDTHS, 0)), load_digits().test_x[:64])
+    for index, layer in enumerate(record.layers[1:]):
+        jacobian = layer_jacobian(layer).double()
+        damping = 0.3 * jacobian.square().sum(2).mean()
+        predicted = damping / (torch.linalg.svdvals(jacobian).amin(1).square() + damping)
+        for factors in claim.data["alone"][EXACT]["factor"]:
+            assert factors[index] == pytest.approx(float(predicted.median()), rel=1e-4)
+
+
+def test_the_learned_factor_approaches_the_exact_one(claim) -> None:
+    learned, exact = (claim.data["alone"][name]["factor"] for name in ("damped", EXACT))
+    assert learned[-1] == pytest.approx(exact[-1], rel=0.1)
+    assert min(learned[0]) > 1.2
+
+
+def test_the_residual_of_the_exact_inverse_follows_the_closed_form() -> None:
+    record = run_forward(tp.build_chain(digits_network(WIDTHS, 3)), load_digits().test_x[:64])
+    found = local_learning(3, widths=WIDTHS, steps=0, objectives={"exact": EXACT_DAMPED}, promised=["exact"]).data
+    generator = torch.Generator().manual_seed(3)
+    for index, layer in enumerate(record.layers[1:]):
+        change = torch.randn(layer.h.shape, generator=generator).double()
+        jacobian = layer_jacobian(layer).double()
+        damping = 0.3 * jacobian.square().sum(2).mean()
+        left, values, _ = torch.linalg.svd(jacobian, full_matrices=False)
+        shrink = damping / (values.square() + damping)
+        kept = (left.mT @ change.unsqueeze(2)).squeeze(2)
+        for key, power in (("first", 1), ("last", 11)):
+            predicted = (shrink**power * kept).norm(dim=1) / change.norm(dim=1)
+            assert found["alone"]["exact"][key][0][index] == pytest.approx(float(predicted.median()), rel=0.03)
+
+
+def test_widening_layers_are_measured_in_their_input_space() -> None:
+    found = local_learning(widths=(12, 20), steps=0, objectives={"exact": EXACT_DAMPED}, promised=["exact"]).data
+    assert found["alone"]["exact"]["factor"][0][0] < 0.9  # in the output space it would be 1
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [tp.Fixed(), Altered(DAMPED, negated), Altered(EXACT_DAMPED, negated)],
+    ids=["random", "learned, sign turned", "exact, sign turned"],
+)
+def test_decoders_that_are_no_inverses_fail(broken) -> None:
+    claim = measure({"broken": broken}, steps=40)
+    assert claim.verdict == "fails"
+    assert not any(number.holds for number in claim.measured if number.bounded)
+
+
+def test_something_must_be_promised() -> None:
+    with pytest.raises(ValueError, match="none of damped is promised"):
+        local_learning(widths=WIDTHS, steps=1, objectives={"damped": DAMPED}, promised=())
+
+
+def test_the_figure_draws_from_json(claim) -> None:
+    figure = draw(
+        type(claim)("local-learning", "", "", (), "", data=json.loads(json.dumps(claim.data, allow_nan=False)))
+    )
+    assert len(figure.axes) == 4
+    for axes in figure.axes:
+        assert axes.get_xlabel() and axes.get_ylabel()
+        dashed = [line for line in axes.lines if line.get_linestyle() == "--"]
+        assert [np.unique(line.get_ydata()).tolist() for line in dashed] == [[1.0]]
