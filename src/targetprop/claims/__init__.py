@@ -1,8 +1,47 @@
 """The claims of Bengio 2020 (arXiv:2007.15139), measured: one file and one public function per claim.
 
 Each function takes a seed and returns a `Claim`; ``targetprop verify`` runs them all.
+
+>>> from targetprop.claims import differential
+>>> claim = differential(width=6, points=21)
+>>> claim.verdict
+'holds'
+>>> claim.measured[0].what, claim.measured[0].allowed
+('slope of the error, float64', '1.95 to 2.05')
 """
 
-from targetprop.claims.claim import Claim, Number, Table, merge
+from collections.abc import Callable
 
-__all__ = ["Claim", "Number", "Table", "merge"]
+from targetprop.claims.bridge import bridge
+from targetprop.claims.claim import Claim, Number, Table, merge
+from targetprop.claims.convergence import convergence
+from targetprop.claims.differential import differential
+from targetprop.claims.gauss_newton import gauss_newton
+from targetprop.claims.local_learning import local_learning
+from targetprop.claims.normalisation import normalisation
+from targetprop.claims.optimiser import optimiser
+
+CLAIMS: dict[str, Callable[[int], Claim]] = {
+    "convergence": convergence,
+    "gauss-newton": gauss_newton,
+    "differential": differential,
+    "normalisation": normalisation,
+    "bridge": bridge,
+    "local-learning": local_learning,
+    "optimiser": optimiser,
+}
+
+__all__ = [
+    "CLAIMS",
+    "Claim",
+    "Number",
+    "Table",
+    "bridge",
+    "convergence",
+    "differential",
+    "gauss_newton",
+    "local_learning",
+    "merge",
+    "normalisation",
+    "optimiser",
+]

@@ -24,7 +24,7 @@ from torch import nn
 
 import targetprop as tp
 from targetprop.claims.altered import Alter, unaltered
-from targetprop.claims.claim import Claim, Number, Table
+from targetprop.claims.claim import Claim, Number, Table, format_number
 from targetprop.claims.measure.damping_grid import Oracle, angle, damped_method, deviation
 from targetprop.claims.measure.learned_family import SHAPES, LearnedPair, learn_pair
 from targetprop.claims.measure.trial import Trial, random_trial
@@ -89,7 +89,7 @@ def bridge(
             Number("angle to back-propagation at the Gauss-Newton end (°)", (grid["backprop"][-1][0],)),
             Number("angle to Gauss-Newton at the back-propagation end (°)", (grid["newton"][0][-1],)),
         ),
-        stops=_stops(limits, dampings[0], steps[-1]),
+        stops=_stops(limits),
         limits=limits,
         tables=(
             Table(
@@ -162,19 +162,18 @@ def _saturated(
     found = [_median_angle(trials, damped_method(d, steps, tp.DeltaRule())) for d in (damping, _FAINT)]
     return (
         Number("tanh layers, angle to Gauss-Newton (°)", (found[0],)),
-        Number("tanh layers, λ = 1e-8, angle to Gauss-Newton (°)", (found[1],)),
+        Number(f"tanh layers, λ = {format_number(_FAINT)}, angle to Gauss-Newton (°)", (found[1],)),
     )
 
 
-def _stops(limits: tuple[Number, ...], damping: float, steps: int) -> str:
+def _stops(limits: tuple[Number, ...]) -> str:
     layerwise, whole, tanh, faint, size, shared, transpose = (number.values[0] for number in limits)
     return (
-        f"Layers that shrink stay {layerwise:.0f}° from Gauss-Newton with λ = {damping:g} and {steps} steps, as"
-        " products of pseudo-inverses are not the pseudo-inverse of the product; inverted as one, from near"
-        f" transposes, they come to {whole:.1f}°. Tanh layers, which saturate, come to {tanh:.1f}°, and to {faint:.1f}°"
-        f" with λ = {_FAINT:g}. At the other end only the direction is back-propagation's: the lowest layer's update is"
-        f" {size:.0e} times as large. Behind tanh, the decoder that all samples share errs by {shared:.0%} with"
-        f" (w, λ) = (1, 0.1), but by {transpose:.0%} with (0, 1)."
+        f"Layers that shrink stay {layerwise:.0f}° from Gauss-Newton, inverted as one from near transposes"
+        f" {whole:.1f}°. Tanh layers, which saturate, come to {tanh:.1f}°, to {faint:.1f}° with less damping. At the"
+        f" other end only the direction is back-propagation's: the lowest layer's update is {format_number(size)} times"
+        f" as large. Behind tanh, a decoder that all samples share errs by {shared:.0%} at (w, λ) = (1, 0.1), by"
+        f" {transpose:.0%} at (0, 1)."
     )
 
 

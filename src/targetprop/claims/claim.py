@@ -157,8 +157,8 @@ def format_number(value: float | str) -> str:
     Returns:
         The text.
 
-    >>> [format_number(v) for v in (0.99973, 2.0, 1234, 3.1e-13, float("nan"))]
-    ['0.9997', '2', '1234', '3.1e-13', 'none']
+    >>> [format_number(v) for v in (0.99973, 2.0, 1234, 3.1e-06, float("nan"))]
+    ['0.9997', '2', '1234', '3.1e-6', 'none']
     """
     if isinstance(value, str):
         return value
@@ -166,4 +166,5 @@ def format_number(value: float | str) -> str:
         return "none" if value != value else "∞"
     if value == int(value) and abs(value) < 1e5:
         return str(int(value))
-    return f"{value:.4g}" if 0.99 <= abs(value) < 1 else f"{value:.3g}"
+    text = f"{value:.4g}" if 0.99 <= abs(value) < 1 else f"{value:.3g}"
+    return text.replace("e-0", "e-").replace("e+0", "e").replace("e+", "e")

@@ -101,45 +101,41 @@ def _measured(alone: dict[str, Series], together: dict[str, Series], bounded: li
     moving = [together[name] for name in bounded]
     return (
         Number(
-            "decoders alone: largest median contraction factor of the objectives that aim at a damped inverse",
+            "decoders alone, largest median contraction factor",
             (max(_worst(series) for series in end),),
             at_most=0.9,
         ),
         Number(
-            "… smallest share of held-out samples with a factor < 1",
+            "decoders alone, smallest share of samples with a factor < 1",
             (min(_worst(series, "share") for series in end),),
             at_least=0.98,
         ),
         Number(
-            f"… relative residual after {ITERATIONS} steps, as a share of the untrained decoder's",
+            f"decoders alone, residual after {ITERATIONS} steps / the untrained decoder's",
             (max(_worst(series, "last") / _worst(series, "last", at=0) for series in end),),
             at_most=0.1,
         ),
-        Number("everything together: smallest median factor of them", (min(_worst(series) for series in moving),)),
-        Number("… largest", (max(_worst(series) for series in moving),)),
+        Number("everything together, smallest median factor", (min(_worst(series) for series in moving),)),
+        Number("everything together, largest median factor", (max(_worst(series) for series in moving),)),
     )
 
 
 def _stops(alone: dict[str, Series], together: dict[str, Series], bounded: list[str], square: float) -> str:
-    def names(found: dict[str, Series], contracts: bool) -> str:
+    def without(found: dict[str, Series]) -> str:
         ends = {name: _worst(series) for name, series in found.items() if name != EXACT}
-        return ", ".join(f"{n} {format_number(v)}" for n, v in ends.items() if (v < 1) == contracts) or "none"
+        return ", ".join(f"{name} {format_number(value)}" for name, value in ends.items() if value >= 1) or "none"
 
     text = (
-        f"Decoders alone: factor ≥ 1 for {names(alone, contracts=False)}; a square layer, whose singular values reach"
-        f" down to 0, ends at {format_number(square)}. Everything together: ≥ 1 for"
-        f" {names(together, contracts=False)}; < 1 for {names(together, contracts=True)}."
+        f"Decoders alone that do not contract: {without(alone)}; a square layer, whose singular values reach down to 0,"
+        f" ends at {format_number(square)}. Everything together: {without(together)}."
     )
     stuck = [name for name in bounded if _worst(together[name]) >= 1 and _worst(together[name], at=-1) >= 1]
-    if not stuck:
-        return text
-    rest = ", ".join(format_number(_worst(together[name], at=-1)) for name in stuck)
-    text += (
-        f" Lag is not why: with the weights at rest {', '.join(stuck)} stay at {rest}. One affine map cannot follow"
-        " tanh where its slopes differ from sample to sample"
-    )
-    told = SLOPES in together and _worst(together[SLOPES]) < 1
-    return text + ("; decoders told the slopes can." if told else ".")
+    if stuck:
+        rest = " and ".join(f"{name} at {format_number(_worst(together[name], at=-1))}" for name in stuck)
+        text += f" Lag is not why: with the weights at rest, {rest}."
+    if stuck and SLOPES in together and _worst(together[SLOPES]) < 1:
+        text += f" Decoders told each sample's slopes of tanh contract, at {format_number(_worst(together[SLOPES]))}."
+    return text
 
 
 def _table(alone: dict[str, Series], together: dict[str, Series], widths: Sequence[int]) -> Table:

@@ -110,7 +110,7 @@ def _error(trial: Trial) -> float:
 
 def _correlation(of: str, kind: str, compared: list[Comparison], **bounds: float) -> Number:
     value = median(rank_correlation(c.sizes(of, kind), c.sizes(of, BACKPROP)) for c in compared)
-    return Number(f"rank correlation of sizes with back-propagation's: {of}, {kind}", (value,), **bounds)
+    return Number(f"{of}, {kind}: rank correlation of sizes with back-propagation's", (value,), **bounds)
 
 
 def _rows(spread: float, trials: list[Trial]) -> list[dict[str, Any]]:

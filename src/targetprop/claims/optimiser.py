@@ -73,9 +73,6 @@ def optimiser(
 
 
 def _stops(reference: Best, champions: dict[str, Best], found: dict[tuple[str, str], Best], labels: list[str]) -> str:
-    def trend(rule: str) -> str:
-        return f"{rule} by λ: " + ", ".join(f"{format_number(found[rule, label].final)} at {label}" for label in labels)
-
     # With transposes the gradient update is back-propagation itself, and differs from it by rounding.
     faster = [best for rule, best in champions.items() if (rule, best.label) != ("gradient", "∞")]
     faster = [best for best in faster if best.beats(reference)]
@@ -90,10 +87,10 @@ def _stops(reference: Best, champions: dict[str, Best], found: dict[tuple[str, s
         if faster
         else f"No rule beats {bound} on both starts"
     )
-    trends = "; ".join(trend(rule) for rule in dict.fromkeys(("gradient", *(best.rule for best in faster))))
+    end = ", ".join(f"{rule} {format_number(found[rule, labels[-1]].final)}" for rule in champions)
     return (
-        f"{text}. {trends[0].upper()}{trends[1:]} (∞: back-propagation's targets). One small network, 1,437 digits and"
-        " exact inverses by dense algebra; learned ones may do worse."
+        f"{text}. At λ = {labels[-1]}, towards Gauss-Newton: {end}. One small network, 1,437 digits, exact inverses by"
+        " dense algebra."
     )
 
 

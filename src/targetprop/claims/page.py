@@ -11,10 +11,11 @@ from matplotlib.figure import Figure
 
 import targetprop as tp
 from targetprop.claims.claim import Claim, Number, Table, format_number
+from targetprop.claims.table import describe
 
 _STYLE = """
 :root { color-scheme: light; }
-body { font: 16px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 0 auto; padding: 1rem; color: #1a1a1a; }
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 68rem; margin: 0 auto; padding: 1rem; color: #1a1a1a; }
 h1 { font-size: 1.5rem; line-height: 1.25; }
 h2 { font-size: 1.2rem; line-height: 1.3; margin-top: 3rem; }
 table { border-collapse: collapse; font-size: .875rem; }
@@ -23,12 +24,17 @@ th, td { text-align: left; vertical-align: top; padding: .35rem .6rem; border-bo
 th { border-bottom: 2px solid #555; }
 td.number { text-align: right; white-space: nowrap; font-variant-numeric: tabular-nums; }
 .wide { overflow-x: auto; }
+.summary { width: 100%; }
 .verdict { font-weight: 700; white-space: nowrap; }
 .holds { color: #1b6e2e; } .fails { color: #b00020; } .reported { color: #444; }
 .columns { display: flex; flex-wrap: wrap; gap: 1rem 2.5rem; align-items: flex-start; }
 .columns > * { flex: 1 1 22rem; min-width: 0; }
 figure { margin: 1rem 0; } figure svg { width: 100%; max-width: 38rem; height: auto; }
 small { color: #555; } a { color: #1f5fa8; }
+@media (max-width: 45rem) {
+  .summary, .summary tbody, .summary tr, .summary td { display: block; border: 0; padding: .15rem 0; }
+  .summary tr { border-bottom: 1px solid #ccc; padding: .6rem 0; } .summary tr:first-child { display: none; }
+}
 @media print {
   body { font-size: 11px; max-width: none; } section { break-before: page; } .wide { overflow: visible; }
   figure svg { max-width: 30rem; max-height: 23cm; }
@@ -69,11 +75,18 @@ def render_page(claims: Sequence[Claim], figures: Sequence[Figure]) -> str:
 def _summary(claims: Sequence[Claim]) -> str:
     rows = [
         f'<tr><td><a href="#{claim.name}">{escape(claim.statement)}</a></td><td>{escape(claim.prediction)}</td>'
-        f'<td class="verdict {claim.verdict}">{claim.verdict}</td><td>{escape(claim.stops)}</td></tr>'
+        f'<td>{_decisive(claim)}</td><td class="verdict {claim.verdict}">{claim.verdict}</td>'
+        f"<td>{escape(claim.stops)}</td></tr>"
         for claim in claims
     ]
-    head = "<tr><th>claim</th><th>prediction</th><th>verdict</th><th>where it stops holding</th></tr>"
-    return f'<div class="wide"><table>{head}{"".join(rows)}</table></div>'
+    head = "<tr><th>claim</th><th>prediction</th><th>measured</th><th>verdict</th><th>where it stops holding</th></tr>"
+    return f'<div class="wide"><table class="summary">{head}{"".join(rows)}</table></div>'
+
+
+def _decisive(claim: Claim) -> str:
+    """The numbers that make the verdict, or all of them if there is none to make."""
+    decisive = [number for number in claim.measured if number.bounded] or claim.measured
+    return "<br>".join(f"{escape(describe(number))} {_mark(number)}" for number in decisive)
 
 
 def _section(claim: Claim, figure: Figure) -> str:
@@ -96,19 +109,19 @@ def _section(claim: Claim, figure: Figure) -> str:
 
 
 def _numbers(title: str, numbers: Sequence[Number]) -> str:
-    rows = [
-        f'<tr><td>{escape(n.what)}</td><td class="number">{escape(n.spread)}</td>'
-        f'<td class="number">{escape(n.allowed)}</td><td class="verdict">{_mark(n)}</td></tr>'
-        for n in numbers
-    ]
-    head = "<tr><th></th><th>value</th><th>bound</th><th></th></tr>"
+    bounded = any(n.bounded for n in numbers)
+    rows = []
+    for n in numbers:
+        bound = f'<td class="number">{escape(n.allowed)}</td><td>{_mark(n)}</td>' if bounded else ""
+        rows.append(f'<tr><td>{escape(n.what)}</td><td class="number">{escape(n.spread)}</td>{bound}</tr>')
+    head = f"<tr><th></th><th>value</th>{'<th>bound</th><th></th>' if bounded else ''}</tr>"
     return f'<div class="wide"><table><caption>{title}</caption>{head}{"".join(rows)}</table></div>'
 
 
 def _mark(number: Number) -> str:
     if not number.bounded:
         return ""
-    return '<span class="holds">✓</span>' if number.holds else '<span class="fails">✗</span>'
+    return '<span class="verdict holds">✓</span>' if number.holds else '<span class="verdict fails">✗</span>'
 
 
 def _table(table: Table) -> str:

@@ -1,25 +1,25 @@
 """``targetprop verify``: measures the claims and writes the table, the records, the figures and one page."""
 
 import sys
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
-from importlib import import_module
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from shutil import get_terminal_size
 from time import perf_counter
-from typing import Any
 
-from matplotlib.figure import Figure
+import torch
 from rich.console import Console
 
-from targetprop.claims.claim import Claim, merge
+from targetprop.claims import CLAIMS, Claim, merge
+from targetprop.claims.figures import FIGURES
 from targetprop.claims.page import render_page
+from targetprop.claims.records import write_records
 from targetprop.claims.table import format_table
 from targetprop.experiments.arguments import read_command_line
 from targetprop.experiments.errors import FAILURE, CommandError, suggest
-from targetprop.experiments.run_folder import encode_json, write_atomic
+from targetprop.experiments.run_folder import write_atomic
 
-CLAIMS = ("convergence", "gauss-newton", "differential", "normalisation", "bridge", "local-learning", "optimiser")
 RECORDS, PAGE = "claims.json", "claims.html"
 _USAGE = f"""usage: targetprop verify [--claim NAME] [--seeds N] [--out DIR]
 
@@ -57,12 +57,8 @@ def verify(argv: list[str]) -> int:
         return 0
     request = _parse(arguments.values, arguments.flags)
     _make_folder(request.out)
-    console, found = Console(stderr=True, highlight=False), []
-    for name in request.claims:
-        with console.status(f"{name} …"):
-            claim = measure(name, range(request.seeds))
-        console.print(f"{name}: {claim.verdict}, {claim.seconds:.1f} s", soft_wrap=True)
-        found.append(claim)
+    with _one_thread():
+        found = _measure_all(request)
     _write(found, request.out)
     width = get_terminal_size((140, 24)).columns
     sys.stdout.write(format_table(found, width) + f"\nThe page with all figures: {request.out / PAGE}\n")
@@ -70,6 +66,27 @@ def verify(argv: list[str]) -> int:
     if failed:
         sys.stdout.write(f"These fail where they should hold: {', '.join(failed)}\n")
     return FAILURE if failed else 0
+
+
+def _measure_all(request: _Request) -> list[Claim]:
+    console, found = Console(stderr=True, highlight=False), []
+    for number, name in enumerate(request.claims, start=1):
+        with console.status(f"measuring {name}, {number} of {len(request.claims)}"):
+            claim = measure(name, range(request.seeds))
+        console.print(f"{name}: {claim.verdict}, {claim.seconds:.1f} s", soft_wrap=True)
+        found.append(claim)
+    return found
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """With matrices this small, a second thread costs more than it brings."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def measure(name: str, seeds: range) -> Claim:
@@ -82,25 +99,11 @@ def measure(name: str, seeds: range) -> Claim:
     Returns:
         The record, with the numbers of all seeds and the time they took.
     """
-    module = name.replace("-", "_")
-    function: Callable[[int], Claim] = getattr(import_module(f"targetprop.claims.{module}"), module)
     claims = []
     for seed in seeds:
         start = perf_counter()
-        claims.append(replace(function(seed), seconds=perf_counter() - start))
+        claims.append(replace(CLAIMS[name](seed), seconds=perf_counter() - start))
     return merge(claims)
-
-
-def draw(claim: Claim) -> Figure:
-    """Draw the figure of a claim.
-
-    Args:
-        claim: its record.
-
-    Returns:
-        The figure.
-    """
-    return import_module(f"targetprop.claims.figures.{claim.name.replace('-', '_')}").draw(claim)
 
 
 def _parse(values: dict[str, str], flags: set[str]) -> _Request:
@@ -112,7 +115,9 @@ def _parse(values: dict[str, str], flags: set[str]) -> _Request:
         raise CommandError(f"unknown claim {claim!r}; {suggest(claim, CLAIMS)}")
     if not (seeds.isdecimal() and int(seeds) > 0):
         raise CommandError(f"--seeds must be a whole number ≥ 1; got {seeds!r}")
-    return _Request(CLAIMS if claim is None else (claim,), int(seeds), Path(values.get("out", "claims")).expanduser())
+    return _Request(
+        tuple(CLAIMS) if claim is None else (claim,), int(seeds), Path(values.get("out", "claims")).expanduser()
+    )
 
 
 def _make_folder(out: Path) -> None:
@@ -123,18 +128,11 @@ def _make_folder(out: Path) -> None:
 
 
 def _write(claims: list[Claim], out: Path) -> None:
-    figures = [draw(claim) for claim in claims]
+    figures = [FIGURES[claim.name](claim) for claim in claims]
     try:
         for claim, figure in zip(claims, figures, strict=True):
             figure.savefig(out / f"{claim.name}.png", dpi=150)
-        write_atomic(out / RECORDS, encode_json([_plain(claim) for claim in claims]))
+        write_records(out / RECORDS, claims)
         write_atomic(out / PAGE, render_page(claims, figures).encode())
     except OSError as error:
         raise CommandError(f"the results cannot be written into {out} ({error})", FAILURE) from error
-
-
-def _plain(claim: Claim) -> dict[str, Any]:
-    numbers = {
-        group: [asdict(n) | {"holds": n.holds} for n in getattr(claim, group)] for group in ("measured", "limits")
-    }
-    return {"verdict": claim.verdict} | asdict(claim) | numbers

@@ -1,1 +1,26 @@
 """One figure per claim; each function takes the claim's record and returns a ``matplotlib`` figure."""
+
+from collections.abc import Callable
+
+from matplotlib.figure import Figure
+
+from targetprop.claims.claim import Claim
+from targetprop.claims.figures import (
+    bridge,
+    convergence,
+    differential,
+    gauss_newton,
+    local_learning,
+    normalisation,
+    optimiser,
+)
+
+FIGURES: dict[str, Callable[[Claim], Figure]] = {
+    "convergence": convergence.draw,
+    "gauss-newton": gauss_newton.draw,
+    "differential": differential.draw,
+    "normalisation": normalisation.draw,
+    "bridge": bridge.draw,
+    "local-learning": local_learning.draw,
+    "optimiser": optimiser.draw,
+}

@@ -7,7 +7,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from targetprop.claims.claim import Claim
-from targetprop.claims.figures.style import COLOURS, PREDICTION, label, new_figure
+from targetprop.claims.figures.style import COLOURS, PREDICTION, label, legend, new_figure
 
 _MARKERS = "osD^v"
 _HIGHEST = 5.0  # nats; a guess has ln 10
@@ -38,6 +38,8 @@ def draw(claim: Claim) -> Figure:
     label(by_rule, "Update rules, each at its best λ", "training steps", _LOSS)
     _finals(final, data)
     label(final, f"After {data['steps'][-1]} steps", "damping λ (∞: transposes; 0: inverses)", _LOSS)
+    for axes in (by_damping, by_rule, final):
+        legend(axes)
     return figure
 
 
@@ -48,7 +50,7 @@ def _curves(axes: Axes, data: dict[str, Any], runs: dict[str, Losses]) -> None:
     axes.plot(data["steps"], _plot(data["backprop"]["adam"]), **PREDICTION, label="back-propagation, Adam")
     grey = {**PREDICTION, "color": "0.55"}
     axes.plot(data["steps"], _plot(data["backprop"]["sgd"]), **grey, label="back-propagation, SGD")
-    _legend(axes, room=0.1)
+    _frame(axes)
 
 
 def _finals(axes: Axes, data: dict[str, Any]) -> None:
@@ -57,16 +59,15 @@ def _finals(axes: Axes, data: dict[str, Any]) -> None:
         axes.plot(range(len(ends)), ends, label=rule, color=COLOURS[i], marker=_MARKERS[i], linewidth=1.3)
     axes.axhline(_plot(data["backprop"]["adam"])[-1], **PREDICTION, label="back-propagation, Adam")
     axes.set_xticks(range(len(data["dampings"])), data["dampings"])
-    _legend(axes, room=0.45)
+    _frame(axes)
 
 
-def _legend(axes: Axes, room: float) -> None:
-    """Put the legend above the curves; a run that explodes leaves the panel."""
+def _frame(axes: Axes) -> None:
+    """Choose the scale; a run that explodes leaves the panel."""
     axes.set_yscale("log")
     values = [float(y) for line in axes.lines for y in np.asarray(line.get_ydata()) if y < _HIGHEST]
     low, high = min(values, default=0.1), max(values, default=1.0)
-    axes.set_ylim(low / 1.3, high * (high / low) ** room)
-    axes.legend(loc="upper right", ncols=2, fontsize=8.5)
+    axes.set_ylim(low / 1.3, high * 1.3)
 
 
 def _plot(losses: Losses) -> list[float]:
