@@ -74,7 +74,7 @@ def test_one_seed_out_of_bounds_fails_the_claim_and_the_spread_shows_it() -> Non
     both = merge([made_up(0, 0.5), made_up(1, 1.5)])
     assert both.verdict == "fails"
     assert both.seeds == (0, 1) and both.seconds == 2.0
-    assert str(both.measured[0]) == "x 0.5 to 1.5" and str(both.limits[0]) == "z 0 to 1"
+    assert str(both.measured[0]) == "x: 0.5 to 1.5" and str(both.limits[0]) == "z: 0 to 1"
     with pytest.raises(ValueError, match="same numbers"):
         merge([made_up(), made_up(name="other")])
 
@@ -83,8 +83,8 @@ def test_the_table_fits_its_columns_and_says_what_failed() -> None:
     for columns in (96, 140):
         text = format_table([made_up(value=1.5), made_up()], columns)
         assert max(len(line) for line in text.split("\n")) <= columns
-        assert "✗ x 1.5 (≤ 1)" in text and "convergence: FAILS" in text and "convergence: HOLDS" in text
-    assert r"| A < B & C \| D | x ≤ 1 | x 0.5 (≤ 1); y 0.5 | **holds** | Nowhere. |" in format_markdown([made_up()])
+        assert "✗ x: 1.5 (≤ 1)" in text and "convergence: FAILS" in text and "convergence: HOLDS" in text
+    assert r"| A < B & C \| D | x ≤ 1 | x: 0.5 (≤ 1)<br>y: 0.5 | **holds** | Nowhere. |" in format_markdown([made_up()])
 
 
 class Reader(HTMLParser):

@@ -2,7 +2,7 @@
 
 >>> slope = Number("slope", (2.01,), at_least=1.9, at_most=2.1)
 >>> slope.holds, str(slope)
-(True, 'slope 2.01')
+(True, 'slope: 2.01')
 >>> Number("cosine", (0.97, 0.99), at_least=0.999).holds
 False
 """
@@ -58,7 +58,7 @@ class Number:
 
     def __str__(self) -> str:
         """Print what was measured."""
-        return f"{self.what} {self.spread}"
+        return f"{self.what}: {self.spread}"
 
 
 @dataclass(frozen=True)
@@ -163,7 +163,7 @@ def format_number(value: float | str) -> str:
     if isinstance(value, str):
         return value
     if not isfinite(value):
-        return "none" if value != value else "∞"
+        return "none"
     if value == int(value) and abs(value) < 1e5:
         return str(int(value))
     text = f"{value:.4g}" if 0.99 <= abs(value) < 1 else f"{value:.3g}"

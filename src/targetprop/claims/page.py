@@ -25,6 +25,9 @@ th { border-bottom: 2px solid #555; }
 td.number { text-align: right; white-space: nowrap; font-variant-numeric: tabular-nums; }
 .wide { overflow-x: auto; }
 .summary { width: 100%; }
+.summary td:nth-child(1) { width: 16%; } .summary td:nth-child(2) { width: 20%; }
+.summary td:nth-child(3) { width: 30%; }
+.summary li { padding-bottom: .2rem; } .summary ul { margin: 0; padding-left: 1rem; }
 .verdict { font-weight: 700; white-space: nowrap; }
 .holds { color: #1b6e2e; } .fails { color: #b00020; } .reported { color: #444; }
 .columns { display: flex; flex-wrap: wrap; gap: 1rem 2.5rem; align-items: flex-start; }
@@ -32,12 +35,12 @@ td.number { text-align: right; white-space: nowrap; font-variant-numeric: tabula
 figure { margin: 1rem 0; } figure svg { width: 100%; max-width: 38rem; height: auto; }
 small { color: #555; } a { color: #1f5fa8; }
 @media (max-width: 45rem) {
-  .summary, .summary tbody, .summary tr, .summary td { display: block; border: 0; padding: .15rem 0; }
+  .summary, .summary tbody, .summary tr, .summary tr td { display: block; width: auto; border: 0; padding: .15rem 0; }
   .summary tr { border-bottom: 1px solid #ccc; padding: .6rem 0; } .summary tr:first-child { display: none; }
 }
 @media print {
-  body { font-size: 11px; max-width: none; } section { break-before: page; } .wide { overflow: visible; }
-  figure svg { max-width: 30rem; max-height: 23cm; }
+  html, body { font-size: 9px; } body { max-width: none; } .wide { overflow: visible; } a { color: inherit; }
+  section, tr, figure { break-inside: avoid-page; } .columns { flex-wrap: nowrap; } figure svg { max-height: 24cm; }
 }
 """
 _TITLE = "Deriving Differential Target Propagation from Iterating Approximate Inverses: its claims, measured"
@@ -86,7 +89,7 @@ def _summary(claims: Sequence[Claim]) -> str:
 def _decisive(claim: Claim) -> str:
     """The numbers that make the verdict, or all of them if there is none to make."""
     decisive = [number for number in claim.measured if number.bounded] or claim.measured
-    return "<br>".join(f"{escape(describe(number))} {_mark(number)}" for number in decisive)
+    return f"<ul>{''.join(f'<li>{escape(describe(number))} {_mark(number)}</li>' for number in decisive)}</ul>"
 
 
 def _section(claim: Claim, figure: Figure) -> str:

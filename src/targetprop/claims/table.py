@@ -39,7 +39,7 @@ def format_markdown(claims: Sequence[Claim]) -> str:
     """
     lines = ["| claim | prediction | measured | verdict | where it stops holding |", "|---|---|---|---|---|"]
     for claim in claims:
-        measured = "; ".join(describe(number) for number in claim.measured)
+        measured = "<br>".join(describe(number) for number in claim.measured)
         cells = (claim.statement, claim.prediction, measured, f"**{claim.verdict}**", claim.stops)
         lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
     return "\n".join(lines)
@@ -55,7 +55,7 @@ def describe(number: Number) -> str:
         One phrase.
 
     >>> describe(Number("slope", (2.0,), at_least=1.9, at_most=2.1))
-    'slope 2 (1.9 to 2.1)'
+    'slope: 2 (1.9 to 2.1)'
     """
     return f"{number} ({number.allowed})" if number.bounded else str(number)
 
