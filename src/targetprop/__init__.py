@@ -31,6 +31,7 @@ from targetprop.inversion import (
 )
 from targetprop.methods import METHODS, Method, method
 from targetprop.output_target import GaussNewtonStep, GradientStep, LabelTarget
+from targetprop.residual import Residual
 from targetprop.step_report import StepReport
 from targetprop.updates import DeltaRule, Gradient, LeastSquares
 
@@ -60,6 +61,7 @@ __all__ = [
     "NoDecoder",
     "OutputSpace",
     "Regularised",
+    "Residual",
     "Ridge",
     "Side",
     "Solution",
