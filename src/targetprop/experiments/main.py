@@ -10,6 +10,10 @@ from targetprop.experiments.errors import FAILURE, USAGE, CommandError, suggest
 # name -> (module that holds a function of the same name, what it does)
 COMMANDS = {
     "train": ("targetprop.experiments.train", "train a network and keep the run in a folder"),
+    "inspect": (
+        "targetprop.experiments.inspect",
+        "measure a trained run's inverses and targets, and say what to change",
+    ),
     "verify": ("targetprop.claims.verify", "measure the claims of the paper; writes a table, figures and a page"),
     "methods": ("targetprop.experiments.list_methods", "list the methods and their parts"),
 }

@@ -16,9 +16,10 @@ from targetprop.experiments.data import Dataset
 from targetprop.experiments.errors import FAILURE, CommandError
 from targetprop.experiments.loop import Session, run_epoch
 from targetprop.experiments.parse import format_help, parse_config
-from targetprop.experiments.run_folder import CONFIG, RunFolder, create_run_folder
+from targetprop.experiments.run_folder import RunFolder, create_run_folder
 from targetprop.experiments.screen import Screen, say, show_summary
-from targetprop.experiments.session import build_session, find_device, restore_session, session_state
+from targetprop.experiments.session import build_session, find_device, session_state
+from targetprop.experiments.stored_run import open_session, read_stored_values
 from targetprop.report.curves import draw_curves
 
 _BESIDE_RESUME = {"epochs", "device"}
@@ -61,17 +62,13 @@ def _resume(run: Path, arguments: Arguments) -> int:
     refused += [f"--{flag}" for flag in arguments.flags]
     if refused:
         raise CommandError(f"--resume keeps the run's own configuration; leave {', '.join(refused)} out")
-    if not (run / CONFIG).is_file():
-        raise CommandError(f"--resume {run} is not a run folder, it has no {CONFIG}; give the folder of a run")
-    stored = read_file(str(run / CONFIG))
+    stored = read_stored_values(run, "--resume")
     kept = {name: text for name, text in arguments.values.items() if name != "device"}
     before, after = (parse_config(Arguments({**stored, **changes})) for changes in ({}, kept))
     config = parse_config(Arguments({**stored, **arguments.values}))
     state = load_checkpoint(run)
     _check_epochs(run, state, before.loop.epochs, after.loop.epochs)
-    data = config.data.load().to(find_device(config.loop.device))
-    session = build_session(config, data)
-    restore_session(session, state)
+    session, data = open_session(config, state)
     folder = RunFolder(run)
     folder.forget_after(session.epoch)
     if after != before:

@@ -1,0 +1,115 @@
+r"""Angles between what a run does and what back-propagation and Gauss-Newton would do, layer by layer.
+
+>>> import torch
+>>> angle(torch.tensor([[1.0, 0.0], [2.0, 2.0]]), torch.tensor([[0.0, 3.0], [1.0, 1.0]]))
+tensor([90.,  0.])
+"""
+
+from math import pi
+
+import torch
+from torch import Tensor
+
+from targetprop.diagnostics.jacobians import activations, output_jacobians
+from targetprop.engine import TargetPropagation
+from targetprop.forward import Record
+from targetprop.inversion import per_sample, sample_norm
+
+MOST_ENTRIES = 2**27  # of the output's Jacobians in all layers; beyond it, fewer samples are compared with Gauss-Newton
+Directions = list[Tensor] | list[None]
+
+
+def angle(a: Tensor, b: Tensor) -> Tensor:
+    """Measure the angle between two directions, sample by sample, accurate also where it is small.
+
+    Args:
+        a: shape ``(n, …)``.
+        b: same shape.
+
+    Returns:
+        Degrees in [0, 180], shape ``(n,)``; NaN where one of them is zero.
+    """
+    a, b = a / per_sample(sample_norm(a), a), b / per_sample(sample_norm(b), b)
+    return 2 * torch.atan2(sample_norm(a - b), sample_norm(a + b)) * (180 / pi)
+
+
+def median(values: Tensor) -> float | None:
+    """Take the median of those values that are numbers; None if there is none.
+
+    Args:
+        values: any shape.
+
+    Returns:
+        The median, infinite if more than half of the values are.
+    """
+    ordered = values[~torch.isnan(values)].double().sort().values
+    middle = ordered[(len(ordered) - 1) // 2 : len(ordered) // 2 + 1]
+    return float(middle.mean()) if len(ordered) else None
+
+
+def backprop_directions(engine: TargetPropagation, record: Record, y: Tensor) -> tuple[Directions, list[list[Tensor]]]:
+    """Back-propagate the loss through the forward pass as it was.
+
+    Args:
+        engine: gives the loss.
+        record: the forward pass.
+        y: labels or values.
+
+    Returns:
+        ``−∂C/∂h_l`` for every layer, and the gradients in each layer's parameters; None and nothing for all layers if
+        autograd cannot differentiate the network.
+    """
+    values = activations(record)
+    groups = [list(layer.layer.parameters()) for layer in record.layers]
+    if not all(value.requires_grad for value in values):
+        return [None] * len(groups), [[] for _ in groups]
+    wanted = [*values[1:], *(p for group in groups for p in group)]
+    found = list(torch.autograd.grad(engine.loss(values[-1], y), wanted, materialize_grads=True))
+    directions, rest = [-g for g in found[: len(groups)]], iter(found[len(groups) :])
+    return directions, [[next(rest) for _ in group] for group in groups]
+
+
+def gauss_newton_directions(record: Record, delta: Tensor) -> Directions:
+    """Compute ``J_{l→L}⁺ Δ_L`` for every layer, on as many samples as fit into `MOST_ENTRIES`.
+
+    Args:
+        record: the forward pass.
+        delta: ``Δ_L``, shape of the output.
+
+    Returns:
+        Shapes ``(k, …)`` of ``h_l``, ``k ≤ n``; None for all layers if autograd cannot differentiate the network.
+    """
+    entries = delta[0].numel() * sum(layer.y[0].numel() for layer in record.layers)
+    rows = max(1, min(len(delta), MOST_ENTRIES // entries))
+    record, change = record.head(rows), delta[:rows].flatten(1).unsqueeze(2)
+    if not all(value.requires_grad for value in activations(record)):
+        return [None] * len(record.layers)
+    jacobians = output_jacobians(record)
+    return [(torch.linalg.pinv(j) @ change).view_as(r.h) for j, r in zip(jacobians, record.layers, strict=True)]
+
+
+def update_gradients(
+    engine: TargetPropagation, record: Record, deltas: list[Tensor], scale: float
+) -> list[list[Tensor]]:
+    """Let the run's update write the ``.grad`` of every layer, from a copy of its state.
+
+    Args:
+        engine: gives the update.
+        record: the forward pass with its graph; it is used up.
+        deltas: ``Δ_1 … Δ_L`` as the updates use them.
+        scale: what the update divides by.
+
+    Returns:
+        The gradients of each layer's parameters, which have no ``.grad`` before and after.
+    """
+    assert engine.chain is not None
+    state = engine.method.update.build(engine.chain)
+    state.load_state_dict(engine.state_dict()["update"])
+    found = []
+    for layer, delta in zip(record.layers, deltas, strict=True):
+        engine.method.update.apply(layer, delta, scale, state)
+        parameters = list(layer.layer.parameters())
+        found.append([torch.zeros_like(p) if p.grad is None else p.grad for p in parameters])
+        for p in parameters:
+            p.grad = None
+    return found

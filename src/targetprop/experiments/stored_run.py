@@ -1,0 +1,46 @@
+"""Opens a run folder again: its configuration, and a session where its checkpoint left it."""
+
+from pathlib import Path
+from typing import Any
+
+from targetprop.experiments.arguments import read_file
+from targetprop.experiments.config import RunConfig
+from targetprop.experiments.data import Dataset
+from targetprop.experiments.errors import CommandError
+from targetprop.experiments.loop import Session
+from targetprop.experiments.run_folder import CONFIG
+from targetprop.experiments.session import build_session, find_device, restore_session
+
+
+def read_stored_values(run: Path, command: str) -> dict[str, str]:
+    """Read the configuration of a run.
+
+    Args:
+        run: the run's folder.
+        command: what asks for it, for messages.
+
+    Returns:
+        Values by dotted name.
+
+    Raises:
+        CommandError: it is not a run's folder.
+    """
+    if not (run / CONFIG).is_file():
+        raise CommandError(f"{command} {run} is not a run folder, it has no {CONFIG}; give the folder of a run")
+    return read_file(str(run / CONFIG))
+
+
+def open_session(config: RunConfig, state: dict[str, Any]) -> tuple[Session, Dataset]:
+    """Put a session where a checkpoint left it.
+
+    Args:
+        config: the run's configuration.
+        state: the content of its checkpoint.
+
+    Returns:
+        The session and its data, on the device that the configuration names.
+    """
+    data = config.data.load().to(find_device(config.loop.device))
+    session = build_session(config, data)
+    restore_session(session, state)
+    return session, data
