@@ -462,3 +462,17 @@ def test_denoising_rebuilds_the_perturbed_input(activation: str) -> None:
     assert torch.allclose(signal.loss, loss, rtol=1e-12)
     assert all(torch.allclose(a, b, rtol=1e-10, atol=1e-13) for a, b in zip(found, wanted, strict=True))
     assert torch.allclose(made.method.decoder.layer_loss(made.bank, 1, record, noise), loss, rtol=1e-12)
+
+
+def test_the_linearised_decoder_does_not_underflow() -> None:
+    net, x = nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 3)), torch.randn(2, 4)
+    record = run_forward(tp.build_chain(net), x)
+    g, change = LinearisedDecoder(1.0, 0.1).bind(record.layers[1]), torch.randn(2, 3)
+    large, tiny = g.difference(record.layers[1].h, change), g.difference(record.layers[1].h, 1e-25 * change)
+    assert torch.allclose(tiny * 1e25, large, rtol=1e-4)
+
+
+def test_an_engine_without_decoders_prints() -> None:
+    net, x = NETWORKS["tanh"].build(), rand(6, 4)
+    made = tp.TargetPropagation(net, nn.MSELoss(), example_input=x, method="regularised")
+    assert str(made).count("inverse: none needed") == 3

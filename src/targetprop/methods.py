@@ -146,7 +146,7 @@ def _gait() -> Method:
 
 def _regularised() -> Method:
     """After Roulet & Harchaoui 2021: a few solver steps on the regularised inversion problem, no decoder."""
-    return Method(decoder=NoDecoder(), inversion=Regularised(steps=5, alpha=0.3, damping=1.0))
+    return Method(decoder=NoDecoder(), inversion=Regularised(steps=5, alpha=0.15, damping=1.0))
 
 
 def _backprop() -> Method:

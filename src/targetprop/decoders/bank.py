@@ -119,7 +119,7 @@ class LayerBank(Bank):
     def kinds(self) -> dict[str, str]:
         """Say in a word how each layer is inverted; see `Bank.kinds`."""
         found = {}
-        for name in self.names[1:]:
+        for name in self.names[1:] if len(self.layers) else []:
             decoder = self.layers[_key(name)]
             learned = any(p.requires_grad for p in decoder.parameters())
             if isinstance(decoder, LinearisedDecoder):

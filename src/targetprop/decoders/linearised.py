@@ -58,7 +58,12 @@ class LinearisedDecoder(nn.Module):
 
         def linear(delta: Tensor) -> Tensor:
             rhs = pull(delta)[0]
-            return rhs / self.damping if self.w == 0 else self._solve(f, x0, pull, rhs)
+            if self.w == 0:
+                return rhs / self.damping
+            # At unit scale, so that squares of tiny changes do not underflow.
+            size = per_sample(rhs.flatten(1).abs().amax(1), rhs)
+            scaled = rhs / torch.where(size > 0, size, torch.ones_like(size))
+            return size * self._solve(f, x0, pull, scaled)
 
         return Inverse(lambda y: x0 + linear(y - y0), lambda y, change: linear(change))
 
