@@ -90,9 +90,13 @@ def train_and_interrupt(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         if len(steps) == 2 * 6 + 4:
             signal.raise_signal(signal.SIGINT)
 
-    with monkeypatch.context() as patch:
-        patch.setattr(Screen, "on_step", on_step)
-        assert train(*SMALL, "--epochs", 3, "--out", run) == 130
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background starts with it ignored
+    try:
+        with monkeypatch.context() as patch:
+            patch.setattr(Screen, "on_step", on_step)
+            assert train(*SMALL, "--epochs", 3, "--out", run) == 130
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture(scope="module")

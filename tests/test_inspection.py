@@ -476,7 +476,7 @@ def test_advice_names_settings_that_the_run_has(problem: str, variant: str) -> N
         ),
         ("l-drl", "lost", "raise decoder.updates from 1 to 4"),
         ("fw-dtp", "lost", "learn the decoders (choose another decoder.objective)"),
-        ("regularised", "diverging", "lower inversion.alpha from 0.3 to 0.15"),
+        ("regularised", "diverging", "lower inversion.alpha from 0.15 to 0.075"),
         (
             "iterated l-drl",
             "diverging",
