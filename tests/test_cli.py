@@ -205,7 +205,7 @@ REFUSED = {
     "--network.widths a": "--network.widths must be a list, each a whole number",
     "--network.activation than": "did you mean 'tanh'?",
     "--decoder.lr 0": "decoder lr must be a learning rate > 0",
-    "--data.root x": "--data.name mnist or folder has it",
+    "--data.root x": "--data.name mnist or cifar10 or folder has it",
     "--data.name mnist --data.root nowhere": "--data.root nowhere is not a folder",
     "--data.name folder --data.root nowhere": "--data.root nowhere is not a folder",
     "--propagation joint --inversion.rule difference": "joint sweeps are an input-space iteration",

@@ -47,7 +47,7 @@ class Session:
         engine: fills its gradients.
         optimizer: changes its weights.
         loss: the loss, a mean over the batch.
-        order: draws the order of the data, on the CPU.
+        order: draws the order of the data and the seed of each epoch's augmentation, on the CPU.
         epoch: epochs done.
         step: steps done.
         seconds: time spent in steps.
@@ -82,10 +82,12 @@ def run_epoch(session: Session, data: Dataset, batch_size: int, log_every: int, 
     """
     session.model.train()
     start, before = perf_counter(), session.seconds
-    totals = torch.zeros(2, dtype=torch.float64, device=data.train_x.device)
-    for batch in torch.randperm(len(data.train_x), generator=session.order).split(batch_size):
-        batch = batch.to(data.train_x.device)
-        x, y = data.train_x[batch], data.train_y[batch]
+    device = data.train_x.device
+    totals = torch.zeros(2, dtype=torch.float64, device=device)
+    order = torch.randperm(len(data.train_x), generator=session.order).to(device)
+    augment = data.augmentation.begin_epoch(session.order, device)
+    for batch in order.split(batch_size):
+        x, y = augment(data.train_x[batch]), data.train_y[batch]
         session.step += 1
         measure = session.step == 1 or session.step % log_every == 0
         session.optimizer.zero_grad()

@@ -1,12 +1,13 @@
 """What every data source delivers: checked tensors of inputs and labels, split into training and test."""
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
+from targetprop.experiments.data.augment import Augmentation
 from targetprop.experiments.errors import FAILURE, CommandError
 
 
@@ -15,12 +16,13 @@ class Dataset:
     """A labelled data set in memory.
 
     Attributes:
-        train_x: training inputs, shape ``(n, channels, height, width)``, in [0, 1].
+        train_x: training inputs, shape ``(n, channels, height, width)``, in [0, 1] unless normalised.
         train_y: training labels, shape ``(n,)``, in ``0 … classes − 1``.
         test_x: test inputs.
         test_y: test labels.
         classes: number of classes.
         where: where it came from, for messages.
+        augmentation: how training inputs are varied.
     """
 
     train_x: Tensor
@@ -29,6 +31,7 @@ class Dataset:
     test_y: Tensor
     classes: int
     where: str
+    augmentation: Augmentation = field(default_factory=Augmentation)
 
     def __post_init__(self) -> None:
         """Check values, shapes and labels.
@@ -40,7 +43,7 @@ class Dataset:
             if len(x) == 0 or len(x) != len(y):
                 problem = f"has {len(x)} {part} inputs and {len(y)} labels; both must be the same number above 0"
                 raise CommandError(f"{self.where} {problem}", FAILURE)
-            if not torch.isfinite(x).all():
+            if not torch.stack(x.aminmax()).isfinite().all():
                 raise CommandError(f"{self.where} has NaN or infinite {part} inputs; clean the data first", FAILURE)
             low, high = int(y.min()), int(y.max())
             if low < 0 or high >= self.classes:
@@ -52,6 +55,29 @@ class Dataset:
         """Shape of one input."""
         return tuple(self.train_x.shape[1:])
 
+    def limited(self, samples: int) -> "Dataset":
+        """Keep some of the training samples, evenly spread over all of them.
+
+        Args:
+            samples: how many to keep at most.
+
+        Returns:
+            The smaller data set, with all test samples.
+        """
+        n = len(self.train_x)
+        chosen = torch.arange(min(samples, n)) * n // min(samples, n)
+        return replace(self, train_x=self.train_x[chosen], train_y=self.train_y[chosen])
+
+    def normalised(self) -> "Dataset":
+        """Shift and scale every channel to mean 0 and variance 1 over the training set.
+
+        Returns:
+            The data set; a channel that never changes is only shifted.
+        """
+        std, mean = torch.std_mean(self.train_x, (0, 2, 3), correction=0, keepdim=True)
+        scale = torch.where(std > 1e-6, std, torch.ones_like(std))
+        return replace(self, train_x=(self.train_x - mean).div_(scale), test_x=(self.test_x - mean).div_(scale))
+
     def to(self, device: torch.device) -> "Dataset":
         """Move all tensors.
 
@@ -61,22 +87,59 @@ class Dataset:
         Returns:
             The data set there.
         """
+        if self.train_x.device == device:
+            return self
         names = ("train_x", "train_y", "test_x", "test_y")
         return replace(self, **{name: getattr(self, name).to(device) for name in names})
 
 
 @dataclass(frozen=True)
 class Source(ABC):
-    """Settings of a data source."""
+    """Settings of a data source.
 
+    Attributes:
+        limit: number of training samples to use, evenly spread over all of them; null is all.
+        normalise: whether to bring every channel to mean 0 and variance 1 over the training set.
+        crop: training images are padded by this many pixels and cut back to size at a random place; 0 leaves them.
+        flip: whether each training image is mirrored left to right with probability ½.
+    """
+
+    limit: int | None = None
+    normalise: bool = False
+    crop: int = 0
+    flip: bool = False
     name: ClassVar[str]
 
-    @abstractmethod
+    def __post_init__(self) -> None:
+        """Check the settings.
+
+        Raises:
+            ValueError: a number is out of its range.
+        """
+        if self.limit is not None and self.limit < 1:
+            raise ValueError(f"data.limit must be null or a whole number ≥ 1; got {self.limit}")
+        if self.crop < 0:
+            raise ValueError(f"data.crop must be a whole number ≥ 0; got {self.crop}")
+
     def load(self) -> Dataset:
-        """Read the data.
+        """Read the data and prepare it as the settings say.
 
         Returns:
             The data set, on the CPU.
+        """
+        data = self.read()
+        if self.limit is not None:
+            data = data.limited(self.limit)
+        if self.normalise:
+            data = data.normalised()
+        return replace(data, augmentation=Augmentation(self.crop, self.flip))
+
+    @abstractmethod
+    def read(self) -> Dataset:
+        """Read the data as it is.
+
+        Returns:
+            All of it, on the CPU.
 
         Raises:
             CommandError: files are missing or damaged.

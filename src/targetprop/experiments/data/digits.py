@@ -14,8 +14,8 @@ class Digits(Source):
 
     name: ClassVar[str] = "digits"
 
-    def load(self) -> Dataset:
-        """Take them from scikit-learn; see `Source.load`."""
+    def read(self) -> Dataset:
+        """Take them from scikit-learn; see `Source.read`."""
         from sklearn.datasets import load_digits
 
         raw: Any = load_digits()

@@ -34,11 +34,12 @@ class Folder(Source):
         Raises:
             ValueError: the size is not positive.
         """
+        super().__post_init__()
         if self.size is not None and self.size < 1:
             raise ValueError(f"data.size must be a whole number ≥ 1; got {self.size}")
 
-    def load(self) -> Dataset:
-        """Read all images; see `Source.load`."""
+    def read(self) -> Dataset:
+        """Read all images; see `Source.read`."""
         root = Path(self.root).expanduser()
         if not root.is_dir():
             raise CommandError(f"--data.root {root} is not a folder; give the one that holds the class folders")

@@ -22,8 +22,8 @@ class Mnist(Source):
     root: str = "data"
     name: ClassVar[str] = "mnist"
 
-    def load(self) -> Dataset:
-        """Read the four files; see `Source.load`."""
+    def read(self) -> Dataset:
+        """Read the four files; see `Source.read`."""
         root = Path(self.root).expanduser()
         if not root.is_dir():
             raise CommandError(f"--data.root {root} is not a folder; give the one that holds MNIST's files")

@@ -1,45 +1,12 @@
-"""The networks, by name: settings that build an ``nn.Sequential`` for a data set's shape and classes."""
+"""Fully connected networks."""
 
-from abc import ABC, abstractmethod
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from math import prod
 from typing import ClassVar
 
 from torch import nn
 
-from targetprop.experiments.errors import suggest
-
-ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
-    "tanh": nn.Tanh,
-    "relu": nn.ReLU,
-    "leaky-relu": nn.LeakyReLU,
-    "elu": nn.ELU,
-    "gelu": nn.GELU,
-    "selu": nn.SELU,
-    "sigmoid": nn.Sigmoid,
-    "softplus": nn.Softplus,
-    "identity": nn.Identity,
-}
-
-
-@dataclass(frozen=True)
-class Network(ABC):
-    """Settings of a network."""
-
-    name: ClassVar[str]
-
-    @abstractmethod
-    def build(self, shape: tuple[int, ...], classes: int) -> nn.Sequential:
-        """Build the network with PyTorch's own initial values.
-
-        Args:
-            shape: shape of one input.
-            classes: number of outputs.
-
-        Returns:
-            The network.
-        """
+from targetprop.experiments.networks.network import ACTIVATIONS, Network, check_activation
 
 
 @dataclass(frozen=True)
@@ -63,8 +30,7 @@ class Dense(Network):
         """
         if any(width < 1 for width in self.widths):
             raise ValueError(f"network.widths must be whole numbers ≥ 1; got {self.widths}")
-        if self.activation not in ACTIVATIONS:
-            raise ValueError(f"unknown network.activation {self.activation!r}; {suggest(self.activation, ACTIVATIONS)}")
+        check_activation(self.activation)
 
     def build(self, shape: tuple[int, ...], classes: int) -> nn.Sequential:
         """Stack linear maps and activations; see `Network.build`."""
@@ -74,6 +40,3 @@ class Dense(Network):
             layers += [nn.Linear(width, hidden), ACTIVATIONS[self.activation]()]
             width = hidden
         return nn.Sequential(*layers, nn.Linear(width, classes))
-
-
-NETWORKS: dict[str, type[Network]] = {Dense.name: Dense}

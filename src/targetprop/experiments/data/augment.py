@@ -1,0 +1,73 @@
+"""Random crops and flips of a batch of images, drawn and applied on the images' own device.
+
+>>> import torch
+>>> augment = Augmentation(crop=1).begin_epoch(torch.Generator().manual_seed(0), torch.device("cpu"))
+>>> augment(torch.ones(2, 3, 4, 4)).shape
+torch.Size([2, 3, 4, 4])
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """How training images are varied, each on its own.
+
+    Attributes:
+        crop: pixels of zeros put around an image before a piece of its size is cut out, at a random place; 0 for none.
+        flip: whether each image is mirrored left to right with probability ½.
+    """
+
+    crop: int = 0
+    flip: bool = False
+
+    def begin_epoch(self, seeds: torch.Generator, device: torch.device) -> Callable[[Tensor], Tensor]:
+        """Make the function that varies the batches of one epoch.
+
+        Its random numbers follow from one seed, so a run that goes on after an epoch repeats them, and from there on
+        nothing travels to the device.
+
+        Args:
+            seeds: gives the seed; left alone where there is nothing to draw.
+            device: the images' device.
+
+        Returns:
+            A function from images of shape ``(n, channels, height, width)`` to images of the same shape.
+        """
+        if not (self.crop or self.flip):
+            return lambda images: images
+        seed = int(torch.randint(2**62, (), generator=seeds))
+        generator = torch.Generator(device).manual_seed(seed)
+        return lambda images: self._vary(images, generator)
+
+    def _vary(self, images: Tensor, generator: torch.Generator) -> Tensor:
+        n, device = len(images), images.device
+        if self.crop:
+            down, right = torch.randint(2 * self.crop + 1, (2, n), generator=generator, device=device)
+            images = crop_images(images, self.crop, down, right)
+        if self.flip:
+            mirrored = torch.rand(n, 1, 1, 1, generator=generator, device=device) < 0.5
+            images = torch.where(mirrored, images.flip(3), images)
+        return images
+
+
+def crop_images(images: Tensor, padding: int, down: Tensor, right: Tensor) -> Tensor:
+    """Cut a piece of its own size out of each padded image.
+
+    Args:
+        images: shape ``(n, channels, height, width)``.
+        padding: pixels of zeros on every side.
+        down: first row of each piece, shape ``(n,)``, in ``0 … 2 padding``.
+        right: first column of each piece.
+
+    Returns:
+        The pieces, shaped like the images; ``down = right = padding`` gives the images themselves.
+    """
+    height, width = images.shape[2:]
+    pieces = pad(images, (padding,) * 4).unfold(2, height, 1).unfold(3, width, 1)  # (n, channels, down, right, …) views
+    return pieces[torch.arange(len(images), device=images.device), :, down, right]

@@ -1,0 +1,86 @@
+"""What every family of networks has: settings with a name, checked, that build an ``nn.Sequential``."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import ClassVar, NoReturn
+
+from torch import nn
+
+from targetprop.experiments.errors import CommandError, suggest
+
+ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
+    "tanh": nn.Tanh,
+    "relu": nn.ReLU,
+    "leaky-relu": nn.LeakyReLU,
+    "elu": nn.ELU,
+    "gelu": nn.GELU,
+    "selu": nn.SELU,
+    "sigmoid": nn.Sigmoid,
+    "softplus": nn.Softplus,
+    "identity": nn.Identity,
+}
+
+
+@dataclass(frozen=True)
+class Network(ABC):
+    """Settings of a network."""
+
+    name: ClassVar[str]
+
+    @abstractmethod
+    def build(self, shape: tuple[int, ...], classes: int) -> nn.Sequential:
+        """Build the network with PyTorch's own initial values.
+
+        Args:
+            shape: shape of one input.
+            classes: number of outputs.
+
+        Returns:
+            The network; a shape that does not fit the settings ends the command.
+        """
+
+
+def check_sizes(**sizes: int | list[int]) -> None:
+    """Refuse settings that are not positive.
+
+    Args:
+        **sizes: a size, or a list of them that is not empty, by the setting's name.
+
+    Raises:
+        ValueError: a size is not positive.
+    """
+    for name, value in sizes.items():
+        if isinstance(value, list) and not (value and min(value) >= 1):
+            raise ValueError(f"network.{name} must be one or more whole numbers ≥ 1; got {value}")
+        if isinstance(value, int) and value < 1:
+            raise ValueError(f"network.{name} must be a whole number ≥ 1; got {value}")
+
+
+def check_activation(name: str) -> None:
+    """Refuse an unknown activation.
+
+    Args:
+        name: the setting's value.
+
+    Raises:
+        ValueError: there is no such activation.
+    """
+    if name not in ACTIVATIONS:
+        raise ValueError(f"unknown network.activation {name!r}; {suggest(name, ACTIVATIONS)}")
+
+
+def refuse_images(network: Network, shape: tuple[int, ...], need: str, remedy: str) -> NoReturn:
+    """End the command, for images that do not fit a network.
+
+    Args:
+        network: the network.
+        shape: shape of one image.
+        need: what it needs of them.
+        remedy: what to do.
+
+    Raises:
+        CommandError: always.
+    """
+    size = "×".join(map(str, shape[1:]))
+    raise CommandError(f"network {network.name!r} needs images {need} and the data's have {size} pixels; {remedy}")

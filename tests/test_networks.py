@@ -1,0 +1,159 @@
+"""The networks by name: parameters counted by hand, blocks that add up, and a sentence where images do not fit."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from torch import nn
+
+import targetprop as tp
+from targetprop.experiments.errors import CommandError
+from targetprop.experiments.main import main
+from targetprop.experiments.networks import ACTIVATIONS, NETWORKS, LeNet, Network, ResNet, Vgg, ViT
+from targetprop.experiments.networks.vit import SelfAttention
+
+# settings, parameters for images 3×32×32 and 10 classes, counted by hand
+COUNTED = [
+    (LeNet(), (75 * 32 + 32) + (800 * 64 + 64) + (4096 * 512 + 512) + 5130),
+    (LeNet([2, 3], hidden=5), (75 * 2 + 2) + (50 * 3 + 3) + (3 * 64 * 5 + 5) + 60),
+    (
+        Vgg(),
+        3584 + (128 * 9 * 128 + 128) + (128 * 9 * 256 + 256) + (256 * 9 * 256 + 256) + (256 * 9 * 512 + 512) + 5130,
+    ),
+    (Vgg([2, 3]), (27 * 2 + 2) + (18 * 3 + 3) + (3 * 64 * 10 + 10)),
+    # stem; block of 4 channels: 2 norms, 2 convolutions; block to 8 channels: the same and the shortcut; norm; head
+    (ResNet(4, [1, 1]), 108 + (8 + 8 + 144 + 144) + (8 + 16 + 288 + 576 + 32) + 16 + 90),
+    (ResNet(4, [2], norm="none"), 108 + 4 * 144 + 50),
+    # patches; positions; attention: norm, in, out; MLP: norm, in, out; norm; head
+    (ViT(8, 1, 2, 8), (192 * 8 + 8) + 16 * 8 + (16 + 216 + 72) + (16 + 144 + 136) + 16 + 90),
+]
+SMALL = {
+    "dense": "--network.widths 8",
+    "lenet": "--network.channels 4 8 --network.hidden 16",
+    "vgg": "--network.channels 4 8",
+    "resnet": "--network.width 4 --network.blocks 1 1 --network.norm batch",
+    "vit": "--network.dim 8 --network.depth 1 --network.heads 2",
+}
+
+
+@pytest.mark.parametrize(("network", "count"), COUNTED, ids=lambda value: str(value))
+def test_parameters_are_those_counted_by_hand(network: Network, count: int):
+    model = network.build((3, 32, 32), 10)
+    assert sum(p.numel() for p in model.parameters()) == count
+    assert model(torch.rand(2, 3, 32, 32)).shape == (2, 10)
+
+
+@pytest.mark.parametrize("shape", [(1, 8, 8), (1, 28, 28), (3, 32, 32), (2, 12, 20)])
+@pytest.mark.parametrize("network", [LeNet(), Vgg([4, 4, 4]), ResNet(8), ViT(16, 2)], ids=lambda n: n.name)
+def test_images_of_many_shapes_fit_and_the_chain_composes_to_the_model(network: Network, shape):
+    model = network.build(shape, 7).eval()
+    x = torch.rand(3, *shape)
+    h = x
+    for cut in ("post-activation", "pre-activation"):
+        h = x
+        for layer in tp.build_chain(model, cut).layers:
+            for module in layer.modules:
+                h = module(h)
+        assert h.shape == (3, 7) and torch.equal(h, model(x))
+
+
+@pytest.mark.parametrize(
+    ("network", "shape", "message"),
+    [
+        (LeNet(), (1, 3, 8), "'lenet' needs images of 4×4 pixels or more for its 2 poolings.*have 3×8 pixels; give"),
+        (Vgg(), (1, 8, 8), "'vgg' needs images of 32×32 pixels or more for its 5 poolings.*fewer --network.channels"),
+        (ResNet(8, [1, 1, 1, 1]), (1, 8, 7), "'resnet' needs images of 8×8 pixels or more for its 4 stages.*blocks"),
+        (ViT(patch=3), (1, 8, 8), "'vit' needs images of a height and width that --network.patch 3 divides"),
+    ],
+)
+def test_images_that_do_not_fit_end_with_a_sentence(network: Network, shape, message):
+    with pytest.raises(CommandError, match=message):
+        network.build(shape, 10)
+
+
+@pytest.mark.parametrize("norm", ["group", "batch", "none"])
+def test_a_block_adds_its_branch_to_its_shortcut(norm):
+    model = ResNet(8, [1, 1], norm=norm).build((3, 8, 8), 10).double().eval()
+    keep, halve = (m for m in model if isinstance(m, tp.Residual))
+    h = torch.randn(4, 8, 8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    enter, act, first, enter2, act2, second = keep.branch
+    torch.testing.assert_close(keep(h), h + second(act2(enter2(first(act(enter(h)))))), rtol=0, atol=0)
+    assert isinstance(halve.shortcut, nn.Conv2d)
+    weight = halve.shortcut.weight[:, :, 0, 0]
+    expected = torch.einsum("oc,nchw->nohw", weight, h[:, :, ::2, ::2]) + halve.branch(h)
+    torch.testing.assert_close(halve(h), expected)
+
+
+def test_attention_is_pytorch_s_own_and_has_a_forward_derivative():
+    torch.manual_seed(0)
+    mine, theirs = SelfAttention(12, 3).double(), nn.MultiheadAttention(12, 3, batch_first=True).double()
+    state = {"in_proj_weight": mine.enter.weight, "in_proj_bias": mine.enter.bias}
+    theirs.load_state_dict(state | {f"out_proj.{name}": value for name, value in mine.leave.named_parameters()})
+    h, v = torch.randn(2, 2, 5, 12, dtype=torch.float64)
+    torch.testing.assert_close(mine(h), theirs(h, h, h, need_weights=True)[0])
+    forward = torch.func.jvp(mine, (h,), (v,))
+    torch.testing.assert_close(forward[1], (mine(h + 1e-6 * v) - mine(h - 1e-6 * v)) / 2e-6, rtol=1e-6, atol=1e-8)
+
+
+def test_a_transformer_keeps_the_order_of_its_patches():
+    network = ViT(dim=4, depth=1, heads=1, patch=2)
+    model = network.build((1, 4, 6), 3)
+    patches, tokens, positions = model[0], model[1], model[2]
+    x = torch.rand(2, 1, 4, 6)
+    h = tokens(patches(x))
+    assert h.shape == (2, 6, 4)
+    torch.testing.assert_close(h[:, 4], patches(x[:, :, 2:4, 2:4])[:, :, 0, 0])  # second row, second column
+    torch.testing.assert_close(positions(h) - h, dict(positions.named_parameters())["place"].expand(2, 6, 4))
+    torch.testing.assert_close(model[-3](h), h.sum(1) / 6)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_every_network_learns_the_digits_by_back_propagation(tmp_path, capsys, name):
+    words = (
+        f"train --method backprop --network.name {name} {SMALL[name]} --optimizer.lr 0.01 --batch_size 16 --epochs 1"
+    )
+    assert main([*words.split(), "--device", "cpu", "--out", str(tmp_path / "run")]) == 0
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert summary["status"] == "finished" and summary["test_accuracy"] > 0.3
+    assert f"name: {name}" in (tmp_path / "run" / "config.yaml").read_text()
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("network", ["lenet", "vgg", "resnet", "vit"])
+def test_activation_is_the_one_asked_for(network, activation):
+    model = NETWORKS[network](activation=activation).build((1, 32, 32), 10)  # pyright: ignore[reportCallIssue]
+    wanted = type(ACTIVATIONS[activation]())
+    kinds = {type(module) for module in model.modules()}
+    assert wanted in kinds and not kinds & ({type(make()) for make in ACTIVATIONS.values()} - {wanted, nn.Identity})
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("lenet --network.channels 8 0", "network.channels must be one or more whole numbers ≥ 1; got [8, 0]"),
+        ("lenet --network.hidden 0", "network.hidden must be a whole number ≥ 1; got 0"),
+        ("lenet --network.activation rely", "did you mean 'relu'?"),
+        ("lenet --network.widths 8", "network 'lenet' has no option --network.widths"),
+        ("vgg", "needs images of 32×32 pixels or more for its 5 poolings and the data's have 8×8 pixels; give fewer"),
+        ("resnet --network.norm layer", "--network.norm must be one of group, batch, none; got 'layer'"),
+        ("resnet --network.blocks []", "network.blocks must be one or more whole numbers ≥ 1; got []"),
+        ("vit --network.heads 3", "network.heads must divide network.dim; got 3 and 64"),
+        ("vit --network.patch 3", "that --network.patch 3 divides"),
+        ("lenett", "did you mean 'lenet'?"),
+    ],
+)
+def test_bad_options_give_one_sentence(tmp_path, monkeypatch, capsys, options, message):
+    monkeypatch.chdir(tmp_path)
+    assert main(["train", "--method", "backprop", "--network.name", *options.split()]) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1 and not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("path", sorted((Path(__file__).parents[1] / "examples" / "configs").glob("*.yaml")), ids=str)
+def test_example_configurations_are_read_and_say_nothing_that_is_ignored(capsys, path):
+    assert main(["train", "--config", str(path), "--print_config"]) == 0
+    complete, written = yaml.safe_load(capsys.readouterr().out), yaml.safe_load(path.read_text())
+    for name, value in written.items():
+        assert value.items() <= complete[name].items() if isinstance(value, dict) else complete[name] == value
