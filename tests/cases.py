@@ -35,7 +35,7 @@ class Network:
         for module in modules(model):
             module.to(DTYPE).train(self.train)
             for norm in module.modules():
-                if isinstance(norm, (nn.BatchNorm1d, nn.LayerNorm)):
+                if isinstance(norm, (nn.BatchNorm1d, nn.BatchNorm2d, nn.LayerNorm, nn.GroupNorm)):
                     _roughen(norm, seed)
         return model
 
@@ -85,6 +85,13 @@ def _sequence() -> nn.Sequential:
     return nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 3), nn.Tanh(), nn.Flatten(), nn.Linear(6, 3))
 
 
+def _pooled() -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv2d(2, 3, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(3, 4, 2), nn.Tanh(), nn.MaxPool2d(2, 1),
+        nn.Flatten(), nn.Linear(4, 3),
+    )  # fmt: skip
+
+
 NETWORKS: dict[str, Network] = {
     "tanh": Network(lambda: _mlp(nn.Tanh(), nn.Tanh()), (4,)),
     "elu": Network(lambda: _mlp(nn.ELU(), nn.ELU()), (4,)),
@@ -132,6 +139,34 @@ NETWORKS: dict[str, Network] = {
         lambda: {"first": nn.Linear(4, 5), "second": nn.Sequential(nn.Tanh(), nn.Linear(5, 3))}, (4,)
     ),
     "sequences": Network(_sequence, (2, 3)),
+    "convolutions": Network(
+        lambda: nn.Sequential(
+            nn.Conv2d(2, 3, 3, stride=2),
+            nn.Tanh(),
+            nn.Conv2d(3, 4, 3, padding=1),
+            nn.ELU(),
+            nn.Flatten(),
+            nn.Linear(16, 3),
+        ),
+        (2, 6, 6),
+    ),
+    "max pool": Network(_pooled, (2, 6, 6)),
+    "max pool, pre-activation": Network(_pooled, (2, 6, 6), cut="pre-activation"),
+    "batch norm 2d in eval": Network(
+        lambda: nn.Sequential(
+            nn.Conv2d(2, 4, 3),
+            nn.BatchNorm2d(4),
+            nn.Tanh(),
+            nn.Conv2d(4, 4, 3),
+            nn.GroupNorm(2, 4),
+            nn.ELU(),
+            nn.AdaptiveAvgPool2d(1),
+            nn.Flatten(),
+            nn.Linear(4, 3),
+        ),
+        (2, 6, 6),
+        train=False,
+    ),
 }
 
 

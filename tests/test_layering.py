@@ -13,8 +13,8 @@ ROOT = Path(targetprop.__file__).parent
 # From the bottom up: a module may import what stands above it in this list, and its own folder.
 ORDER = [
     "residual", "chain", "forward", "output_target", "inversion", "regression", "step_report", "decoders", "targets",
-    "influence",
-    "updates", "methods", "engine", "diagnostics", "testing", "report", "experiments", "claims", "__main__",
+    "influence", "updates", "methods", "black_box", "engine", "check", "diagnostics", "testing", "report",
+    "experiments", "claims", "__main__",
 ]  # fmt: skip
 # These use the library through its public names, as anybody would.
 USERS = ("report", "experiments", "claims", "__main__")
@@ -84,11 +84,11 @@ def test_forbidden_imports(path: Path) -> None:
 
 def test_public_names_are_pinned() -> None:
     assert targetprop.__all__ == [
-        "METHODS", "Chain", "DeltaRule", "Denoising", "Difference", "DifferenceReconstruction", "Direct",
+        "METHODS", "Chain", "Check", "DeltaRule", "Denoising", "Difference", "DifferenceReconstruction", "Direct",
         "DirectFeedback", "Exact", "Fixed", "GaussNewtonStep", "GlobalReconstruction", "Gradient", "GradientStep",
         "Influence", "InputSpace", "LabelTarget", "Layer", "LeastSquares", "Method", "NoDecoder", "OutputSpace",
         "Regularised", "Residual", "Ridge", "Side", "Solution", "Status", "StepReport", "TargetPropagation",
-        "build_chain", "invert", "method", "normalise", "register_decoder", "register_replay",
+        "build_chain", "check", "invert", "method", "normalise", "register_decoder", "register_replay",
     ]  # fmt: skip
     assert all(hasattr(targetprop, name) for name in targetprop.__all__)
 

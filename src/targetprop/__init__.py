@@ -5,6 +5,7 @@ public, frozen settings.
 """
 
 from targetprop.chain import Chain, Layer, build_chain
+from targetprop.check import Check, check
 from targetprop.decoders import (
     Denoising,
     DifferenceReconstruction,
@@ -40,6 +41,7 @@ __version__ = "0.1.0"
 __all__ = [
     "METHODS",
     "Chain",
+    "Check",
     "DeltaRule",
     "Denoising",
     "Difference",
@@ -69,6 +71,7 @@ __all__ = [
     "StepReport",
     "TargetPropagation",
     "build_chain",
+    "check",
     "invert",
     "method",
     "normalise",

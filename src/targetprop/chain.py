@@ -20,6 +20,8 @@ from typing import Literal, get_args
 
 from torch import nn
 
+from targetprop.residual import Residual
+
 Cut = Literal["post-activation", "pre-activation"]
 Model = nn.Module | Sequence[nn.Module] | Mapping[str, nn.Module]
 
@@ -109,10 +111,10 @@ def build_chain(model: Model, cut: Cut = "post-activation") -> Chain:
             " form its layers, in order"
         )
     if isinstance(model, nn.Module):
-        layers = _cut(list(_leaves(model)), cut)
+        layers = _cut(list(leaves(model)), cut)
     else:
         items = model.items() if isinstance(model, Mapping) else ((str(i), m) for i, m in enumerate(model))
-        layers = [Layer(name, tuple(leaf for _, leaf in _leaves(module))) for name, module in items]
+        layers = [Layer(name, tuple(leaf for _, leaf in leaves(module))) for name, module in items]
     _check_modules(layers)
     return Chain(tuple(layers))
 
@@ -121,13 +123,39 @@ def _is_sequential(module: nn.Module) -> bool:
     return isinstance(module, nn.Sequential) and type(module).forward is nn.Sequential.forward
 
 
-def _leaves(module: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Module]]:
+def leaves(module: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Module]]:
+    """Open nested ``nn.Sequential`` modules.
+
+    Args:
+        module: any module.
+        prefix: its qualified name.
+
+    Yields:
+        Qualified names and modules in forward order; a module of another kind as it is.
+    """
     if not _is_sequential(module):
         yield prefix, module
         return
     for name, child in module._modules.items():  # unlike named_children, lists a module each time it is used
         assert child is not None
-        yield from _leaves(child, f"{prefix}.{name}" if prefix else name)
+        yield from leaves(child, f"{prefix}.{name}" if prefix else name)
+
+
+def visible(module: nn.Module) -> Iterator[nn.Module]:
+    """Look into residual blocks.
+
+    Args:
+        module: any module but an ``nn.Sequential``.
+
+    Yields:
+        The modules that a `Residual` applies, however deep; any other module as it is.
+    """
+    if not isinstance(module, Residual):
+        yield module
+        return
+    for path in (module.branch, module.shortcut):
+        for _, leaf in leaves(path):
+            yield from visible(leaf)
 
 
 def _is_map(module: nn.Module) -> bool:
@@ -149,7 +177,7 @@ def _cut(leaves: list[tuple[str, nn.Module]], cut: Cut) -> list[Layer]:
 def _check_modules(layers: list[Layer]) -> None:
     owner: dict[int, str] = {}
     for layer in layers:
-        for module in layer.modules:
+        for module in (part for top in layer.modules for part in visible(top)):
             kind = type(module).__name__
             if getattr(module, "inplace", False):
                 raise ValueError(
@@ -161,6 +189,7 @@ def _check_modules(layers: list[Layer]) -> None:
                     f"layer {layer.name}: {kind} draws new random numbers at each call, so the layer cannot be"
                     " inverted; use Dropout or LeakyReLU instead"
                 )
+        for module in layer.modules:
             for parameter in module.parameters():
                 if id(parameter) in owner:
                     raise ValueError(

@@ -6,9 +6,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from targetprop.black_box import check_derivatives
 from targetprop.chain import Model, build_chain
 from targetprop.decoders import OptimizerFactory
-from targetprop.forward import Record, run_forward
+from targetprop.forward import Record, evaluating, run_forward
 from targetprop.inversion import Iteration
 from targetprop.methods import Method
 from targetprop.methods import method as find_method
@@ -38,7 +39,8 @@ class TargetPropagation:
         seed: seed of the decoders' initial values and of the noise that trains them; PyTorch's initial seed if None.
 
     Raises:
-        ValueError: the method is unknown, its parts do not fit the model, or the example input does not fit.
+        ValueError: the method is unknown, its parts do not fit the model, the example input does not fit, or a module
+            that autograd cannot differentiate stands where a derivative is needed.
         TypeError: the model's layers cannot be seen.
 
     >>> import torch, targetprop as tp
@@ -81,10 +83,12 @@ class TargetPropagation:
         self.chain = build_chain(model, self.method.cut)
         seed = torch.initial_seed() if seed is None else seed
         self._generator = torch.Generator(device=example_input.device).manual_seed(seed % 2**63)
-        example, inner = self._example(example_input)
-        with torch.random.fork_rng(devices=[] if example_input.device.type == "cpu" else None):
-            torch.manual_seed(seed % 2**63)
-            self.bank = self.method.decoder.build(self.chain, example, inner, decoders or {})
+        with evaluating(self.chain):
+            example, inner = self._example(example_input)
+            with torch.random.fork_rng(devices=[] if example_input.device.type == "cpu" else None):
+                torch.manual_seed(seed % 2**63)
+                self.bank = self.method.decoder.build(self.chain, example, inner, decoders or {})
+            check_derivatives(self.chain, example, inner, self.bank, self.method.inversion.needs_decoder)
         trainable = [p for p in self.bank.parameters() if p.requires_grad]
         make = decoder_optimizer or self.method.decoder.make_optimizer
         self.decoder_optimizer = make(trainable) if trainable else None
@@ -218,17 +222,11 @@ class TargetPropagation:
 
     def _example(self, x: Tensor) -> tuple[Record, list[tuple[Tensor, ...]]]:
         assert self.chain is not None
-        modes = [(m, m.training) for layer in self.chain.layers for top in layer.modules for m in top.modules()]
         try:
-            for module, _ in modes:
-                module.training = False
             with torch.no_grad():
                 record = run_forward(self.chain, x[:2], keep_inner=True)
         except (RuntimeError, IndexError) as error:
             raise ValueError(f"the model does not accept example_input of shape {tuple(x.shape)}: {error}") from error
-        finally:
-            for module, training in modes:
-                module.training = training
         return record, [layer.inner for layer in record.layers]
 
     def _check_sweeps(self) -> None:

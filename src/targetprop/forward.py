@@ -13,7 +13,8 @@ with it: inverting a layer means inverting the very function that was applied.
 True
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import torch
@@ -22,7 +23,7 @@ from torch.nn import functional
 from torch.nn.modules.batchnorm import _BatchNorm  # pyright: ignore[reportPrivateUsage]
 from torch.nn.modules.dropout import _DropoutNd  # pyright: ignore[reportPrivateUsage]
 
-from targetprop.chain import Chain, Layer
+from targetprop.chain import Chain, Layer, visible
 
 
 @dataclass(frozen=True)
@@ -32,10 +33,12 @@ class Side:
     Attributes:
         per_sample: tensors of shape ``(n, …)``, such as a dropout mask.
         shared: tensors that all samples share, such as batch statistics.
+        inner: side data of the modules inside, for a module that is made of others.
     """
 
     per_sample: tuple[Tensor, ...] = ()
     shared: tuple[Tensor, ...] = ()
+    inner: tuple["Side", ...] = ()
 
 
 Recorder = Callable[[nn.Module, Tensor], tuple[Tensor, Side]]
@@ -62,6 +65,62 @@ def register_replay(kind: type[nn.Module], record: Recorder, replay: Replayer) -
 
 def _rule(module: nn.Module) -> tuple[Recorder, Replayer] | None:
     return next((_RULES[kind] for kind in type(module).__mro__ if kind in _RULES), None)
+
+
+def record_modules(modules: Sequence[nn.Module], x: Tensor) -> tuple[tuple[Tensor, ...], tuple[Side, ...]]:
+    """Apply modules in order and keep what is needed to repeat them.
+
+    Args:
+        modules: the modules.
+        x: input of the first, shape ``(n, …)``.
+
+    Returns:
+        The output and the side data of each module.
+
+    Raises:
+        TypeError: a module returned something that is not a tensor.
+        ValueError: a module overwrote its input.
+    """
+    outputs: list[Tensor] = []
+    sides: list[Side] = []
+    for module in modules:
+        rule, version = _rule(module), x._version
+        y, side = (module(x), _NOTHING) if rule is None else rule[0](module, x)
+        if not isinstance(y, Tensor):
+            raise TypeError(f"{type(module).__name__} returned {type(y).__name__}")
+        if x._version != version:
+            raise ValueError(
+                f"{type(module).__name__} overwrites its input, the activation that targets are measured against; use"
+                " functions that do not work in place in it"
+            )
+        x = y
+        outputs.append(x)
+        sides.append(side)
+    return tuple(outputs), tuple(sides)
+
+
+def replay_modules(modules: Sequence[nn.Module], x: Tensor, sides: Sequence[Side]) -> Tensor:
+    """Apply modules in order with the side data of an earlier pass.
+
+    Args:
+        modules: the modules.
+        x: input of the first, shape ``(n, …)``.
+        sides: what `record_modules` returned.
+
+    Returns:
+        The output of the last module.
+    """
+    for module, side in zip(modules, sides, strict=True):
+        rule = None if side is _NOTHING else _rule(module)
+        x = module(x) if rule is None else rule[1](module, x, side)
+    return x
+
+
+def _head(side: Side, rows: int) -> Side:
+    if side is _NOTHING:
+        return side
+    kept = tuple(values[:rows] for values in side.per_sample)
+    return Side(kept, side.shared, tuple(_head(inner, rows) for inner in side.inner))
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,10 +155,7 @@ class LayerRecord:
         Returns:
             ``f_l(x)``, shape ``(n, …)``.
         """
-        for module, side in zip(self.layer.modules, self.sides, strict=True):
-            rule = None if side is _NOTHING else _rule(module)
-            x = module(x) if rule is None else rule[1](module, x, side)
-        return x
+        return replay_modules(self.layer.modules, x, self.sides)
 
     def head(self, rows: int) -> "LayerRecord":
         """Restrict the record to its first samples.
@@ -112,7 +168,7 @@ class LayerRecord:
         """
         if rows >= len(self.x):
             return self
-        sides = tuple(s if s is _NOTHING else Side(tuple(t[:rows] for t in s.per_sample), s.shared) for s in self.sides)
+        sides = tuple(_head(side, rows) for side in self.sides)
         return replace(self, x=self.x[:rows], y=self.h[:rows], sides=sides, inner=())
 
 
@@ -156,40 +212,64 @@ def run_forward(chain: Chain, x: Tensor, *, keep_inner: bool = False) -> Record:
 
     Raises:
         TypeError: a module returned something that is not a tensor.
+        ValueError: a module overwrote its input, or hides one that cannot be repeated.
     """
     records: list[LayerRecord] = []
     h = x.detach()
     for layer in chain.layers:
-        start, sides, inner = h, [], []
         for module in layer.modules:
-            rule = _rule(module)
-            if rule is None:
-                _check_repeatable(layer, module)
-            h, side = (module(h), _NOTHING) if rule is None else rule[0](module, h)
-            if not isinstance(h, Tensor):
-                raise TypeError(
-                    f"layer {layer.name}: {type(module).__name__} returned {type(h).__name__}; wrap it in a module that"
-                    " returns one tensor"
-                )
-            sides.append(side)
-            inner.append(h)
-        records.append(LayerRecord(layer, start, h, tuple(sides), tuple(inner) if keep_inner else ()))
-        h = h.detach()
+            check_repeatable(layer, module)
+        try:
+            inner, sides = record_modules(layer.modules, h)
+        except TypeError as error:
+            raise TypeError(
+                f"layer {layer.name}: {error}; wrap it in a module that takes one tensor and returns one tensor"
+            ) from error
+        except ValueError as error:
+            raise ValueError(f"layer {layer.name}: {error}") from error
+        y = inner[-1] if inner else h
+        records.append(LayerRecord(layer, h, y, sides, inner if keep_inner else ()))
+        h = y.detach()
     return Record(tuple(records))
 
 
-def _check_repeatable(layer: Layer, module: nn.Module) -> None:
+@contextmanager
+def evaluating(chain: Chain) -> Iterator[None]:
+    """Set every module to eval mode for a while: what runs meanwhile changes no statistics.
+
+    Args:
+        chain: the layers.
+
+    Yields:
+        Nothing.
+    """
+    modes = [(m, m.training) for layer in chain.layers for top in layer.modules for m in top.modules()]
+    try:
+        for module, _ in modes:
+            module.training = False
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+def check_repeatable(layer: Layer, module: nn.Module) -> None:
     """Refuse a module that hides one whose masks or batch statistics could not be repeated.
+
+    Args:
+        layer: the layer that holds the module, for the message.
+        module: the module in its present mode.
 
     Raises:
         ValueError: it does.
     """
-    for inner in module.modules():
-        if inner.training and isinstance(inner, (_DropoutNd, _BatchNorm)):
+    opaque = (part for part in visible(module) if _rule(part) is None)
+    for part, inner in ((outer, inner) for outer in opaque for inner in outer.modules()):
+        if inner.training and isinstance(inner, (_DropoutNd, _BatchNorm)) and getattr(inner, "p", 1.0) > 0:
             raise ValueError(
-                f"layer {layer.name}: {type(module).__name__} holds {type(inner).__name__}, whose masks or statistics"
-                " cannot be repeated from outside; make its modules a layer's own in an nn.Sequential, call its eval(),"
-                " or tell how to repeat it with targetprop.register_replay"
+                f"layer {layer.name}: {type(part).__name__} holds {type(inner).__name__}, whose masks or statistics"
+                " cannot be repeated from outside; make its modules a layer's own in an nn.Sequential or a Residual,"
+                " call its eval(), or tell how to repeat it with targetprop.register_replay"
             )
 
 

@@ -2,7 +2,7 @@
 
 from torch import nn
 
-from targetprop.decoders import activation, linear, norm, shape  # noqa: F401 — fills the registry
+from targetprop.decoders import activation, conv, group_norm, linear, norm, pool, residual, shape  # noqa: F401 — fills the registry
 from targetprop.decoders.bank import Bank, DirectBank, LayerBank
 from targetprop.decoders.denoising import Denoising
 from targetprop.decoders.difference_reconstruction import DifferenceReconstruction, difference_loss

@@ -9,10 +9,12 @@ from collections.abc import Callable, Mapping
 from torch import Tensor, nn
 
 from targetprop.chain import Chain
+from targetprop.decoders.conv_form import ConvForm, conv_form
 from targetprop.decoders.layer import DiagonalForm, Inverse, LayerDecoder, WholeLayerDecoder, build_layer_decoder
 from targetprop.decoders.linear import LinearDecoder
 from targetprop.decoders.linearised import LinearisedDecoder
 from targetprop.decoders.registry import Style
+from targetprop.decoders.residual import IdentityDecoder
 from targetprop.decoders.shape import Rearrange
 from targetprop.forward import Record
 
@@ -50,6 +52,17 @@ class Bank(nn.Module):
     def kinds(self) -> dict[str, str]:
         """Say in a word how each layer is inverted, keyed by layer name."""
         return {}
+
+    def learns(self, index: int) -> bool:
+        """Say whether there is anything to train in the inverse of one layer.
+
+        Args:
+            index: the layer to be inverted, ≥ 1.
+
+        Returns:
+            False where the decoder has no trainable parameter.
+        """
+        return True
 
 
 class LayerBank(Bank):
@@ -116,6 +129,34 @@ class LayerBank(Bank):
         decoder = self.layers[_key(self.names[index])]
         return decoder.diagonal_form(record.layers[index]) if isinstance(decoder, LayerDecoder) else None
 
+    def conv_form(self, index: int, record: Record) -> ConvForm | None:
+        """Write the linear part of a layer's decoder as ``A V B`` with a convolution ``V``.
+
+        Args:
+            index: the layer, ≥ 1.
+            record: the forward pass.
+
+        Returns:
+            The factors, or None if the decoder has another form.
+        """
+        decoder = self.layers[_key(self.names[index])]
+        return conv_form(decoder, record.layers[index]) if isinstance(decoder, LayerDecoder) else None
+
+    def learns(self, index: int) -> bool:
+        """Look for trainable parameters; see `Bank.learns`."""
+        return self.count(index) > 0
+
+    def count(self, index: int) -> int:
+        """Count what the decoder of one layer learns.
+
+        Args:
+            index: the layer to be inverted, ≥ 1.
+
+        Returns:
+            The number of its trainable numbers.
+        """
+        return sum(p.numel() for p in self.layers[_key(self.names[index])].parameters() if p.requires_grad)
+
     def kinds(self) -> dict[str, str]:
         """Say in a word how each layer is inverted; see `Bank.kinds`."""
         found = {}
@@ -124,8 +165,11 @@ class LayerBank(Bank):
             learned = any(p.requires_grad for p in decoder.parameters())
             if isinstance(decoder, LinearisedDecoder):
                 found[name] = f"linearised, w={decoder.w:g}, damping={decoder.damping:g}"
+            elif learned:
+                found[name] = "learned"
             else:
-                found[name] = "learned" if learned else "fixed"
+                identity = any(isinstance(part, IdentityDecoder) for part in decoder.modules())
+                found[name] = "identity" if identity else "fixed"
         return found
 
 

@@ -7,14 +7,19 @@ has its minimum at ``J_g = J_fᵀ (w J_f J_fᵀ + λ I)⁻¹``: ``(1, 0)`` is th
 arXiv:2201.13415).
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from targetprop.chain import Chain
 from targetprop.decoders.bank import Bank, LayerBank
+from targetprop.decoders.conv import LearnedMap
+from targetprop.decoders.conv_form import expected_conv_loss
 from targetprop.decoders.layer import DiagonalForm, Inverse
+from targetprop.decoders.linear import LinearDecoder
 from targetprop.decoders.objective import Learned, Noise, Signal, perturbed
 from targetprop.forward import LayerRecord, Record
 
@@ -46,11 +51,18 @@ def difference_loss(
 
 
 def expected_difference_loss(
-    form: DiagonalForm, change: Tensor, eps: Tensor, w: float, damping: Tensor | float, s: float
+    form: DiagonalForm,
+    change: Tensor,
+    eps: Tensor,
+    w: float,
+    damping: Tensor | float,
+    s: float,
+    *,
+    matched: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """Compute ``ℓ(w, λ)`` and its gradient in ``V`` for a decoder ``D_1 V D_2``, the expectation over ``η`` exactly.
+    """Compute ``ℓ(w, λ)`` and its gradient in ``V`` for a decoder ``D_1 V D_2``, without output noise.
 
-    ``E‖p‖²/s² = ‖D_1 V D_2‖²``, so the last term needs no noise and no product with it.
+    ``E‖p‖²/s² = ‖D_1 V D_2‖²``, so the last term needs no noise and no product with it; or, matched, ``‖J_gᵀ ε‖²/s²``.
 
     Args:
         form: the decoder.
@@ -59,6 +71,7 @@ def expected_difference_loss(
         w: weight of ``‖q‖²``.
         damping: ``λ``.
         s: scale of the noise.
+        matched: estimate ``‖J_g‖²`` by ``‖J_gᵀ ε‖²/s²`` instead of its expectation.
 
     Returns:
         The loss, mean over samples, and its gradient, shape of ``V``.
@@ -68,7 +81,11 @@ def expected_difference_loss(
     moved, noise = change.reshape(-1, outputs), eps.reshape(-1, inputs)
     moved = moved if form.after is None else moved * form.after
     noise = noise if form.before is None else noise * form.before
-    penalty = weight * (damping * _column_weights(form, len(moved)))
+    if matched:
+        back = noise @ weight
+        penalty = noise.T @ (back if form.after is None else back * form.after.square()) * (damping / (s * s))
+    else:
+        penalty = weight * (damping * _column_weights(form, len(moved)))
     size = _dot(weight, penalty) / n
     if w:
         q = moved @ weight.T
@@ -100,6 +117,10 @@ class DifferenceReconstruction(Learned):
         w: weight of the inverse, ≥ 0; 0 is the transpose.
         damping: ``λ ≥ 0``.
         relative: measure ``λ`` in units of the mean of the diagonal of ``J_f J_fᵀ``, estimated from the same noise.
+        penalty: how ``‖J_g‖²`` is estimated: "expected" over the output noise, or "matched", ``‖J_gᵀ ε‖²/s²``. With
+            ``w = 0`` the latter makes the whole a regression, ``‖J_f ε − λ J_gᵀ ε‖²``, whose noise vanishes at its
+            minimum; decoders that are not one learned map among diagonal ones take the former.
+        start: initial weights, "random" or "zero"; transposes are far smaller than random decoders.
         activation: see `Learned`.
         noise: see `Learned`.
         updates: see `Learned`.
@@ -111,6 +132,8 @@ class DifferenceReconstruction(Learned):
     w: float = 1.0
     damping: float = 0.0
     relative: bool = False
+    penalty: Literal["expected", "matched"] = "expected"
+    start: Literal["random", "zero"] = "random"
     name: ClassVar[str] = "difference-reconstruction"
 
     def __post_init__(self) -> None:
@@ -122,6 +145,22 @@ class DifferenceReconstruction(Learned):
         super().__post_init__()
         if self.w < 0 or self.damping < 0 or self.w == self.damping == 0:
             raise ValueError(f"decoder w and damping must be ≥ 0, and not both 0; got {self.w} and {self.damping}")
+        if self.penalty not in ("expected", "matched") or self.start not in ("random", "zero"):
+            raise ValueError(
+                f"decoder penalty must be expected or matched, and start random or zero; got {self.penalty!r} and"
+                f" {self.start!r}"
+            )
+
+    def build(
+        self, chain: Chain, example: Record, inner: list[tuple[Tensor, ...]], custom: Mapping[str, nn.Module]
+    ) -> Bank:
+        """Build learned decoders, and set their weights to zero if asked to; see `Objective.build`."""
+        bank = super().build(chain, example, inner, custom)
+        if self.start == "zero":
+            maps = [module for module in bank.modules() if isinstance(module, LinearDecoder | LearnedMap)]
+            for parameter in (p for module in maps for p in module.parameters()):
+                nn.init.zeros_(parameter)
+        return bank
 
     def layer_loss(self, bank: Bank, index: int, record: Record, noise: Noise) -> Tensor:
         """Compute ``ℓ(w, λ)`` of one layer; see `Learned.layer_loss`."""
@@ -134,12 +173,22 @@ class DifferenceReconstruction(Learned):
         """Use the closed form where the decoder allows it; see `Learned.signal`."""
         assert isinstance(bank, LayerBank)
         form = bank.diagonal_form(index, record)
-        if form is None or not form.weight.requires_grad:
-            return super().signal(bank, index, record, noise)
-        eps, change, damping = self._perturb(record.layers[index], noise)
-        with torch.no_grad():
-            loss, gradient = expected_difference_loss(form, change, eps, self.w, damping, self.noise)
-        return Signal(loss, form.weight, gradient)
+        if form is not None and form.weight.requires_grad:
+            eps, change, damping = self._perturb(record.layers[index], noise)
+            with torch.no_grad():
+                loss, gradient = expected_difference_loss(
+                    form, change, eps, self.w, damping, self.noise, matched=self.penalty == "matched"
+                )
+            return Signal(loss, form.weight, gradient)
+        conv = bank.conv_form(index, record)
+        if conv is not None and conv.map.weight.requires_grad:
+            eps, change, damping = self._perturb(record.layers[index], noise)
+            with torch.no_grad():
+                loss, gradient = expected_conv_loss(
+                    conv, change, eps, self.w, damping, self.noise, matched=self.penalty == "matched"
+                )
+            return Signal(loss, conv.map.weight, gradient)
+        return super().signal(bank, index, record, noise)
 
     def _perturb(self, layer: LayerRecord, noise: Noise) -> tuple[Tensor, Tensor, Tensor | float]:
         eps = noise.like(layer.x)

@@ -1,6 +1,6 @@
 """Decoders of whole layers, and the callable that an inversion sees."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -161,13 +161,27 @@ def build_layer_decoder(record: LayerRecord, inner: tuple[Tensor, ...], style: S
     Returns:
         The decoder, or None if a module of the layer has none registered.
     """
-    builders = [find_builder(module) for module in record.layer.modules]
+    parts = build_parts(record.layer.modules, (record.x, *inner), style)
+    return None if parts is None else LayerDecoder(parts)
+
+
+def build_parts(modules: Sequence[nn.Module], values: Sequence[Tensor], style: Style) -> list[ModuleDecoder] | None:
+    """Build the decoders of modules that follow each other.
+
+    Args:
+        modules: the modules in forward order.
+        values: an example input of the first, then the output of each.
+        style: how activations and norms are decoded.
+
+    Returns:
+        One decoder per module, or None if one of them has none registered.
+    """
     parts: list[ModuleDecoder] = []
-    inputs = (record.x, *inner[:-1])
-    for builder, module, x, y in zip(builders, record.layer.modules, inputs, inner, strict=True):
-        if builder is None:
+    for module, x, y in zip(modules, values[:-1], values[1:], strict=True):
+        builder = find_builder(module)
+        decoder = None if builder is None else builder(module, x, y.detach(), style)
+        if decoder is None:
             return None
-        decoder = builder(module, x, y.detach(), style)
         decoder = decoder.to(device=y.device)
         parts.append(decoder if isinstance(decoder, ModuleDecoder) else PlainDecoder(decoder))
-    return LayerDecoder(parts)
+    return parts

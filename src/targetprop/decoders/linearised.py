@@ -11,6 +11,7 @@ without any iteration, the transpose at ``(0, 1)``. It serves layers that nobody
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from targetprop.decoders.layer import Inverse
 from targetprop.forward import LayerRecord
@@ -54,7 +55,8 @@ class LinearisedDecoder(nn.Module):
         Returns:
             The inverse as a callable.
         """
-        pull = torch.func.vjp(f, x0)[1]
+        with sdpa_kernel(SDPBackend.MATH):
+            pull = torch.func.vjp(f, x0)[1]
 
         def linear(delta: Tensor) -> Tensor:
             rhs = pull(delta)[0]
@@ -69,7 +71,9 @@ class LinearisedDecoder(nn.Module):
 
     def _solve(self, f: Map, x0: Tensor, pull, rhs: Tensor) -> Tensor:
         def apply(v: Tensor) -> Tensor:
-            return self.w * pull(torch.func.jvp(f, (x0,), (v,))[1])[0] + self.damping * v
+            with sdpa_kernel(SDPBackend.MATH):  # fused attention has no forward-mode derivative
+                moved = torch.func.jvp(f, (x0,), (v,))[1]
+            return self.w * pull(moved)[0] + self.damping * v
 
         def dot(a: Tensor, b: Tensor) -> Tensor:
             return (a * b).flatten(1).sum(1)

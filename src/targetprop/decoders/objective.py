@@ -190,9 +190,10 @@ class Learned(Objective):
             return None
         rows = max(1, round(self.share * len(record.output)))
         record, total = record.head(rows), None
+        learned = [index for index in range(1, len(record.layers)) if bank.learns(index)]
         for _ in range(self.updates):
             noise = Noise(record, self.noise, generator)
-            signals = [self.signal(bank, index, record, noise) for index in range(1, len(record.layers))]
+            signals = [self.signal(bank, index, record, noise) for index in learned]
             signals = [signal for signal in signals if signal.tensor.requires_grad]
             if not signals:
                 return None

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from targetprop.forward import Side
 
 Style = Literal["identity", "inverse", "transpose"]
-Builder = Callable[[nn.Module, Tensor, Tensor, Style], nn.Module]
-_B = TypeVar("_B", bound=Callable[..., nn.Module])
+Builder = Callable[[nn.Module, Tensor, Tensor, Style], nn.Module | None]
+_B = TypeVar("_B", bound=Callable[..., nn.Module | None])
 _BUILDERS: dict[type[nn.Module], Builder] = {}
 
 
@@ -78,7 +78,8 @@ def register_decoder(kind: type[nn.Module]) -> Callable[[_B], _B]:
 
     Returns:
         A decorator for a builder ``(module, x, y, style) -> nn.Module``, where ``x`` and ``y`` are an example input and
-        output of the module with a batch dimension. The result maps outputs to inputs.
+        output of the module with a batch dimension. The result maps outputs to inputs; None leaves the layer to the
+        generic fallback.
 
     Raises:
         ValueError: the class has a decoder already.

@@ -15,6 +15,7 @@ COMMANDS = {
         "measure a trained run's inverses and targets, and say what to change",
     ),
     "verify": ("targetprop.claims.verify", "measure the claims of the paper; writes a table, figures and a page"),
+    "check": ("targetprop.experiments.check", "say what a method does with a model of your own, layer by layer"),
     "methods": ("targetprop.experiments.list_methods", "list the methods and their parts"),
 }
 _EXTRA = ("jsonargparse", "matplotlib", "PIL", "yaml", "rich", "safetensors", "sklearn")
