@@ -126,7 +126,10 @@ def _ddtp() -> Method:
 
 def _l_drl() -> Method:
     """Ernoult 2022, arXiv:2201.13415: decoders learn the transposed Jacobian, so targets follow back-propagation."""
-    return Method(decoder=DifferenceReconstruction(w=0.0, damping=1.0, activation="transpose", share=0.5, lr=5e-3))
+    decoder = DifferenceReconstruction(
+        w=0.0, damping=1.0, activation="transpose", share=0.5, lr=1e-3, penalty="matched", start="zero"
+    )
+    return Method(decoder=decoder)
 
 
 def _fw_dtp() -> Method:

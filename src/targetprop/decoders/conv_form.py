@@ -87,9 +87,14 @@ def expected_conv_loss(
     after = None if _only_shapes(form.above) else _push(form.above, torch.ones_like(change)).square_()
     if matched:
         back = form.map.transpose(noise)
-        penalty = form.map.weight_gradient(noise, back if after is None else back * after) * (damping / (s * s))
-    else:
-        penalty = weight * (damping * _uses(form.map, before, after, noise, moved))
+        response = damping * (back if after is None else back * after)
+        loss, gradient = _dot(back, response - 2 * moved), form.map.weight_gradient(noise, response - moved)
+        if w:
+            q = form.map.linear(moved, Side())
+            pull = w * (q if before is None else q * before)
+            loss, gradient = loss + _dot(q, pull), gradient.add_(form.map.weight_gradient(pull, moved))
+        return loss / (s * s * n), gradient.mul_(2 / (s * s * n))
+    penalty = weight * (damping * _uses(form.map, before, after, noise, moved))
     size = _dot(weight, penalty) / n
     if w:
         q = form.map.linear(moved, Side())

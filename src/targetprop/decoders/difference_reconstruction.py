@@ -82,10 +82,9 @@ def expected_difference_loss(
     moved = moved if form.after is None else moved * form.after
     noise = noise if form.before is None else noise * form.before
     if matched:
-        back = noise @ weight
-        penalty = noise.T @ (back if form.after is None else back * form.after.square()) * (damping / (s * s))
-    else:
-        penalty = weight * (damping * _column_weights(form, len(moved)))
+        loss, gradient = _matched(form, moved, noise, w, damping)
+        return loss / (s * s * n), gradient.mul_(2 / (s * s * n))
+    penalty = weight * (damping * _column_weights(form, len(moved)))
     size = _dot(weight, penalty) / n
     if w:
         q = moved @ weight.T
@@ -95,6 +94,21 @@ def expected_difference_loss(
         pull, fit = -noise, None
     gradient = torch.addmm(penalty, pull.T, moved, beta=2 / n, alpha=2 / (s * s * n))
     return (_dot(weight, gradient) - size if fit is None else fit + size), gradient
+
+
+def _matched(
+    form: DiagonalForm, moved: Tensor, noise: Tensor, w: float, damping: Tensor | float
+) -> tuple[Tensor, Tensor]:
+    """Sum ``−2 ε·q + w‖q‖² + λ‖J_gᵀ ε‖²`` over samples, and half its gradient: one product where ``w = 0``."""
+    weight = form.weight.detach()
+    back = noise @ weight
+    response = damping * (back if form.after is None else back * form.after.square())
+    loss, gradient = _dot(back, response - 2 * moved), noise.T @ (response - moved)
+    if w:
+        q = moved @ weight.T
+        pull = w * (q if form.before is None else q * form.before.square())
+        loss, gradient = loss + _dot(q, pull), gradient.addmm_(pull.T, moved)
+    return loss, gradient
 
 
 def _column_weights(form: DiagonalForm, rows: int) -> Tensor | float:
