@@ -41,6 +41,7 @@ check: env
 
 bench: env ## step time and memory against back-propagation, and MNIST accuracy if DATA=DIR is given
 	$(BIN)/python benchmarks/step_time.py --out benchmarks/results/step_time.json
+	$(BIN)/python benchmarks/conv_step_time.py --out benchmarks/results/conv_step_time.json
 	$(BIN)/python benchmarks/memory.py --out benchmarks/results/memory.json
 	$(if $(DATA),$(BIN)/python benchmarks/mnist.py --root $(DATA) --out benchmarks/results/mnist.json)
 
