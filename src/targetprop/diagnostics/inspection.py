@@ -38,7 +38,7 @@ from targetprop.diagnostics.angles import (
 )
 from targetprop.diagnostics.inverse_quality import InverseQuality, asked_inverse, measure_inverse
 from targetprop.engine import TargetPropagation
-from targetprop.forward import Record, run_forward
+from targetprop.forward import Record, evaluating, run_forward
 from targetprop.inversion import sample_norm
 from targetprop.targets import propagate
 
@@ -159,18 +159,12 @@ def _flat(parts: list[Tensor]) -> Tensor | None:
 def _left_as_it_was(engine: TargetPropagation, x: Tensor) -> Iterator[None]:
     """Put the modules into eval mode and take ``.grad`` away; bring back both and the random state."""
     assert engine.chain is not None
-    modules = [m for layer in engine.chain.layers for top in layer.modules for m in top.modules()]
-    modes = [(module, module.training) for module in modules]
-    gradients = [(p, p.grad) for module in modules for p in module.parameters(recurse=False)]
+    gradients = [(p, p.grad) for layer in engine.chain.layers for module in layer.modules for p in module.parameters()]
     try:
-        with torch.random.fork_rng(devices=[] if x.device.type == "cpu" else None):
-            for module in modules:
-                module.training = False
+        with torch.random.fork_rng(devices=[] if x.device.type == "cpu" else None), evaluating(engine.chain):
             for parameter, _ in gradients:
                 parameter.grad = None
             yield
     finally:
-        for module, training in modes:
-            module.training = training
         for parameter, gradient in gradients:
             parameter.grad = gradient

@@ -4,14 +4,13 @@ r"""Updates by damped inverses and ``K`` steps, and what dense algebra predicts:
 diagonal of ``J_f J_fᵀ``.
 """
 
-from math import pi
-
 import torch
 from torch import Tensor
 
 import targetprop as tp
 from targetprop.claims.measure.trial import Trial
 from targetprop.diagnostics import DenseInverse, damped_inverse, gauss_newton_steps, layer_jacobians
+from targetprop.diagnostics.angles import angle as directions_angle
 from targetprop.inversion import Inversion
 from targetprop.methods import Propagation
 from targetprop.updates import Update
@@ -118,8 +117,8 @@ def angle(a: list[Tensor], b: list[Tensor]) -> float:
         Degrees; 90 where nothing changes.
     """
     u, v = (torch.cat([_unit(layer) for layer in update[:-1]]) for update in (a, b))
-    u, v = _unit(u), _unit(v)
-    return float(2 * torch.atan2((u - v).norm(), (u + v).norm()) * 180 / pi)
+    degrees = float(directions_angle(u[None], v[None]))
+    return 90.0 if degrees != degrees else degrees
 
 
 def deviation(found: list[Tensor], predicted: list[Tensor]) -> float:
