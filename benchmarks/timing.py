@@ -1,4 +1,4 @@
-"""Shared by the step-time benchmarks: sides that take steps in turn in one process, and their ratio to PyTorch alone."""
+"""Shared by the step-time benchmarks: sides that take steps in turn in one process, and their ratio to PyTorch."""
 
 import time
 
