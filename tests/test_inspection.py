@@ -480,7 +480,7 @@ def test_advice_names_settings_that_the_run_has(problem: str, variant: str) -> N
         (
             "iterated l-drl",
             "diverging",
-            "set inversion.rule to difference, since transposes (decoder.w 0) are no inverses",
+            "set inversion.rule to difference, since transposes are no inverses",
         ),
         ("iterated drl", "diverging", "set propagation to composite, since these decoders learn to invert all layers"),
         ("iterated with inverse slopes", "diverging", "set decoder.activation to transpose, since inverse slopes are"),

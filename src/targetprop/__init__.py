@@ -15,7 +15,9 @@ from targetprop.decoders import (
     GlobalReconstruction,
     NoDecoder,
     Ridge,
+    WeightMirror,
     register_decoder,
+    register_pullback,
 )
 from targetprop.engine import TargetPropagation
 from targetprop.forward import Side, register_replay
@@ -70,11 +72,13 @@ __all__ = [
     "Status",
     "StepReport",
     "TargetPropagation",
+    "WeightMirror",
     "build_chain",
     "check",
     "invert",
     "method",
     "normalise",
     "register_decoder",
+    "register_pullback",
     "register_replay",
 ]

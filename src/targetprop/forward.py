@@ -63,6 +63,31 @@ def register_replay(kind: type[nn.Module], record: Recorder, replay: Replayer) -
     _RULES[kind] = (record, replay)
 
 
+def record_input(module: nn.Module, x: Tensor) -> tuple[Tensor, Side]:
+    """Apply a module and keep its input as side data.
+
+    Args:
+        module: the module.
+        x: its input, shape ``(n, …)``.
+
+    Returns:
+        The output, and the side data.
+    """
+    return module(x), Side(per_sample=(x.detach(),))
+
+
+def widened(x: Tensor) -> Tensor:
+    """Give half precision the digits that statistics need.
+
+    Args:
+        x: any floating-point tensor.
+
+    Returns:
+        The values in float32, or as they are in float32 and float64.
+    """
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
 def _rule(module: nn.Module) -> tuple[Recorder, Replayer] | None:
     return next((_RULES[kind] for kind in type(module).__mro__ if kind in _RULES), None)
 
@@ -286,7 +311,7 @@ def _record_batch_norm(module: nn.Module, x: Tensor) -> tuple[Tensor, Side]:
         return module(x), _NOTHING
     axes = [d for d in range(x.dim()) if d != 1]
     with torch.no_grad():
-        variance, mean = torch.var_mean(x, dim=axes, correction=0)
+        variance, mean = torch.var_mean(widened(x), dim=axes, correction=0)
     return module(x), Side(shared=(mean, variance))
 
 

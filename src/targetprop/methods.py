@@ -24,6 +24,7 @@ from targetprop.decoders import (
     GlobalReconstruction,
     NoDecoder,
     Objective,
+    WeightMirror,
 )
 from targetprop.influence import Influence
 from targetprop.inversion import Difference, Direct, InputSpace, Inversion, OutputSpace, Regularised
@@ -126,10 +127,8 @@ def _ddtp() -> Method:
 
 def _l_drl() -> Method:
     """Ernoult 2022, arXiv:2201.13415: decoders learn the transposed Jacobian, so targets follow back-propagation."""
-    decoder = DifferenceReconstruction(
-        w=0.0, damping=1.0, activation="transpose", share=0.5, lr=1e-3, penalty="matched", start="zero"
-    )
-    return Method(decoder=decoder)
+    # The original learns by DifferenceReconstruction(w=0, damping=1), many updates a batch; mirrors have its minimum.
+    return Method(decoder=WeightMirror())
 
 
 def _fw_dtp() -> Method:

@@ -9,8 +9,11 @@ from targetprop.decoders.difference_reconstruction import DifferenceReconstructi
 from targetprop.decoders.global_reconstruction import DirectFeedback, GlobalReconstruction
 from targetprop.decoders.layer import Inverse, LayerDecoder
 from targetprop.decoders.linearised import LinearisedDecoder
+from targetprop.decoders.mirror import WeightMirror
 from targetprop.decoders.objective import Learned, Objective, OptimizerFactory
-from targetprop.decoders.registry import ModuleDecoder, find_builder, register_decoder
+from targetprop.decoders.pullback import pulled_back, register_pullback
+from targetprop.decoders.registry import ModuleDecoder, Style, find_builder, register_decoder
+from targetprop.decoders.residual import IdentityDecoder
 from targetprop.decoders.untrained import Exact, Fixed, NoDecoder, Ridge
 
 # What a target can be carried through value by value.
@@ -19,7 +22,8 @@ ELEMENTWISE = (*activation.ELEMENTWISE, nn.Identity, nn.Dropout, nn.Flatten, nn.
 OBJECTIVES: dict[str, type[Objective]] = {
     objective.name: objective
     for objective in (
-        DifferenceReconstruction, Denoising, GlobalReconstruction, DirectFeedback, Fixed, Exact, Ridge, NoDecoder,
+        DifferenceReconstruction, WeightMirror, Denoising, GlobalReconstruction, DirectFeedback, Fixed, Exact, Ridge,
+        NoDecoder,
     )
 }  # fmt: skip
 
@@ -34,6 +38,7 @@ __all__ = [
     "Exact",
     "Fixed",
     "GlobalReconstruction",
+    "IdentityDecoder",
     "Inverse",
     "LayerBank",
     "LayerDecoder",
@@ -44,7 +49,11 @@ __all__ = [
     "Objective",
     "OptimizerFactory",
     "Ridge",
+    "Style",
+    "WeightMirror",
     "difference_loss",
     "find_builder",
+    "pulled_back",
     "register_decoder",
+    "register_pullback",
 ]

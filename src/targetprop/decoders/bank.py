@@ -79,12 +79,24 @@ class LayerBank(Bank):
         self.layers = nn.ModuleDict({_key(name): decoder for name, decoder in decoders.items()})
         self.moments = nn.ModuleDict()
         self.names = names
+        self.mirrored: set[int] = set()  # layers whose decoders learn, but by no optimiser
+
+    def decoder(self, index: int) -> Bindable:
+        """Find the decoder of one layer.
+
+        Args:
+            index: the layer, ≥ 1.
+
+        Returns:
+            The decoder.
+        """
+        decoder = self.layers[_key(self.names[index])]
+        assert isinstance(decoder, Bindable)
+        return decoder
 
     def inverse(self, index: int, record: Record) -> Inverse:
         """Bind the decoder of one layer; see `Bank.inverse`."""
-        decoder = self.layers[_key(self.names[index])]
-        assert isinstance(decoder, Bindable)
-        return decoder.bind(record.layers[index])
+        return self.decoder(index).bind(record.layers[index])
 
     def composite(self, index: int, record: Record) -> Inverse:
         """Chain the decoders in their differential form, ``x ← h + g(x) − g(h)``; see `Bank.composite`."""
@@ -111,7 +123,7 @@ class LayerBank(Bank):
         Returns:
             The map, or None if the decoder is anything else.
         """
-        parts = list(self.layers[_key(self.names[index])].children())
+        parts = list(self.decoder(index).children())
         parts = list(parts[0].children()) if parts and isinstance(parts[0], nn.ModuleList) else []
         rest = [part for part in parts if not isinstance(part, Rearrange)]
         return rest[0] if len(rest) == 1 and isinstance(rest[0], LinearDecoder) else None
@@ -126,7 +138,7 @@ class LayerBank(Bank):
         Returns:
             The factors, or None if the decoder has another form.
         """
-        decoder = self.layers[_key(self.names[index])]
+        decoder = self.decoder(index)
         return decoder.diagonal_form(record.layers[index]) if isinstance(decoder, LayerDecoder) else None
 
     def conv_form(self, index: int, record: Record) -> ConvForm | None:
@@ -139,12 +151,12 @@ class LayerBank(Bank):
         Returns:
             The factors, or None if the decoder has another form.
         """
-        decoder = self.layers[_key(self.names[index])]
+        decoder = self.decoder(index)
         return conv_form(decoder, record.layers[index]) if isinstance(decoder, LayerDecoder) else None
 
     def learns(self, index: int) -> bool:
         """Look for trainable parameters; see `Bank.learns`."""
-        return self.count(index) > 0
+        return index not in self.mirrored and self.count(index) > 0
 
     def count(self, index: int) -> int:
         """Count what the decoder of one layer learns.
@@ -155,17 +167,18 @@ class LayerBank(Bank):
         Returns:
             The number of its trainable numbers.
         """
-        return sum(p.numel() for p in self.layers[_key(self.names[index])].parameters() if p.requires_grad)
+        return sum(p.numel() for p in self.decoder(index).parameters() if p.requires_grad or index in self.mirrored)
 
     def kinds(self) -> dict[str, str]:
         """Say in a word how each layer is inverted; see `Bank.kinds`."""
         found = {}
-        for name in self.names[1:] if len(self.layers) else []:
-            decoder = self.layers[_key(name)]
-            learned = any(p.requires_grad for p in decoder.parameters())
+        for index, name in list(enumerate(self.names))[1:] if len(self.layers) else []:
+            decoder = self.decoder(index)
             if isinstance(decoder, LinearisedDecoder):
                 found[name] = f"linearised, w={decoder.w:g}, damping={decoder.damping:g}"
-            elif learned:
+            elif index in self.mirrored:
+                found[name] = "mirrored"
+            elif self.learns(index):
                 found[name] = "learned"
             else:
                 identity = any(isinstance(part, IdentityDecoder) for part in decoder.modules())

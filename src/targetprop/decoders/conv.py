@@ -26,7 +26,7 @@ from torch.nn import functional, grad
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd  # pyright: ignore[reportPrivateUsage]
 
 from targetprop.decoders.registry import ModuleDecoder, Style, register_decoder
-from targetprop.forward import Side
+from targetprop.forward import Side, record_input, register_replay
 
 _CONVOLVE: dict[int, Callable[..., Tensor]] = {1: functional.conv1d, 2: functional.conv2d, 3: functional.conv3d}
 _TRANSPOSED: dict[int, Callable[..., Tensor]] = {
@@ -65,11 +65,12 @@ class LearnedMap(ModuleDecoder):
         return self.linear(y, side) + self.bias.view(-1, *[1] * (y.dim() - 2))
 
     @abstractmethod
-    def transpose(self, x: Tensor) -> Tensor:
-        """Apply ``Vᵀ``; not with padding that repeats values.
+    def transpose(self, x: Tensor, weight: Tensor | None = None) -> Tensor:
+        """Apply ``Vᵀ``.
 
         Args:
             x: shape of what is decoded, ``(n, channels, …)``.
+            weight: another ``V``.
 
         Returns:
             Shape of what is to be decoded.
@@ -120,19 +121,17 @@ class ConvDecoder(LearnedMap):
         return _crop(x, self.size) if self.fold is None else self.fold.transpose(_crop(x, self.size))
 
     def weight_gradient(self, x: Tensor, y: Tensor) -> Tensor:
-        """Correlate; see `LearnedMap.weight_gradient`. Only for padding with zeros."""
+        """Correlate; see `LearnedMap.weight_gradient`."""
         settings = self.stride, self.padding, self.dilation, self.groups
         return _WEIGHT_GRADIENT[len(self.size)](self._padded(x), self.weight.shape, y, *settings)
 
-    def transpose(self, x: Tensor) -> Tensor:
+    def transpose(self, x: Tensor, weight: Tensor | None = None) -> Tensor:
         """Convolve; see `LearnedMap.transpose`."""
         settings = self.stride, self.padding, self.dilation, self.groups
-        return _CONVOLVE[len(self.size)](self._padded(x), self.weight, None, *settings)
+        return _CONVOLVE[len(self.size)](self._padded(x), self.weight if weight is None else weight, None, *settings)
 
     def _padded(self, x: Tensor) -> Tensor:
-        return (
-            functional.pad(x, [width for more in reversed(self.more) for width in (0, more)]) if any(self.more) else x
-        )
+        return _grow(x, self.more) if self.fold is None else self.fold.pad(x)
 
 
 class ConvTransposeDecoder(LearnedMap):
@@ -150,24 +149,30 @@ class ConvTransposeDecoder(LearnedMap):
         self.groups, self.dilation = module.groups, module.dilation
         with torch.no_grad():
             self.decoded = module(x[:1]).shape[2:]
+            full = self._full(x.new_zeros(1, module.out_channels, *self.decoded), self.weight).shape[2:]
+        self.cut = [a - b for a, b in zip(full, self.size, strict=True)]  # what output padding adds on the upper side
 
     def linear(self, change: Tensor, side: Side) -> Tensor:
         """Apply ``V ⋆``; see `ModuleDecoder.linear`."""
-        convolve = _CONVOLVE[len(self.size)]
-        x = convolve(change, self.weight, None, self.stride, self.padding, self.dilation, self.groups)
-        return _crop(x, self.size)
+        return self._convolve(change, self.weight)
+
+    def _full(self, y: Tensor, weight: Tensor) -> Tensor:
+        return _CONVOLVE[len(self.size)](y, weight, None, self.stride, self.padding, self.dilation, self.groups)
+
+    def _convolve(self, y: Tensor, weight: Tensor) -> Tensor:
+        return _crop(self._full(y, weight), self.size)
 
     def weight_gradient(self, x: Tensor, y: Tensor) -> Tensor:
         """Correlate; see `LearnedMap.weight_gradient`."""
         settings = self.stride, self.padding, self.dilation, self.groups
-        return _WEIGHT_GRADIENT[len(self.size)](y, self.weight.shape, x, *settings)
+        return _WEIGHT_GRADIENT[len(self.size)](y, self.weight.shape, _grow(x, self.cut), *settings)
 
-    def transpose(self, x: Tensor) -> Tensor:
+    def transpose(self, x: Tensor, weight: Tensor | None = None) -> Tensor:
         """Differentiate; see `LearnedMap.transpose`."""
         shape = len(x), self.weight.shape[1] * self.groups, *self.decoded
         with torch.enable_grad():
             y = x.new_zeros(shape).requires_grad_()
-            return torch.autograd.grad(self.linear(y, Side()), y, x)[0]
+            return torch.autograd.grad(self._convolve(y, self.weight if weight is None else weight), y, x)[0]
 
 
 class Fold(nn.Module):
@@ -185,12 +190,23 @@ class Fold(nn.Module):
     def __init__(self, size: Sequence[int], low: Sequence[int], high: Sequence[int], mode: str) -> None:
         """Find where each padded value comes from."""
         super().__init__()
-        self.size = tuple(size)
+        self.size, self.mode = tuple(size), mode
         places = torch.arange(math.prod(size), dtype=torch.float64).view(1, 1, *size)
-        widths = [width for pair in reversed(list(zip(low, high, strict=True))) for width in pair]
-        places = functional.pad(places, widths, mode=mode)
+        self.widths = [width for pair in reversed(list(zip(low, high, strict=True))) for width in pair]
+        places = self.pad(places)
         self.padded = places.shape[2:]
         self.register_buffer("source", places.flatten().long(), persistent=False)
+
+    def pad(self, x: Tensor) -> Tensor:
+        """Repeat values around the border.
+
+        Args:
+            x: shape ``(n, channels, …)``.
+
+        Returns:
+            The same with the padded sizes.
+        """
+        return functional.pad(x, self.widths, mode=self.mode)
 
     def transpose(self, padded: Tensor) -> Tensor:
         """Add each value to its source.
@@ -213,11 +229,19 @@ def _padding(module: _ConvNd, reach: list[int]) -> tuple[list[int], list[int]]:
     return widths, widths
 
 
+def _grow(x: Tensor, more: Sequence[int]) -> Tensor:
+    """Add zeros on the upper side of each axis."""
+    return functional.pad(x, [width for extra in reversed(more) for width in (0, extra)]) if any(more) else x
+
+
 def _crop(x: Tensor, size: Sequence[int]) -> Tensor:
     for axis, length in enumerate(size, start=2):
         if x.shape[axis] > length:
             x = x.narrow(axis, 0, length)
     return x
+
+
+register_replay(_ConvNd, record_input, lambda module, x, side: module(x))
 
 
 @register_decoder(_ConvNd)

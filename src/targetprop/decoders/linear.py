@@ -4,7 +4,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from targetprop.decoders.registry import ModuleDecoder, Style, register_decoder
-from targetprop.forward import Side
+from targetprop.forward import Side, record_input, register_replay
 
 
 class LinearDecoder(ModuleDecoder):
@@ -29,6 +29,9 @@ class LinearDecoder(ModuleDecoder):
     def linear(self, change: Tensor, side: Side) -> Tensor:
         """Apply ``V``; see `ModuleDecoder.linear`."""
         return functional.linear(change, self.map.weight)
+
+
+register_replay(nn.Linear, record_input, lambda module, x, side: module(x))
 
 
 @register_decoder(nn.Linear)

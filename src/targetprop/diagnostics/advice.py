@@ -14,7 +14,15 @@ when they were tried, one by one, on runs made bad on purpose.
 
 from math import isinf
 
-from targetprop.decoders import DifferenceReconstruction, Exact, Fixed, GlobalReconstruction, Learned, Ridge
+from targetprop.decoders import (
+    DifferenceReconstruction,
+    Exact,
+    Fixed,
+    GlobalReconstruction,
+    Learned,
+    Ridge,
+    WeightMirror,
+)
 from targetprop.diagnostics.inspection import LayerInspection
 from targetprop.diagnostics.inverse_quality import EXTRA_STEPS, InverseQuality
 from targetprop.inversion import Direct, InputSpace, Iteration
@@ -118,8 +126,9 @@ def _steady(inverse: InverseQuality, method: Method) -> str:
     assert isinstance(rule, Iteration)
     if isinstance(decoder, Fixed):
         return "set inversion.rule to difference or learn the decoders (choose another decoder.objective)"
-    if rule.needs_decoder and isinstance(decoder, DifferenceReconstruction | Exact) and decoder.w == 0:
-        return "set inversion.rule to difference, since transposes (decoder.w 0) are no inverses to iterate"
+    transposes = isinstance(decoder, DifferenceReconstruction | Exact) and decoder.w == 0
+    if rule.needs_decoder and (transposes or isinstance(decoder, WeightMirror)):
+        return "set inversion.rule to difference, since transposes are no inverses to iterate"
     if isinstance(decoder, GlobalReconstruction) and method.propagation == "layerwise":
         return "set propagation to composite, since these decoders learn to invert all layers above in one piece"
     if rule.needs_decoder and getattr(decoder, "activation", None) == "inverse":
@@ -155,7 +164,7 @@ def _train(method: Method) -> list[str]:
     decoder = method.decoder
     if isinstance(decoder, Fixed):
         return ["learn the decoders (choose another decoder.objective)"]
-    if not isinstance(decoder, Learned):
+    if not isinstance(decoder, Learned | WeightMirror):
         return []
     return [f"raise decoder.updates from {decoder.updates} to {max(1, UPDATES_FACTOR * decoder.updates)}"]
 
