@@ -121,7 +121,8 @@ def test_every_option_reaches_the_configuration(capsys):
         "--output_target.beta", "1e-3", "--influence.limit",
         "inf", "--influence.normalise=false", "--update.rule", "least-squares", "--update.every", 9, "--cut",
         "pre-activation", "--propagation", "joint", "--network.widths", 5, "--network.activation", "gelu",
-        "--optimizer.name", "sgd", "--optimizer.momentum", 0.5, "--batch_size", 3, "--log_every", 2, "--device", "cpu",
+        "--optimizer.name", "sgd", "--optimizer.momentum", 0.5, "--optimizer.weight_decay", 0.01, "--schedule.name",
+        "cosine", "--schedule.warmup", 0.25, "--batch_size", 3, "--log_every", 2, "--device", "cpu",
     )  # fmt: skip
     content = yaml.safe_load(text)
     assert content["inversion"]["steps"] == 7 and content["decoder"]["damping"] == 0.5
@@ -130,7 +131,10 @@ def test_every_option_reaches_the_configuration(capsys):
     assert content["update"]["rule"] == "least-squares" and content["update"]["every"] == 9
     assert (content["cut"], content["propagation"]) == ("pre-activation", "joint")
     assert content["network"] == {"name": "dense", "widths": [5], "activation": "gelu"}
-    assert content["optimizer"] == {"name": "sgd", "lr": 0.05, "momentum": 0.5}
+    assert content["optimizer"] == {
+        "name": "sgd", "lr": 0.05, "momentum": 0.5, "nesterov": False, "weight_decay": 0.01
+    }  # fmt: skip
+    assert content["schedule"] == {"name": "cosine", "warmup": 0.25}
     assert (content["batch_size"], content["log_every"], content["device"]) == (3, 2, "cpu")
 
 
@@ -201,6 +205,11 @@ REFUSED = {
     "--optimizer.lr -1": "optimizer.lr must be a number > 0",
     "--optimizer.lr nan": "optimizer.lr must be a number > 0",
     "--optimizer.momentum 0.9": "--optimizer.name sgd has it",
+    "--optimizer.name sgd --optimizer.momentum 1": "optimizer.momentum must be a share in [0, 1)",
+    "--optimizer.name sgd --optimizer.momentum 0 --optimizer.nesterov true": "set optimizer.momentum > 0",
+    "--optimizer.name adamw --optimizer.weight_decay -1": "optimizer.weight_decay must be a number ≥ 0",
+    "--schedule.name linear --schedule.warmup 1": "schedule.warmup must be a share of all steps in [0, 1)",
+    "--schedule.name step": "choose one of constant, linear, cosine",
     "--network.widths 8 0": "network.widths must be whole numbers ≥ 1",
     "--network.widths a": "--network.widths must be a list, each a whole number",
     "--network.activation than": "did you mean 'tanh'?",

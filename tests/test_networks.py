@@ -1,6 +1,7 @@
 """The networks by name: parameters counted by hand, blocks that add up, and a sentence where images do not fit."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,10 +10,16 @@ import yaml
 from torch import nn
 
 import targetprop as tp
+from cases import DTYPE, backprop, gradients, rand, relative
+from targetprop import diagnostics
+from targetprop.decoders import Learned
+from targetprop.decoders.linear import LinearDecoder
+from targetprop.decoders.mirror import mirrored_maps
 from targetprop.experiments.errors import CommandError
 from targetprop.experiments.main import main
 from targetprop.experiments.networks import ACTIVATIONS, NETWORKS, LeNet, Network, ResNet, Vgg, ViT
-from targetprop.experiments.networks.vit import SelfAttention
+from targetprop.experiments.networks.vit import AttentionCore, MeanPool
+from targetprop.forward import run_forward
 
 # settings, parameters for images 3×32×32 and 10 classes, counted by hand
 COUNTED = [
@@ -88,9 +95,11 @@ def test_a_block_adds_its_branch_to_its_shortcut(norm):
 
 def test_attention_is_pytorch_s_own_and_has_a_forward_derivative():
     torch.manual_seed(0)
-    mine, theirs = SelfAttention(12, 3).double(), nn.MultiheadAttention(12, 3, batch_first=True).double()
-    state = {"in_proj_weight": mine.enter.weight, "in_proj_bias": mine.enter.bias}
-    theirs.load_state_dict(state | {f"out_proj.{name}": value for name, value in mine.leave.named_parameters()})
+    block = next(module for module in ViT(12, 1, 3).build((1, 8, 8), 5) if isinstance(module, tp.Residual))
+    mine, theirs = block.branch[1:].double(), nn.MultiheadAttention(12, 3, batch_first=True).double()
+    assert isinstance(mine[1], AttentionCore) and not list(mine[1].parameters())
+    state = {"in_proj_weight": mine[0].weight, "in_proj_bias": mine[0].bias}
+    theirs.load_state_dict(state | {f"out_proj.{name}": value for name, value in mine[2].named_parameters()})
     h, v = torch.randn(2, 2, 5, 12, dtype=torch.float64)
     torch.testing.assert_close(mine(h), theirs(h, h, h, need_weights=True)[0])
     forward = torch.func.jvp(mine, (h,), (v,))
@@ -107,6 +116,90 @@ def test_a_transformer_keeps_the_order_of_its_patches():
     torch.testing.assert_close(h[:, 4], patches(x[:, :, 2:4, 2:4])[:, :, 0, 0])  # second row, second column
     torch.testing.assert_close(positions(h) - h, dict(positions.named_parameters())["place"].expand(2, 6, 4))
     torch.testing.assert_close(model[-3](h), h.sum(1) / 6)
+
+
+# Networks of residual blocks under target propagation; what transposes lead to is known.
+RESIDUAL = {
+    "vit": (ViT(8, 2, 2, 2), (2, 4, 6)),
+    "vit, tanh": (ViT(8, 1, 4, 2, activation="tanh"), (2, 4, 4)),
+    "resnet": (ResNet(4, [1, 2]), (2, 7, 6)),
+    "resnet, batch norm in eval": (ResNet(4, [2, 1], norm="batch", activation="elu"), (2, 8, 8)),
+    "resnet, no norm": (ResNet(4, [1, 1], norm="none", activation="tanh"), (2, 5, 6)),
+}
+
+
+def residual(name: str, seed: int = 0, **settings) -> tuple[nn.Sequential, torch.Tensor, torch.Tensor]:
+    """Build one of them with gains and biases that matter, a batch and its labels."""
+    network, shape = RESIDUAL[name]
+    torch.manual_seed(seed)
+    model = replace(network, **settings).build(shape, 3).to(DTYPE).train("eval" not in name)
+    for parameter in model.parameters():
+        parameter.data.add_(0.1 * torch.randn_like(parameter))
+    return model, rand(5, *shape), torch.arange(5) % 3
+
+
+def transpose_every_map(engine: tp.TargetPropagation, x: torch.Tensor, sign: float = 1.0) -> None:
+    """Copy the forward weights into the decoders' maps, and see to it that none is left out."""
+    record, done = run_forward(engine.chain, x), 0
+    with torch.no_grad():
+        for index in range(1, len(engine.chain)):
+            for part, module, _ in mirrored_maps(engine.bank, index, record):
+                weight = part.map.weight if isinstance(part, LinearDecoder) else part.weight
+                weight.copy_(sign * (module.weight.T if isinstance(part, LinearDecoder) else module.weight))
+                done += 1
+    assert done == sum(parameter.dim() > 1 for parameter in engine.bank.parameters())
+
+
+@pytest.mark.parametrize("name", RESIDUAL)
+def test_transposed_maps_give_the_gradient_of_back_propagation(name):
+    model, x, y = residual(name)
+    loss = nn.CrossEntropyLoss()
+    wanted = backprop(model, loss, x, y)
+    objective = tp.DifferenceReconstruction(w=0.0, damping=1.0, activation="transpose", updates=0)
+    for beta in (1e-6, 0.1):  # at any size: between one layer's output and its input, every decoder is affine
+        method = tp.method("l-drl", decoder=objective, output_target=tp.GradientStep(beta))
+        engine = tp.TargetPropagation(model, loss, example_input=x, method=method, seed=0)
+        assert set(engine.bank.kinds().values()) <= {"learned", "identity"}
+        transpose_every_map(engine, x)
+        model.zero_grad()
+        engine.backward(x, y)
+        assert relative(gradients(model), wanted) < 1e-13
+    transpose_every_map(engine, x, sign=-1.0)
+    model.zero_grad()
+    engine.backward(x, y)
+    assert relative(gradients(model), wanted) > 0.1
+
+
+@pytest.mark.parametrize("style", ["identity", "inverse", "transpose"])
+@pytest.mark.parametrize("method", ["dtp", "iterated", "l-drl"])
+@pytest.mark.parametrize("name", ["vit", "resnet"])
+def test_blocks_take_steps_in_every_style_with_their_correction_and_without(name, method, style):
+    for correction in (True, False):
+        model, x, y = residual(name, correction=correction)
+        chosen = tp.method(method)
+        if isinstance(chosen.decoder, Learned):
+            chosen = replace(chosen, decoder=replace(chosen.decoder, activation=style))
+        engine = tp.TargetPropagation(model, nn.CrossEntropyLoss(), example_input=x, method=chosen, seed=0)
+        blocks = [str(i) for i, module in enumerate(model) if isinstance(module, tp.Residual)]
+        kinds = {engine.bank.kinds()[block] for block in blocks}
+        assert ("identity" in kinds) != correction and not any("linearised" in kind for kind in kinds)
+        for _ in range(2):
+            assert torch.isfinite(engine.backward(x, y).loss)
+        assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in model.parameters())
+        assert all(p.grad.any() for p in model[0].parameters())
+
+
+@pytest.mark.parametrize("style", ["identity", "inverse", "transpose"])
+def test_the_mean_over_a_sequence_is_decoded_by_its_transpose_or_pseudo_inverse(style):
+    layers, x = [nn.Linear(3, 3).to(DTYPE), MeanPool()], rand(4, 5, 3)
+    method = tp.Method(decoder=tp.Denoising(activation=style))
+    engine = tp.TargetPropagation(layers, nn.MSELoss(), example_input=x, method=method)
+    layer = (record := run_forward(engine.chain, x)).layers[1]
+    J, g = diagnostics.layer_jacobian(layer), engine.bank.inverse(1, record)
+    change = rand(4, 3, seed=1)
+    wanted = (J.mT if style == "transpose" else torch.linalg.pinv(J)) @ change.unsqueeze(2)
+    torch.testing.assert_close(g.difference(layer.h, change), wanted.view(x.shape), rtol=1e-12, atol=1e-13)
+    assert torch.allclose(layer.f(g(layer.h)), layer.h) == (style != "transpose")
 
 
 @pytest.mark.parametrize("name", NETWORKS)

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from targetprop.chain import Chain, leaves
-from targetprop.decoders import Bank
+from targetprop.decoders import Bank, pulled_back
 from targetprop.forward import Record
 from targetprop.residual import Residual
 
@@ -106,12 +106,17 @@ def _check_inverse(name: str, modules: Sequence[nn.Module], inputs: Sequence[Ten
 
 
 def _check_path(name: str, modules: Sequence[nn.Module], x: Tensor) -> None:
-    """Refuse a black box between trainable parameters and the output of their layer."""
+    """Refuse a black box between trainable parameters and the output of their layer, or with a pullback registered."""
     trained = False
     for module in modules:
         if isinstance(module, Residual):
             for path in (module.branch, module.shortcut):
                 _check_path(name, [leaf for _, leaf in leaves(path)], x)
+        if pulled_back(module) and is_black_box(module, x):
+            raise ValueError(
+                f"layer {name}: {type(module).__name__} was registered with register_pullback and has no pullback:"
+                f" {_WHY}; register a learned decoder for it with targetprop.register_decoder"
+            )
         own = [p for p in module.parameters() if p.requires_grad]
         if (trained or own) and is_black_box(module, x) and (trained or not _trains(module, own, x)):
             raise ValueError(

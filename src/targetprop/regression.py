@@ -39,6 +39,7 @@ class Covariance(nn.Module):
         Args:
             a: rows, shape ``(n, width)``.
         """
+        a = a.to(self.average.dtype)  # under autocast activations have fewer digits
         self.average.mul_(self.decay).addmm_(a.T, a, alpha=(1 - self.decay) / len(a))
         self.count += 1
 
@@ -60,4 +61,4 @@ class Covariance(nn.Module):
             factor, info = torch.linalg.cholesky_ex(corrected)
             # A failed factorisation keeps the last good one.
             self.factor.copy_(torch.where(info == 0, factor, self.factor))
-        return torch.cholesky_solve(rhs.T, self.factor).T
+        return torch.cholesky_solve(rhs.T.to(self.factor.dtype), self.factor).T

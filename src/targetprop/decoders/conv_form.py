@@ -147,4 +147,4 @@ def _uses(map_: LearnedMap, before: Tensor | None, after: Tensor | None, x: Tens
 
 
 def _dot(a: Tensor, b: Tensor) -> Tensor:
-    return torch.dot(a.reshape(-1), b.reshape(-1))
+    return torch.dot(a.reshape(-1), b.reshape(-1).to(a.dtype))

@@ -120,7 +120,7 @@ def _column_weights(form: DiagonalForm, rows: int) -> Tensor | float:
 
 
 def _dot(a: Tensor, b: Tensor) -> Tensor:
-    return torch.dot(a.reshape(-1), b.reshape(-1))
+    return torch.dot(a.reshape(-1), b.reshape(-1).to(a.dtype))
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from torch.nn.modules.instancenorm import _InstanceNorm  # pyright: ignore[repor
 from targetprop.decoders.norm import _divide  # pyright: ignore[reportPrivateUsage]
 from targetprop.decoders.registry import ModuleDecoder, Style, register_decoder
 from targetprop.decoders.shape import Rearrange
-from targetprop.forward import Side, register_replay
+from targetprop.forward import Side, register_replay, widened
 
 
 class GroupNormDecoder(ModuleDecoder):
@@ -74,7 +74,7 @@ def _record(module: Any, x: Tensor) -> tuple[Tensor, Side]:
             ones = x.new_ones(len(x), groups, 1)
             spread = (module.running_var + module.eps).sqrt()
             return y, Side(per_sample=(ones * module.running_mean.view(-1, 1), ones * spread.view(-1, 1)))
-        grouped = x.reshape(len(x), groups, -1)
+        grouped = widened(x).reshape(len(x), groups, -1)
         variance, mean = torch.var_mean(grouped, dim=2, correction=0, keepdim=True)
         sigma = (variance + module.eps).sqrt()
         return y, Side(per_sample=(mean, sigma, (grouped - mean) / sigma))

@@ -11,7 +11,7 @@ from torch.nn.modules.batchnorm import _BatchNorm  # pyright: ignore[reportPriva
 
 from targetprop.decoders.registry import ModuleDecoder, Style, register_decoder
 from targetprop.decoders.shape import Rearrange
-from targetprop.forward import Side, register_replay
+from targetprop.forward import Side, register_replay, widened
 
 _SMALL = 1e-6
 
@@ -99,7 +99,7 @@ def _record_layer_norm(module: nn.Module, x: Tensor) -> tuple[Tensor, Side]:
     assert isinstance(module, nn.LayerNorm)
     axes = tuple(range(-len(module.normalized_shape), 0))
     with torch.no_grad():
-        variance, mean = torch.var_mean(x, dim=axes, correction=0, keepdim=True)
+        variance, mean = torch.var_mean(widened(x), dim=axes, correction=0, keepdim=True)
         sigma = (variance + module.eps).sqrt()
         standard = (x - mean) / sigma
     return module(x), Side(per_sample=(mean, sigma, standard))

@@ -45,7 +45,7 @@ class Pullback(ModuleDecoder):
 
     def _pull(self, values: Tensor, side: Side, *, change: bool) -> Tensor:
         with sdpa_kernel(SDPBackend.MATH):  # fused attention has no second derivative, which training through it needs
-            y0, pull = torch.func.vjp(self._map[0], side.per_sample[0])
+            y0, pull, *_ = torch.func.vjp(self._map[0], side.per_sample[0])
             return pull((values if change else values - y0).to(y0.dtype))[0]
 
 
@@ -61,9 +61,8 @@ def register_pullback(kind: _M) -> _M:
     Returns:
         The class, so that this serves as a decorator.
 
-    Raises:
-        ValueError: the class has a decoder or a replay rule already. Later, when an engine is made: a module of the
-            class has parameters, holds dropout or a batch norm, or autograd cannot differentiate it.
+    A class with a decoder or a replay rule is refused with `ValueError`; so is, when an engine is made, a module that
+    has parameters, holds dropout or a batch norm, or that autograd cannot differentiate.
 
     >>> import torch, targetprop as tp
     >>> from torch import nn

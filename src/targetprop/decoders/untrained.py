@@ -155,9 +155,9 @@ class _Moments(nn.Module):
 
     def fit(self, linear: LinearDecoder, seen: Tensor, clean: Tensor) -> None:
         seen, clean = seen.reshape(-1, linear.map.in_features), clean.reshape(-1, linear.map.out_features)
-        a = torch.cat([seen, torch.ones_like(seen[:, :1])], dim=1)
+        a = torch.cat([seen, torch.ones_like(seen[:, :1])], dim=1).to(self.cross.dtype)
         self.inputs.observe(a)
-        self.cross.mul_(self.inputs.decay).addmm_(clean.T, a, alpha=(1 - self.inputs.decay) / len(a))
+        self.cross.mul_(self.inputs.decay).addmm_(clean.T.to(a.dtype), a, alpha=(1 - self.inputs.decay) / len(a))
         if (int(self.inputs.count) - 1) % self.inputs.every == 0:
             solution = self.inputs.solve(self.cross / (1 - self.inputs.decay ** int(self.inputs.count)))
             linear.map.weight.copy_(solution[:, :-1])

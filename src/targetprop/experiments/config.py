@@ -14,9 +14,11 @@ from targetprop.chain import Cut
 from targetprop.decoders import OBJECTIVES
 from targetprop.experiments.data import SOURCES, Digits, Source
 from targetprop.experiments.errors import CommandError, suggest
+from targetprop.experiments.loop import Precision
 from targetprop.experiments.networks import NETWORKS, Dense, Network
 from targetprop.experiments.optimizers import OPTIMIZERS, Adam, Optimizer
 from targetprop.experiments.options import Option, field_options
+from targetprop.experiments.schedules import SCHEDULES, Constant, Schedule
 from targetprop.inversion import RULES
 from targetprop.methods import METHODS, Method, method
 from targetprop.output_target import OUTPUT_TARGETS
@@ -51,6 +53,7 @@ SECTIONS: dict[str, Kind | None] = {
     "data": Kind("name", SOURCES, "where the data comes from"),
     "network": Kind("name", NETWORKS, "the network"),
     "optimizer": Kind("name", OPTIMIZERS, "the network's optimiser"),
+    "schedule": Kind("name", SCHEDULES, "how its learning rate changes"),
 }
 
 
@@ -64,6 +67,8 @@ class LoopSettings:
         seed: seed of the initial weights, the decoders, their noise and the order of the data.
         device: auto takes the GPU if there is one.
         log_every: steps between two measurements of the inversion residuals.
+        precision: of the activations; with bf16, weights, gradients, optimisers and the loss stay in float32. Inversion
+            rules that iterate take differences of activations, which bf16 rounds: give them float32.
     """
 
     epochs: int = 30
@@ -71,6 +76,7 @@ class LoopSettings:
     seed: int = 0
     device: Literal["auto", "cpu", "cuda"] = "auto"
     log_every: int = 50
+    precision: Precision = "float32"
 
     def __post_init__(self) -> None:
         """Check the settings.
@@ -96,6 +102,7 @@ class RunConfig:
         optimizer: its optimiser.
         loop: settings of the loop.
         out: the run's folder; None makes one under ``runs``.
+        schedule: how the learning rate changes.
     """
 
     method: Method
@@ -104,6 +111,7 @@ class RunConfig:
     optimizer: Optimizer
     loop: LoopSettings
     out: str | None = None
+    schedule: Schedule = Constant()
 
     def to_yaml(self) -> str:
         """Write it as the nested file that ``--config`` reads, without the folder.
@@ -112,7 +120,7 @@ class RunConfig:
             The text; reading it gives the same run.
         """
         sections = {name: getattr(self.method, name) for name in (PARTS if has_parts(self.method) else ())}
-        sections |= {name: getattr(self, name) for name in ("data", "network", "optimizer")}
+        sections |= {name: getattr(self, name) for name in SECTIONS if name not in PARTS}
         values: dict[str, Any] = {"method": self.method.name}
         if has_parts(self.method):
             values |= {"cut": self.method.cut, "propagation": self.method.propagation}
@@ -149,9 +157,9 @@ def base_method(values: Mapping[str, str]) -> Method:
 
 
 def default_sections(recipe: Method) -> dict[str, Any]:
-    """List a method's own parts and the default data, network and optimiser, by section."""
+    """List a method's own parts and the default data, network, optimiser and schedule, by section."""
     parts = {name: getattr(recipe, name) for name in (PARTS if has_parts(recipe) else ())}
-    return parts | {"data": Digits(), "network": Dense(), "optimizer": Adam()}
+    return parts | {"data": Digits(), "network": Dense(), "optimizer": Adam(), "schedule": Constant()}
 
 
 def choose_sections(recipe: Method, values: Mapping[str, str]) -> dict[str, Any]:
@@ -232,4 +240,4 @@ def assemble(recipe: Method, sections: Mapping[str, Any], values: Mapping[str, A
         loop = LoopSettings(**{f.name: values[f.name] for f in fields(LoopSettings)})
     except ValueError as error:
         raise CommandError(str(error)) from error
-    return RunConfig(recipe, made["data"], made["network"], made["optimizer"], loop, values["out"])
+    return RunConfig(recipe, loop=loop, out=values["out"], **made)

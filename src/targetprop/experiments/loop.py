@@ -3,15 +3,17 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from time import perf_counter
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR
 
 from targetprop import Status, StepReport
 from targetprop.experiments.data import Dataset
 
 EVALUATION_BATCH = 1024
+Precision = Literal["float32", "bf16"]
 
 
 class GradientFiller(Protocol):
@@ -46,8 +48,10 @@ class Session:
         model: the network.
         engine: fills its gradients.
         optimizer: changes its weights.
+        schedule: changes the optimiser's learning rate.
         loss: the loss, a mean over the batch.
         order: draws the order of the data and the seed of each epoch's augmentation, on the CPU.
+        precision: of the activations.
         epoch: epochs done.
         step: steps done.
         seconds: time spent in steps.
@@ -58,8 +62,10 @@ class Session:
     model: nn.Module
     engine: GradientFiller
     optimizer: torch.optim.Optimizer
+    schedule: LambdaLR
     loss: nn.Module
     order: torch.Generator
+    precision: Precision = "float32"
     epoch: int = 0
     step: int = 0
     seconds: float = 0.0
@@ -91,16 +97,19 @@ def run_epoch(session: Session, data: Dataset, batch_size: int, log_every: int, 
         session.step += 1
         measure = session.step == 1 or session.step % log_every == 0
         session.optimizer.zero_grad()
-        report = session.engine.backward(x, y, measure=measure)
+        with casting(device, session.precision):
+            report = session.engine.backward(x, y, measure=measure)
         session.optimizer.step()
         right = (report.output.argmax(1) == y).sum()
         totals += torch.stack([report.loss.double() * len(y), right.double()])
         session.seconds = before + perf_counter() - start
         watcher.on_step(_step_record(session, report, float(right) / len(y)) if measure else None)
+        session.schedule.step()
     train_loss, train_accuracy = (totals / len(data.train_x)).tolist()
     session.seconds = before + perf_counter() - start
     session.epoch += 1
-    test_loss, test_accuracy = evaluate(session.model, session.loss, data.test_x, data.test_y)
+    with casting(device, session.precision):
+        test_loss, test_accuracy = evaluate(session.model, session.loss, data.test_x, data.test_y)
     session.best = max(session.best, test_accuracy)
     session.last = {
         "kind": "epoch", "epoch": session.epoch, "step": session.step, "train_loss": train_loss,
@@ -108,6 +117,19 @@ def run_epoch(session: Session, data: Dataset, batch_size: int, log_every: int, 
         "seconds": session.seconds,
     }  # fmt: skip
     return session.last
+
+
+def casting(device: torch.device, precision: Precision) -> torch.autocast:
+    """Make the context in which matrix products and convolutions take the precision asked for.
+
+    Args:
+        device: where they run.
+        precision: "bf16" casts their arguments.
+
+    Returns:
+        The context. It keeps no casts of weights, since decoders learn between two uses of theirs.
+    """
+    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16", cache_enabled=False)
 
 
 def evaluate(model: nn.Module, loss: nn.Module, x: Tensor, y: Tensor) -> tuple[float, float]:
@@ -130,7 +152,7 @@ def evaluate(model: nn.Module, loss: nn.Module, x: Tensor, y: Tensor) -> tuple[f
     with torch.no_grad():
         for inputs, labels in zip(x.split(EVALUATION_BATCH), y.split(EVALUATION_BATCH), strict=True):
             output = model(inputs)
-            total += float(loss(output, labels)) * len(labels)
+            total += float(loss(output.float(), labels)) * len(labels)
             right += int((output.argmax(1) == labels).sum())
     if not abs(total) < float("inf"):
         raise FloatingPointError("the test loss is NaN or infinite; lower the learning rate")
@@ -144,6 +166,7 @@ def _step_record(session: Session, report: StepReport, accuracy: float) -> dict[
         "kind": "step",
         "epoch": session.epoch + 1,
         "step": session.step,
+        "lr": session.optimizer.param_groups[0]["lr"],
         "loss": float(report.loss),
         "accuracy": accuracy,
         "decoder_loss": None if report.decoder_loss is None else float(report.decoder_loss),

@@ -65,6 +65,11 @@ class AdamW(Optimizer):
     weight_decay: float = 0.01
     name: ClassVar[str] = "adamw"
 
+    def __post_init__(self) -> None:
+        """Check the settings; a wrong one raises `ValueError`."""
+        super().__post_init__()
+        _check_decay(self.weight_decay)
+
     def make(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
         """Make AdamW; see `Optimizer.make`."""
         return torch.optim.AdamW(parameters, lr=self.lr, weight_decay=self.weight_decay)
@@ -76,15 +81,34 @@ class Sgd(Optimizer):
 
     Attributes:
         momentum: share of the last step that is taken again.
+        nesterov: whether the gradient is seen as if that share were taken already; needs momentum > 0.
+        weight_decay: what is added to the gradient, in units of the weights.
     """
 
     lr: float = 0.05
     momentum: float = 0.9
+    nesterov: bool = False
+    weight_decay: float = 0.0
     name: ClassVar[str] = "sgd"
+
+    def __post_init__(self) -> None:
+        """Check the settings.
+
+        Raises:
+            ValueError: a setting is out of its range.
+        """
+        super().__post_init__()
+        if not 0 <= self.momentum < 1:
+            raise ValueError(f"optimizer.momentum must be a share in [0, 1); got {self.momentum}")
+        if self.nesterov and self.momentum == 0:
+            raise ValueError("optimizer.nesterov needs momentum; set optimizer.momentum > 0")
+        _check_decay(self.weight_decay)
 
     def make(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
         """Make SGD; see `Optimizer.make`."""
-        return torch.optim.SGD(parameters, lr=self.lr, momentum=self.momentum)
+        return torch.optim.SGD(
+            parameters, self.lr, self.momentum, weight_decay=self.weight_decay, nesterov=self.nesterov
+        )
 
 
 @dataclass(frozen=True)
@@ -97,6 +121,11 @@ class RmsProp(Optimizer):
     def make(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
         """Make RMSprop; see `Optimizer.make`."""
         return torch.optim.RMSprop(parameters, lr=self.lr)
+
+
+def _check_decay(weight_decay: float) -> None:
+    if not 0 <= weight_decay < float("inf"):
+        raise ValueError(f"optimizer.weight_decay must be a number ≥ 0; got {weight_decay}")
 
 
 OPTIMIZERS: dict[str, type[Optimizer]] = {o.name: o for o in (Adam, AdamW, Sgd, RmsProp)}

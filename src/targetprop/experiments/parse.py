@@ -33,6 +33,7 @@ _TITLES = {
     "data": "data",
     "network": "network",
     "optimizer": "optimiser of the network",
+    "schedule": "its learning rate over the steps",
 }
 
 

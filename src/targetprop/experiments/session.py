@@ -1,5 +1,6 @@
 """Builds what a configuration describes, and moves its whole state to and from a checkpoint."""
 
+from math import ceil
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from targetprop.experiments.config import RunConfig
 from targetprop.experiments.data import Dataset
 from targetprop.experiments.errors import FAILURE, CommandError
 from targetprop.experiments.loop import Session
+from targetprop.experiments.schedules import restore_schedule
 
 _COUNTERS = ("epoch", "step", "seconds", "best", "last")
 
@@ -56,7 +58,10 @@ def build_session(config: RunConfig, data: Dataset) -> Session:
     except ValueError as error:
         raise CommandError(str(error)) from error
     optimizer = config.optimizer.make(model.parameters())
-    return Session(model, engine, optimizer, loss, order=torch.Generator().manual_seed(seed))
+    steps = config.loop.epochs * ceil(len(data.train_x) / config.loop.batch_size)
+    schedule = config.schedule.make(optimizer, steps)
+    order = torch.Generator().manual_seed(seed)
+    return Session(model, engine, optimizer, schedule, loss, order, config.loop.precision)
 
 
 def session_state(session: Session) -> dict[str, Any]:
@@ -72,6 +77,7 @@ def session_state(session: Session) -> dict[str, Any]:
         "model": dict(session.model.state_dict()),
         "engine": session.engine.state_dict(),
         "optimizer": session.optimizer.state_dict(),
+        "schedule": session.schedule.state_dict(),
         "order": session.order.get_state(),
         "random": random_state(),
         "counters": {name: getattr(session, name) for name in _COUNTERS},
@@ -92,6 +98,7 @@ def restore_session(session: Session, state: dict[str, Any]) -> None:
         session.model.load_state_dict(state["model"])
         session.engine.load_state_dict(state["engine"])
         session.optimizer.load_state_dict(state["optimizer"])
+        restore_schedule(session.schedule, state["schedule"])
         session.order.set_state(state["order"])
         restore_random_state(state["random"])
         for name in _COUNTERS:

@@ -48,11 +48,11 @@ class Anderson:
         self._dd = [t * shrunk for t in (*self._dd, flat_d - self._last[1])][-self.memory :]
         self._last = flat_u, flat_d
         du, dd = torch.stack(self._du, dim=2), torch.stack(self._dd, dim=2)
-        gram = dd.mT @ dd
+        gram = (dd.mT @ dd).to(torch.promote_types(u.dtype, torch.float32))  # no solver has fewer digits
         scale = gram.diagonal(dim1=1, dim2=2).sum(dim=1)[:, None, None]
-        eye = torch.eye(gram.shape[-1], dtype=u.dtype, device=u.device)
+        eye = torch.eye(gram.shape[-1], dtype=gram.dtype, device=u.device)
         gram = gram + eye * torch.where(scale > 0, _RIDGE * scale, torch.ones_like(scale))
-        gamma, info = torch.linalg.solve_ex(gram, dd.mT @ flat_d.unsqueeze(2))
+        gamma, info = torch.linalg.solve_ex(gram, (dd.mT @ flat_d.unsqueeze(2)).to(gram.dtype))
         mixed = plain - ((du + self.alpha * dd) @ gamma).squeeze(2)
         good = (info == 0)[:, None] & torch.isfinite(mixed).all(dim=1, keepdim=True)
         return torch.where(good, mixed, plain).view_as(u)

@@ -186,6 +186,6 @@ def accumulate(parameter: Tensor, gradient: Tensor) -> None:
         gradient: what to add.
     """
     if parameter.grad is None:
-        parameter.grad = gradient.clone(memory_format=torch.contiguous_format)
+        parameter.grad = gradient.to(parameter.dtype).clone(memory_format=torch.contiguous_format)
     else:
         parameter.grad.add_(gradient)

@@ -11,7 +11,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from targetprop import Residual
+import targetprop as tp
+from targetprop.decoders import IdentityDecoder, ModuleDecoder, Style
 from targetprop.experiments.networks.network import (
     ACTIVATIONS,
     Network,
@@ -21,6 +22,7 @@ from targetprop.experiments.networks.network import (
 )
 
 
+@tp.register_pullback
 class Tokens(nn.Module):
     """An image's pixels as a sequence: ``(n, dim, height, width)`` to ``(n, height · width, dim)``."""
 
@@ -47,28 +49,33 @@ class Positions(nn.Module):
         return h + self.place
 
 
-class SelfAttention(nn.Module):
-    """``softmax(Q Kᵀ / √d) V`` in each head, d the size of a head, and a linear map of all heads together.
+@tp.register_pullback
+class AttentionCore(nn.Module):
+    """What attention computes between its linear maps: ``softmax(Q Kᵀ / √d) V`` in each head, d the size of a head.
 
-    Written out, since the fused kernels have no forward-mode derivative.
+    No parameters, so a pullback decodes it. Written out, since the fused kernels have no forward-mode derivative.
 
     Args:
-        dim: size of a token.
-        heads: number of heads, a divisor of it.
+        heads: number of heads, a divisor of the size of a token.
     """
 
-    def __init__(self, dim: int, heads: int) -> None:
-        """Make the maps."""
+    def __init__(self, heads: int) -> None:
+        """Keep the number."""
         super().__init__()
         self.heads = heads
-        self.enter = nn.Linear(dim, 3 * dim)
-        self.leave = nn.Linear(dim, dim)
 
-    def forward(self, h: Tensor) -> Tensor:
-        """Let every token of ``(n, places, dim)`` look at all others."""
-        q, k, v = self.enter(h).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+    def forward(self, qkv: Tensor) -> Tensor:
+        """Let every token look at all others.
+
+        Args:
+            qkv: queries, keys and values of every token side by side, shape ``(n, places, 3 · dim)``.
+
+        Returns:
+            All heads side by side, shape ``(n, places, dim)``.
+        """
+        q, k, v = qkv.unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
         weights = (q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5).softmax(-1)
-        return self.leave((weights @ v).transpose(1, 2).flatten(2))
+        return (weights @ v).transpose(1, 2).flatten(2)
 
 
 class MeanPool(nn.Module):
@@ -77,6 +84,42 @@ class MeanPool(nn.Module):
     def forward(self, h: Tensor) -> Tensor:
         """Average."""
         return h.mean(1)
+
+
+class SpreadDecoder(ModuleDecoder):
+    """Decoder of the mean over a sequence: every place gets the mean, or in style "transpose" its share of it.
+
+    The former is the pseudo-inverse.
+
+    Args:
+        places: length of the sequence.
+        style: which of the two.
+    """
+
+    affine = True
+
+    def __init__(self, places: int, style: Style) -> None:
+        """Keep length and share."""
+        super().__init__()
+        self.places, self.share = places, 1 / places if style == "transpose" else 1.0
+
+    def forward(self, y: Tensor, side: tp.Side) -> Tensor:
+        """Decode; see `ModuleDecoder.forward`."""
+        return self.linear(y, side)
+
+    def linear(self, change: Tensor, side: tp.Side) -> Tensor:
+        """Spread the values; see `ModuleDecoder.linear`."""
+        return (self.share * change).unsqueeze(1).expand(-1, self.places, -1)
+
+
+@tp.register_decoder(MeanPool)
+def _build_spread(module: nn.Module, x: Tensor, y: Tensor, style: Style) -> nn.Module:
+    return SpreadDecoder(x.shape[1], style)
+
+
+@tp.register_decoder(Positions)
+def _build_positions(module: nn.Module, x: Tensor, y: Tensor, style: Style) -> nn.Module:
+    return IdentityDecoder()  # not less the vectors: those are the forward pass's
 
 
 @dataclass(frozen=True)
@@ -90,6 +133,7 @@ class ViT(Network):
         patch: height and width of a patch, a divisor of the image's.
         expansion: hidden units of an MLP block per unit of dim.
         activation: of the MLP blocks; tanh, relu, leaky-relu, elu, gelu, selu, sigmoid, softplus or identity.
+        correction: whether each block's inverse learns a correction for its branch; off, it is the identity, iterated.
     """
 
     dim: int = 64
@@ -98,6 +142,7 @@ class ViT(Network):
     patch: int = 4
     expansion: int = 2
     activation: str = "gelu"
+    correction: bool = True
     name: ClassVar[str] = "vit"
 
     def __post_init__(self) -> None:
@@ -127,11 +172,21 @@ class ViT(Network):
             layers += [self._attention(), self._mlp()]
         return nn.Sequential(*layers, MeanPool(), nn.LayerNorm(self.dim), nn.Linear(self.dim, classes))
 
-    def _attention(self) -> Residual:
-        return Residual(nn.LayerNorm(self.dim), SelfAttention(self.dim, self.heads))
+    def _attention(self) -> tp.Residual:
+        return tp.Residual(
+            nn.LayerNorm(self.dim),
+            nn.Linear(self.dim, 3 * self.dim),
+            AttentionCore(self.heads),
+            nn.Linear(self.dim, self.dim),
+            correction=self.correction,
+        )
 
-    def _mlp(self) -> Residual:
+    def _mlp(self) -> tp.Residual:
         wide = self.expansion * self.dim
-        return Residual(
-            nn.LayerNorm(self.dim), nn.Linear(self.dim, wide), ACTIVATIONS[self.activation](), nn.Linear(wide, self.dim)
+        return tp.Residual(
+            nn.LayerNorm(self.dim),
+            nn.Linear(self.dim, wide),
+            ACTIVATIONS[self.activation](),
+            nn.Linear(wide, self.dim),
+            correction=self.correction,
         )

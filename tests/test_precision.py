@@ -1,0 +1,132 @@
+"""bfloat16 in the training loop: close to float32, which weights, gradients, statistics and the loss stay in."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+import targetprop as tp
+from targetprop.experiments import train as train_module
+from targetprop.experiments.loop import casting, evaluate
+from targetprop.experiments.main import main
+from targetprop.forward import run_forward
+
+CPU = torch.device("cpu")
+TRANSPOSE = tp.DifferenceReconstruction(
+    w=0.0, damping=1.0, activation="transpose", share=0.5, penalty="matched", start="zero"
+)
+
+
+def dense() -> nn.Sequential:
+    return nn.Sequential(nn.Linear(27, 32), nn.Tanh(), nn.Linear(32, 24), nn.Tanh(), nn.Linear(24, 10))
+
+
+def conv() -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(8, 12, 3, padding=1), nn.ReLU(),
+        nn.MaxPool2d(2), nn.Flatten(), nn.Linear(48, 10),
+    )  # fmt: skip
+
+
+SHAPES = {dense: (27,), conv: (3, 8, 8)}
+
+
+def batch(make, n: int = 64) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    return torch.randn(n, *SHAPES[make], generator=generator), torch.arange(n) % 10
+
+
+def gradient(make, method: tp.Method | str, precision, warm: int = 10) -> tuple[Tensor, tp.StepReport]:
+    """The gradient after some updates of the decoders in float32, in one vector."""
+    torch.manual_seed(0)
+    model, (x, y) = make(), batch(make)
+    engine = tp.TargetPropagation(model, nn.CrossEntropyLoss(), example_input=x, method=method, seed=0)
+    for _ in range(warm):
+        engine.train_decoders(x)
+    with casting(CPU, precision):
+        report = engine.backward(x, y)
+    assert all(p.grad is not None and p.grad.dtype == torch.float32 for p in model.parameters())
+    return torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None]), report
+
+
+CASES = {  # method, and how far bfloat16's 8 binary digits may lead its gradient away
+    "backprop": ("backprop", 0.05),
+    "dtp": ("dtp", 0.1),
+    "difference reconstruction": (tp.method("l-drl", decoder=TRANSPOSE), 0.05),
+    "with expected penalty": (tp.method("l-drl", decoder=replace(TRANSPOSE, penalty="expected")), 0.05),
+    "delta rule": (tp.method("dtp", update=tp.DeltaRule(pullback="transpose")), 0.1),
+    "least squares": (tp.method("dtp", update=tp.LeastSquares()), 0.05),
+    "iterated": ("iterated", 0.4),
+}
+
+
+@pytest.mark.parametrize("make", [dense, conv])
+@pytest.mark.parametrize("name", CASES)
+def test_gradients_are_close_to_those_in_float32(name, make):
+    method, tolerance = CASES[name]
+    expected, report = gradient(make, method, "float32")
+    found, rounded = gradient(make, method, "bf16")
+    assert rounded.loss.dtype == torch.float32 and rounded.output.dtype == torch.bfloat16
+    assert abs(rounded.loss - report.loss) < 1e-3
+    assert 0 < (found - expected).norm() < tolerance * expected.norm()
+
+
+@pytest.mark.parametrize(
+    "method",
+    [tp.method("iterated", inversion=tp.InputSpace(steps=3, anderson=2)), tp.method("dtp", decoder=tp.Ridge())],
+    ids=["Anderson", "ridge"],
+)
+def test_solvers_without_half_precision_take_float32(method):
+    found, _ = gradient(dense, method, "bf16")
+    assert found.isfinite().all()
+
+
+def test_weights_changed_meanwhile_are_cast_again():
+    layer, x = nn.Linear(3, 2), torch.ones(1, 3)
+    with casting(CPU, "bf16"):
+        before = layer(x)
+        with torch.no_grad():
+            layer.weight.mul_(-1)
+            layer.bias.mul_(-1)
+        torch.testing.assert_close(layer(x), -before)
+
+
+@pytest.mark.parametrize("norm", [nn.BatchNorm2d(4), nn.GroupNorm(2, 4), nn.LayerNorm([4, 5, 5])])
+def test_statistics_keep_their_digits(norm):
+    x = (3 + torch.randn(8, 4, 5, 5, generator=torch.Generator().manual_seed(0))).bfloat16()
+    with casting(CPU, "bf16"):
+        record = run_forward(tp.build_chain([norm, nn.Flatten()]), x)
+    found = next(iter((*record.layers[0].sides[0].shared, *record.layers[0].sides[0].per_sample)))
+    axes = {"BatchNorm2d": (0, 2, 3), "LayerNorm": (1, 2, 3)}.get(type(norm).__name__)
+    exact = x.double().mean(axes) if axes else x.double().reshape(8, 2, -1).mean(2)
+    torch.testing.assert_close(found.flatten(), exact.float().flatten())
+
+
+def test_evaluation_takes_the_loss_in_float32():
+    torch.manual_seed(0)
+    model, (x, y) = dense(), batch(dense)
+    with casting(CPU, "bf16"):
+        loss, accuracy = evaluate(model, nn.CrossEntropyLoss(), x, y)
+        output = model(x).detach()
+    assert loss == pytest.approx(float(nn.functional.cross_entropy(output.float(), y)), rel=1e-6)
+    assert accuracy == float((output.argmax(1) == y).float().mean())
+
+
+def test_a_run_in_bf16_stays_close_and_resumes_bit_for_bit(tmp_path, monkeypatch):
+    monkeypatch.setattr(train_module, "draw_curves", lambda path: path)
+    words = "train --method dtp --precision bf16 --network.widths 24 --data.limit 300 --batch_size 100".split()
+    whole, parts, plain = (str(tmp_path / name) for name in ("whole", "parts", "plain"))
+    assert main([*words, "--device", "cpu", "--epochs", "2", "--out", whole]) == 0
+    assert main([*words, "--device", "cpu", "--epochs", "1", "--out", parts]) == 0
+    assert main(["train", "--resume", parts, "--epochs", "2"]) == 0
+    assert main([*words, "--precision", "float32", "--device", "cpu", "--epochs", "2", "--out", plain]) == 0
+    one, two, three = (load_file(f"{run}/checkpoint.safetensors") for run in (whole, parts, plain))
+    assert all(torch.equal(one[name], two[name]) for name in one)
+    weights = [name for name in one if name.startswith("model/")]
+    assert {one[name].dtype for name in weights} == {torch.float32}
+    assert any(not torch.equal(one[name], three[name]) for name in weights)
+    summaries = [json.loads((tmp_path / run / "summary.json").read_text()) for run in ("whole", "plain")]
+    assert summaries[0]["test_loss"] == pytest.approx(summaries[1]["test_loss"], abs=0.02)
