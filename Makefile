@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 export OMP_WAIT_POLICY := PASSIVE
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help demo test env lint types check bench clean
+.PHONY: help demo test env lint types check bench bench-optimiser clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
@@ -18,7 +18,7 @@ $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	@echo "installing into $(VENV) (a few minutes the first time)"
 	$(BIN)/python -m pip install -q -c constraints.txt torch==2.13.0
-	$(BIN)/python -m pip install -q -c constraints.txt -e '.[experiments,dev]'
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[experiments,bench,dev]'
 	$(BIN)/python -m pip install -q -c constraints.txt einops einconv linear_operator jaxtyping opt-einsum scipy tqdm
 	$(BIN)/python -m pip install -q -c constraints.txt --no-deps curvlinops-for-pytorch
 	@touch $@
@@ -44,6 +44,9 @@ bench: env ## step time and memory against back-propagation, and MNIST accuracy 
 	$(BIN)/python benchmarks/conv_step_time.py --out benchmarks/results/conv_step_time.json
 	$(BIN)/python benchmarks/memory.py --out benchmarks/results/memory.json
 	$(if $(DATA),$(BIN)/python benchmarks/mnist.py --root $(DATA) --out benchmarks/results/mnist.json)
+
+bench-optimiser: env ## tuned optimisers on a small autoencoder, of MNIST if DATA=DIR is given
+	$(BIN)/targetprop bench $(if $(DATA),autoencoder-small --root $(DATA),autoencoder-digits) --trials 8 --seeds 5 --length 0.25
 
 clean: ## remove the environment and caches
 	rm -rf $(VENV) .pytest_cache .ruff_cache build dist

@@ -14,10 +14,10 @@ ROOT = Path(targetprop.__file__).parent
 ORDER = [
     "residual", "chain", "forward", "output_target", "inversion", "regression", "step_report", "decoders", "targets",
     "influence", "updates", "methods", "black_box", "engine", "check", "diagnostics", "testing", "report",
-    "experiments", "claims", "__main__",
+    "experiments", "bench", "claims", "__main__",
 ]  # fmt: skip
 # These use the library through its public names, as anybody would.
-USERS = ("report", "experiments", "claims", "__main__")
+USERS = ("report", "experiments", "bench", "claims", "__main__")
 # What a part may never import, whatever the order says.
 FORBIDDEN = {
     "inversion": ("torch.nn", "targetprop.chain", "targetprop.forward", "targetprop.decoders"),
@@ -35,6 +35,8 @@ EXTRAS = {
     "pytest",
     "curvlinops",
     "scipy",
+    "optuna",
+    "pytorch_optimizer",
 }
 FILES = sorted(path for path in ROOT.rglob("*.py") if path != ROOT / "__init__.py")
 
@@ -88,7 +90,8 @@ def test_public_names_are_pinned() -> None:
         "DirectFeedback", "Exact", "Fixed", "GaussNewtonStep", "GlobalReconstruction", "Gradient", "GradientStep",
         "Influence", "InputSpace", "LabelTarget", "Layer", "LeastSquares", "Method", "NoDecoder", "OutputSpace",
         "Regularised", "Residual", "Ridge", "Side", "Solution", "Status", "StepReport", "TargetPropagation",
-        "build_chain", "check", "invert", "method", "normalise", "register_decoder", "register_replay",
+        "WeightMirror", "build_chain", "check", "invert", "method", "normalise", "register_decoder",
+        "register_pullback", "register_replay",
     ]  # fmt: skip
     assert all(hasattr(targetprop, name) for name in targetprop.__all__)
 
@@ -99,4 +102,4 @@ def test_importing_the_library_imports_no_extra() -> None:
     assert "targetprop.engine" in out
     assert not EXTRAS & {name.split(".")[0] for name in out}
     mine = {name.split(".")[1] for name in out if name.startswith("targetprop.")}
-    assert not mine & {"diagnostics", "testing", "experiments", "report", "claims"}
+    assert not mine & {"diagnostics", "testing", "experiments", "bench", "report", "claims"}

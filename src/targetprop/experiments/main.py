@@ -15,10 +15,14 @@ COMMANDS = {
         "measure a trained run's inverses and targets, and say what to change",
     ),
     "verify": ("targetprop.claims.verify", "measure the claims of the paper; writes a table, figures and a page"),
+    "bench": ("targetprop.bench.command", "compare optimisers, tuned on an equal budget"),
     "check": ("targetprop.experiments.check", "say what a method does with a model of your own, layer by layer"),
     "methods": ("targetprop.experiments.list_methods", "list the methods and their parts"),
 }
-_EXTRA = ("jsonargparse", "matplotlib", "PIL", "yaml", "rich", "safetensors", "sklearn")
+_EXTRAS = {
+    **dict.fromkeys(("jsonargparse", "matplotlib", "PIL", "yaml", "rich", "safetensors", "sklearn"), "experiments"),
+    **dict.fromkeys(("optuna", "pytorch_optimizer"), "experiments,bench"),
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -55,10 +59,11 @@ def _dispatch(arguments: list[str]) -> int:
         command = getattr(import_module(COMMANDS[name][0]), name)
         return command(arguments[1:])
     except ModuleNotFoundError as error:
-        if (error.name or "").partition(".")[0] not in _EXTRA:
+        extra = _EXTRAS.get((error.name or "").partition(".")[0])
+        if extra is None:
             raise
         raise CommandError(
-            f"the command line needs {error.name}, which is not installed; run pip install 'targetprop[experiments]'",
+            f"this command needs {error.name}, which is not installed; run pip install 'targetprop[{extra}]'",
             FAILURE,
         ) from error
 

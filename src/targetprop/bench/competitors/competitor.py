@@ -1,0 +1,133 @@
+"""What a competitor is: settings with a search space, which make a stepper for one network."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar
+
+import torch
+from optuna.trial import BaseTrial
+from torch import Tensor, nn
+
+from targetprop.bench.losses import SampledLoss
+
+
+@dataclass(frozen=True)
+class Range:
+    """A range that is searched evenly in logarithms.
+
+    Attributes:
+        low: its lower end.
+        high: its upper end.
+        complement: whether the range is that of 1 minus the setting, as for momenta.
+    """
+
+    low: float
+    high: float
+    complement: bool = False
+
+    def suggest(self, trial: BaseTrial, name: str) -> float:
+        """Ask a trial for a value.
+
+        Args:
+            trial: the trial.
+            name: the setting's name.
+
+        Returns:
+            The setting.
+        """
+        value = trial.suggest_float(name, self.low, self.high, log=True)
+        return 1 - value if self.complement else value
+
+    def encode(self, setting: float) -> float:
+        """Find the value that a trial must have for a setting; the opposite of `suggest`.
+
+        Args:
+            setting: the setting.
+
+        Returns:
+            The value, inside the range.
+        """
+        return min(max(1 - setting if self.complement else setting, self.low), self.high)
+
+
+RATE, MOMENTUM, AVERAGE = Range(1e-5, 1e-1), Range(1e-2, 1.0, complement=True), Range(1e-4, 1e-1, complement=True)
+
+
+class Stepper(ABC):
+    """A competitor at work on one network.
+
+    Args:
+        optimizers: own all parameters; their learning rates are what the schedule changes.
+    """
+
+    def __init__(self, optimizers: Sequence[torch.optim.Optimizer]) -> None:
+        """Keep the optimisers."""
+        self.optimizers = tuple(optimizers)
+
+    @abstractmethod
+    def step(self, x: Tensor, y: Tensor) -> Tensor:
+        """Change the weights once.
+
+        Args:
+            x: inputs, shape ``(n, d)``.
+            y: labels.
+
+        Returns:
+            The loss before the change, a scalar without graph.
+        """
+
+
+@dataclass(frozen=True)
+class Competitor(ABC):
+    """Settings of a competitor.
+
+    Attributes:
+        lr: learning rate.
+    """
+
+    lr: float
+    space: ClassVar[Mapping[str, Range]]
+
+    @abstractmethod
+    def start(self, network: nn.Sequential, loss: SampledLoss, example: Tensor, seed: int) -> Stepper:
+        """Attach it to a network.
+
+        Args:
+            network: what it trains.
+            loss: what it lowers.
+            example: some inputs; only their shape matters.
+            seed: seed of its own random numbers.
+
+        Returns:
+            The stepper.
+        """
+
+    def settings(self) -> dict[str, Any]:
+        """List the settings by name."""
+        return {f.name: getattr(self, f.name) for f in fields(self)}
+
+
+class GradientStepper(Stepper):
+    """Back-propagation, then one step of the optimisers.
+
+    Args:
+        network: the network.
+        loss: the loss.
+        optimizers: what changes the weights.
+    """
+
+    def __init__(self, network: nn.Module, loss: SampledLoss, *optimizers: torch.optim.Optimizer) -> None:
+        """Keep the parts."""
+        super().__init__(optimizers)
+        self._network, self._loss = network, loss
+
+    def step(self, x: Tensor, y: Tensor) -> Tensor:
+        """Step down the gradient; see `Stepper.step`."""
+        for optimizer in self.optimizers:
+            optimizer.zero_grad()
+        value = self._loss(self._network(x), y)
+        value.backward()
+        for optimizer in self.optimizers:
+            optimizer.step()
+        return value.detach()

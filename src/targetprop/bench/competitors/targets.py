@@ -1,0 +1,72 @@
+"""Target propagation: named compositions of the library's parts, with a plain optimiser on top."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+import targetprop as tp
+from targetprop.bench.competitors.competitor import MOMENTUM, Competitor, Range, Stepper
+from targetprop.bench.losses import SampledLoss
+
+
+def _least_squares(damping: float) -> tp.LeastSquares:
+    return tp.LeastSquares(pullback="transpose", damping=damping, decay=0.95, every=5, unit_scale=True)
+
+
+# What a composition is told is the damping of its local update.
+COMPOSITIONS: dict[str, Callable[[float], tp.Method]] = {
+    "l-drl-ls": lambda damping: tp.method("l-drl", update=_least_squares(damping)),
+    # The same targets from exact transposes, which read the forward weights: what is lost to learning them.
+    "transpose-ls": lambda damping: tp.Method(decoder=tp.Exact(w=0.0, damping=1.0), update=_least_squares(damping)),
+}
+
+
+@dataclass(frozen=True)
+class TargetProp(Competitor):
+    """A composition and the optimiser that takes its steps.
+
+    Attributes:
+        composition: a name from `COMPOSITIONS`.
+        damping: damping of the local update.
+        momentum: share of the last change, or of Adam's first moment, that is kept.
+        optimizer: what takes the steps.
+    """
+
+    lr: float = 1e-2
+    damping: float = 0.03
+    momentum: float = 0.0
+    composition: str = "l-drl-ls"
+    optimizer: Literal["sgd", "adam"] = "sgd"
+    space: ClassVar = {"lr": Range(1e-4, 1.0), "damping": Range(1e-4, 1.0), "momentum": MOMENTUM}
+
+    def start(self, network: nn.Sequential, loss: SampledLoss, example: Tensor, seed: int) -> Stepper:
+        """Build the engine; see `Competitor.start`."""
+        method = COMPOSITIONS[self.composition](self.damping)
+        engine = tp.TargetPropagation(network, loss, example_input=example, method=method, seed=seed)
+        if self.optimizer == "adam":
+            return TargetStepper(engine, torch.optim.Adam(network.parameters(), self.lr, (self.momentum, 0.999)))
+        return TargetStepper(engine, torch.optim.SGD(network.parameters(), self.lr, momentum=self.momentum))
+
+
+class TargetStepper(Stepper):
+    """Target propagation on one network.
+
+    Args:
+        engine: fills ``.grad``.
+        optimizer: takes the steps.
+    """
+
+    def __init__(self, engine: tp.TargetPropagation, optimizer: torch.optim.Optimizer) -> None:
+        """Keep the engine."""
+        super().__init__([optimizer])
+        self.engine = engine
+
+    def step(self, x: Tensor, y: Tensor) -> Tensor:
+        """Propagate targets and step; see `Stepper.step`."""
+        self.optimizers[0].zero_grad()
+        report = self.engine.backward(x, y)
+        self.optimizers[0].step()
+        return report.loss.detach()

@@ -1,0 +1,14 @@
+"""The problems by name."""
+
+from targetprop.bench.problems.autoencoder import Autoencoder, DigitsAutoencoder, SmallAutoencoder
+from targetprop.bench.problems.narrow import Narrow
+from targetprop.bench.problems.problem import Problem, Task
+from targetprop.bench.problems.regression import Regression
+
+PROBLEMS: dict[str, type[Problem]] = {
+    problem.name: problem for problem in (Autoencoder, SmallAutoencoder, DigitsAutoencoder, Narrow, Regression)
+}
+
+__all__ = [
+    "PROBLEMS", "Autoencoder", "DigitsAutoencoder", "Narrow", "Problem", "Regression", "SmallAutoencoder", "Task",
+]  # fmt: skip

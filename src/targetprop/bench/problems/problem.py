@@ -1,0 +1,168 @@
+"""What a problem is: a network from a seed, data in memory, a loss, and further measures."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from targetprop.bench.losses import SampledLoss
+from targetprop.experiments.data import Dataset, Digits, Mnist
+from targetprop.experiments.schedules import Linear
+
+Measure = Callable[[Tensor, Tensor], Tensor]
+_PIECE = 2000  # samples that are evaluated at once
+
+
+@dataclass(frozen=True, eq=False)
+class Task:
+    """Data and loss of a problem.
+
+    Attributes:
+        x: training inputs, shape ``(n, d)``.
+        y: what the loss compares the output with.
+        test_x: test inputs.
+        test_y: test labels.
+        loss: the loss, a mean over samples.
+        measures: further means over samples, by name, of output and ``y``.
+    """
+
+    x: Tensor
+    y: Tensor
+    test_x: Tensor
+    test_y: Tensor
+    loss: SampledLoss
+    measures: Mapping[str, Measure]
+
+    def batches(self, size: int, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Draw batches without end, every sample once per epoch.
+
+        Args:
+            size: samples per batch; an epoch's rest that is smaller is left out.
+            seed: seed of the order.
+
+        Yields:
+            Inputs and labels.
+        """
+        generator = torch.Generator().manual_seed(seed)
+        size = min(size, len(self.x))
+        while True:
+            order = torch.randperm(len(self.x), generator=generator)[: len(self.x) // size * size]
+            for rows in order.split(size):
+                yield self.x[rows], self.y[rows]
+
+    def evaluate(self, network: nn.Module) -> dict[str, float]:
+        """Measure on all data.
+
+        Args:
+            network: the network.
+
+        Returns:
+            Loss and measures, by name, with "train" or "test" before it.
+        """
+        measures = {"loss": self.loss, **self.measures}
+        found = {}
+        for part, x, y in (("train", self.x, self.y), ("test", self.test_x, self.test_y)):
+            totals = dict.fromkeys(measures, 0.0)
+            with torch.no_grad():
+                for inputs, labels in zip(x.split(_PIECE), y.split(_PIECE), strict=True):
+                    output = network(inputs)
+                    for name, measure in measures.items():
+                        totals[name] += float(measure(output, labels)) * len(inputs) / len(x)
+            found |= {f"{part} {name}": total for name, total in totals.items()}
+        return found
+
+
+@dataclass(frozen=True)
+class Problem(ABC):
+    """Settings of a problem.
+
+    Attributes:
+        steps: steps of a full run.
+        batch: samples per step.
+        warmup: share of the steps in which the learning rate rises; it falls to 0 in a line after that.
+        weight_decay: share of the weights that each step at rate 1 takes away, the same for all competitors.
+        root: folder that holds MNIST; null where the problem needs no files, or takes the embedded digits instead.
+    """
+
+    steps: int = 1000
+    batch: int = 500
+    warmup: float = 0.05
+    weight_decay: float = 0.0
+    root: str | None = None
+    name: ClassVar[str]
+
+    def __post_init__(self) -> None:
+        """Check the settings.
+
+        Raises:
+            ValueError: a setting is out of its range.
+        """
+        if self.steps < 1 or self.batch < 1:
+            raise ValueError(f"steps and batch must be whole numbers ≥ 1; got {self.steps} and {self.batch}")
+        if not (0 <= self.warmup < 1 and self.weight_decay >= 0):
+            raise ValueError(
+                f"warmup must be in [0, 1) and weight_decay ≥ 0; got {self.warmup} and {self.weight_decay}"
+            )
+
+    @property
+    def schedule(self) -> Linear:
+        """How every competitor's learning rate changes."""
+        return Linear(self.warmup)
+
+    @abstractmethod
+    def network(self, seed: int) -> nn.Sequential:
+        """Build the network.
+
+        Args:
+            seed: seed of the initial weights.
+
+        Returns:
+            The network, of ``nn.Linear`` and activations.
+        """
+
+    @abstractmethod
+    def load(self) -> Task:
+        """Read or make the data.
+
+        Returns:
+            Data and loss.
+        """
+
+
+def dense(widths: Sequence[int], seed: int, linear: Sequence[int] = ()) -> nn.Sequential:
+    """Build a tanh network with Glorot-uniform weights and zero biases.
+
+    Args:
+        widths: units per layer, input and output included.
+        seed: seed of the weights.
+        linear: places in ``widths`` of hidden layers that have no activation; the output never has one.
+
+    Returns:
+        The network.
+
+    >>> [type(m).__name__ for m in dense([3, 4, 2, 1], 0, linear=[2])]
+    ['Linear', 'Tanh', 'Linear', 'Linear']
+    """
+    generator = torch.Generator().manual_seed(seed)
+    modules: list[nn.Module] = []
+    for place, (inputs, outputs) in enumerate(zip(widths[:-1], widths[1:], strict=True), start=1):
+        layer = nn.Linear(inputs, outputs)
+        nn.init.xavier_uniform_(layer.weight, generator=generator)
+        nn.init.zeros_(layer.bias)
+        modules += [layer] if place in (*linear, len(widths) - 1) else [layer, nn.Tanh()]
+    return nn.Sequential(*modules)
+
+
+def images(root: str | None) -> Dataset:
+    """Load MNIST, or the embedded digits.
+
+    Args:
+        root: folder that holds MNIST; None for the digits.
+
+    Returns:
+        The data set.
+    """
+    return Digits().load() if root is None else Mnist(root=root).load()

@@ -1,0 +1,74 @@
+r"""Badly conditioned regression with a known optimum: ``y = T x``, least loss 0.
+
+The inputs' covariance is ``Q diag(s) Qᵀ``, ``Q`` a random rotation and ``s`` spaced evenly in logarithms from 1 down to
+1/condition. Without hidden layers the loss is quadratic in the weights and its Hessian has that condition number (the
+bias apart); with one linear hidden layer it is no longer convex, and the least loss is still 0.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import nn
+
+from targetprop.bench.losses import HalfSquaredError
+from targetprop.bench.problems.problem import Problem, Task
+
+
+@dataclass(frozen=True)
+class Regression(Problem):
+    """Linear regression, or a product of two matrices.
+
+    Attributes:
+        inputs: dimensions of ``x``.
+        outputs: dimensions of ``y``.
+        hidden: units of the linear hidden layer; 0 has none.
+        condition: condition number of the inputs' covariance.
+        samples: training samples, and a quarter of them for testing.
+        data_seed: seed of the data.
+    """
+
+    batch: int = 200
+    inputs: int = 50
+    outputs: int = 10
+    hidden: int = 0
+    condition: float = 1e4
+    samples: int = 2000
+    data_seed: int = 0
+    name: ClassVar[str] = "regression"
+
+    def __post_init__(self) -> None:
+        """Check the settings.
+
+        Raises:
+            ValueError: a setting is out of its range.
+        """
+        super().__post_init__()
+        if min(self.inputs, self.outputs, self.samples // 4) < 1 or self.hidden < 0 or not self.condition >= 1:
+            raise ValueError("regression needs inputs, outputs ≥ 1, samples ≥ 4, hidden ≥ 0 and condition ≥ 1")
+        if 0 < self.hidden < min(self.inputs, self.outputs):
+            raise ValueError(
+                f"hidden must be 0 or at least {min(self.inputs, self.outputs)}, or the least loss is not 0;"
+                f" got {self.hidden}"
+            )
+
+    def network(self, seed: int) -> nn.Sequential:
+        """Build one or two linear layers; see `Problem.network`."""
+        generator = torch.Generator().manual_seed(seed)
+        widths = [self.inputs, *([self.hidden] if self.hidden else []), self.outputs]
+        layers = [nn.Linear(a, b) for a, b in zip(widths[:-1], widths[1:], strict=True)]
+        for layer in layers:
+            nn.init.xavier_uniform_(layer.weight, generator=generator)
+            nn.init.zeros_(layer.bias)
+        return nn.Sequential(*layers)
+
+    def load(self) -> Task:
+        """Draw the data; see `Problem.load`."""
+        generator = torch.Generator().manual_seed(self.data_seed)
+        rotation = torch.linalg.qr(torch.randn(self.inputs, self.inputs, generator=generator)).Q
+        scales = torch.logspace(0, -torch.log10(torch.tensor(self.condition)).item(), self.inputs).sqrt()
+        x = torch.randn(self.samples + self.samples // 4, self.inputs, generator=generator) * scales @ rotation.T
+        # The teacher weighs every direction by 1/√s, so that each is worth the same share of the first loss.
+        teacher = torch.randn(self.outputs, self.inputs, generator=generator) / scales @ rotation.T
+        y = x @ teacher.T / self.inputs**0.5
+        return Task(x[: self.samples], y[: self.samples], x[self.samples :], y[self.samples :], HalfSquaredError(), {})

@@ -1,0 +1,142 @@
+"""What the bench says in the end: a table, and the same numbers with all curves as plain values."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from math import inf, isfinite
+from statistics import fmean, stdev
+from typing import Any
+
+from targetprop.bench.competitors import Competitor
+from targetprop.bench.run import History
+from targetprop.bench.timing import Times
+
+SHARES = (0.1, 0.25, 0.5)
+HEADER = ("competitor", "10 %", "25 %", "50 %", "final", "time/step", "steps to ref", "seconds to ref", "diverged")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A competitor's runs.
+
+    Attributes:
+        competitor: its tuned settings.
+        runs: one history per seed.
+    """
+
+    competitor: Competitor
+    runs: Sequence[History]
+
+    @property
+    def finals(self) -> list[float]:
+        """Final training loss per seed; infinite where the run diverged."""
+        return [run.at(1.0) for run in self.runs]
+
+    def at(self, share: float) -> float:
+        """Average the training loss over the seeds.
+
+        Args:
+            share: share of the steps.
+
+        Returns:
+            The mean.
+        """
+        return fmean(run.at(share) for run in self.runs)
+
+    def steps_to(self, loss: float) -> float:
+        """Count the steps to a loss on the mean of the seeds' smoothed curves.
+
+        Args:
+            loss: the loss.
+
+        Returns:
+            The number of steps; infinite if the mean never reaches it.
+        """
+        curves = zip(*(run.smooth() for run in self.runs), strict=True)
+        return next((step for step, values in enumerate(curves, start=1) if fmean(values) <= loss), inf)
+
+
+def reference_of(names: Sequence[str]) -> str:
+    """Choose what the others are compared with: Adam, or the first where it does not compete."""
+    return "adam" if "adam" in names else names[0]
+
+
+def rows(outcomes: Mapping[str, Outcome], times: Times) -> list[dict[str, Any]]:
+    """Compute the table.
+
+    Seconds are steps times the time per step measured by turns, so that the load of the machine weighs on all alike.
+
+    Args:
+        outcomes: by competitor.
+        times: times per step.
+
+    Returns:
+        A row per competitor, the lowest final loss first.
+    """
+    goal = outcomes[reference_of(list(outcomes))].at(1.0)
+    found = []
+    for name, outcome in outcomes.items():
+        finals, steps = outcome.finals, outcome.steps_to(goal) if isfinite(goal) else inf
+        found.append({
+            "competitor": name,
+            "shares": [outcome.at(share) for share in SHARES],
+            "final": fmean(finals),
+            "spread": stdev(finals) if len(finals) > 1 and isfinite(fmean(finals)) else 0.0,
+            "ratio": times.ratios[name],
+            "steps": steps,
+            "seconds": steps * times.seconds[name],
+            "diverged": sum(run.diverged for run in outcome.runs),
+        })  # fmt: skip
+    return sorted(found, key=lambda row: row["final"])
+
+
+def format_table(found: Sequence[Mapping[str, Any]], reference: str) -> str:
+    """Write the table.
+
+    Args:
+        found: what `rows` returned.
+        reference: what the others are compared with.
+
+    Returns:
+        Lines of a Markdown table.
+    """
+    header = [title.replace("ref", reference) for title in HEADER]
+    lines = [header, ["---"] * len(header)]
+    for row in found:
+        lines.append([
+            row["competitor"], *map(_number, row["shares"]), f"{_number(row['final'])} ± {_number(row['spread'])}",
+            f"{row['ratio']:.2f}", f"{row['steps']:.0f}" if isfinite(row["steps"]) else "never",
+            f"{row['seconds']:.1f}" if isfinite(row["seconds"]) else "never", str(row["diverged"]),
+        ])  # fmt: skip
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def as_values(outcomes: Mapping[str, Outcome]) -> dict[str, Any]:
+    """Write all runs as plain values.
+
+    Args:
+        outcomes: by competitor.
+
+    Returns:
+        Settings, curves against steps and seconds, final measures and median time per step, by competitor.
+    """
+    return {
+        name: {
+            "settings": outcome.competitor.settings(),
+            "runs": [
+                {
+                    "losses": run.losses,
+                    "seconds": list(accumulate(run.seconds)),
+                    "median step seconds": run.step_seconds,
+                    "diverged": run.diverged,
+                    "measures": run.measures,
+                }
+                for run in outcome.runs
+            ],
+        }
+        for name, outcome in outcomes.items()
+    }
+
+
+def _number(value: float) -> str:
+    return f"{value:.4g}" if isfinite(value) else "inf"

@@ -1,0 +1,117 @@
+"""One run: a competitor trains a problem's network, and every step's loss and time are kept."""
+
+from dataclasses import dataclass
+from math import inf, isfinite
+from statistics import fmean, median
+from time import perf_counter
+
+import torch
+
+from targetprop.bench.competitors import Competitor, Stepper
+from targetprop.bench.problems import Problem, Task
+
+# What a step may raise where the numbers have left their range.
+DIVERGENCE = (FloatingPointError, torch.linalg.LinAlgError)  # pyright: ignore[reportPrivateImportUsage]
+
+
+@dataclass(frozen=True)
+class History:
+    """What a run was like.
+
+    Attributes:
+        losses: loss of each step's batch, before the step; infinite from where the run diverged.
+        seconds: time of each step.
+        measures: loss and measures on all data at the end, by name.
+    """
+
+    losses: list[float]
+    seconds: list[float]
+    measures: dict[str, float]
+
+    @property
+    def diverged(self) -> bool:
+        """Whether a loss was not finite."""
+        return not isfinite(self.losses[-1])
+
+    @property
+    def step_seconds(self) -> float:
+        """Median time of a step."""
+        return median(self.seconds)
+
+    def at(self, share: float) -> float:
+        """Look up the training loss after a share of the steps.
+
+        Args:
+            share: in (0, 1].
+
+        Returns:
+            Mean over the batches of the last twentieth of the run until then.
+        """
+        last = max(1, round(share * len(self.losses)))
+        return fmean(self.losses[max(0, last - window(len(self.losses))) : last])
+
+    def smooth(self) -> list[float]:
+        """Smooth the losses as in `at`.
+
+        Returns:
+            A value for every step.
+        """
+        size = window(len(self.losses))
+        return [fmean(self.losses[max(0, end - size) : end]) for end in range(1, len(self.losses) + 1)]
+
+
+def window(steps: int) -> int:
+    """Choose the number of batches that a training loss is averaged over, a twentieth of the run.
+
+    Args:
+        steps: steps of the run.
+
+    Returns:
+        The number.
+    """
+    return max(1, steps // 20)
+
+
+def train(problem: Problem, task: Task, competitor: Competitor, seed: int, steps: int) -> History:
+    """Train from the start; weights, batch order and schedule depend on nothing but problem, seed and steps.
+
+    Args:
+        problem: the problem.
+        task: its data.
+        competitor: what trains.
+        seed: seed of the weights, of the order of the data and of the competitor's own random numbers.
+        steps: steps to take; the schedule spans them.
+
+    Returns:
+        The history.
+    """
+    network = problem.network(seed)
+    stepper = competitor.start(network, task.loss, task.x[:2], seed)
+    schedules = [problem.schedule.make(optimizer, steps) for optimizer in stepper.optimizers]
+    batches, losses, seconds = task.batches(problem.batch, seed), [], []
+    for _ in range(steps):
+        x, y = next(batches)
+        start = perf_counter()
+        try:
+            _decay(stepper, problem.weight_decay)
+            loss = float(stepper.step(x, y))
+        except DIVERGENCE:
+            loss = inf
+        seconds.append(perf_counter() - start)
+        if not isfinite(loss):
+            return History(losses + [inf] * (steps - len(losses)), seconds, {})
+        losses.append(loss)
+        for schedule in schedules:
+            schedule.step()
+    measures = task.evaluate(network)
+    if not all(map(isfinite, measures.values())):
+        return History([*losses[:-1], inf], seconds, {})
+    return History(losses, seconds, measures)
+
+
+@torch.no_grad()
+def _decay(stepper: Stepper, weight_decay: float) -> None:
+    for optimizer in stepper.optimizers if weight_decay else ():
+        for group in optimizer.param_groups:
+            for parameter in group["params"]:
+                parameter.mul_(1 - group["lr"] * weight_decay)

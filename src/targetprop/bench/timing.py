@@ -1,0 +1,85 @@
+"""Time per step, compared fairly on a noisy machine: the competitors take turns in one process."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import nan
+from statistics import median
+from time import perf_counter
+
+from targetprop.bench.competitors import Competitor, Stepper
+from targetprop.bench.problems import Problem, Task
+from targetprop.bench.run import DIVERGENCE
+
+
+@dataclass(frozen=True)
+class Times:
+    """Times per step.
+
+    Attributes:
+        seconds: median over the rounds, by competitor.
+        ratios: median over the rounds of the ratio to the reference's time in the same round.
+    """
+
+    seconds: dict[str, float]
+    ratios: dict[str, float]
+
+
+def alternate(
+    problem: Problem,
+    task: Task,
+    competitors: Mapping[str, Competitor],
+    reference: str,
+    rounds: int = 3,
+    steps: int = 10,
+) -> Times:
+    """Let competitors take turns.
+
+    Args:
+        problem: the problem.
+        task: its data.
+        competitors: by name; one that fails gets NaN.
+        reference: whose time is 1.
+        rounds: turns of each; a first one warms up and does not count.
+        steps: steps of a turn, a multiple of what one factorisation serves.
+
+    Returns:
+        The times.
+    """
+    starts = {name: _start(problem, task, competitor) for name, competitor in competitors.items()}
+    batches, found = task.batches(problem.batch, 0), {name: [] for name in competitors}
+    for _ in range(rounds + 1):
+        turn = [next(batches) for _ in range(steps)]
+        for name, stepper in starts.items():
+            begin = perf_counter()
+            try:
+                for x, y in turn:
+                    stepper.step(x, y)
+                found[name].append((perf_counter() - begin) / steps)
+            except DIVERGENCE:
+                found[name].append(nan)
+    return summarise({name: times[1:] for name, times in found.items()}, reference)
+
+
+def summarise(found: Mapping[str, list[float]], reference: str) -> Times:
+    """Take medians.
+
+    Args:
+        found: seconds per step, a value per round, by competitor.
+        reference: whose time is 1.
+
+    Returns:
+        The times.
+
+    >>> summarise({"adam": [1.0, 2.0, 4.0], "other": [2.0, 6.0, 8.0]}, "adam").ratios
+    {'adam': 1.0, 'other': 2.0}
+    """
+    ratios = {n: median(a / b for a, b in zip(times, found[reference], strict=True)) for n, times in found.items()}
+    return Times({name: median(times) for name, times in found.items()}, ratios)
+
+
+def _start(problem: Problem, task: Task, competitor: Competitor) -> Stepper:
+    stepper = competitor.start(problem.network(0), task.loss, task.x[:2], 0)
+    for optimizer in stepper.optimizers:  # times do not depend on the rate, and a small one keeps the numbers finite
+        for group in optimizer.param_groups:
+            group["lr"] *= 1e-2
+    return stepper

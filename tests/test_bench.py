@@ -1,0 +1,186 @@
+"""The arena: runs, tuning that resumes, the table, the problems and the command."""
+
+import json
+from dataclasses import replace
+from math import inf
+from pathlib import Path
+
+import pytest
+import torch
+
+from targetprop.bench.competitors import COMPETITORS, Stepper
+from targetprop.bench.competitors.gradient import Adam
+from targetprop.bench.problems import PROBLEMS, Autoencoder, DigitsAutoencoder, Narrow, Regression
+from targetprop.bench.results import Outcome, format_table, rows
+from targetprop.bench.run import History, train
+from targetprop.bench.timing import Times, alternate
+from targetprop.bench.tune import completed, first_values, open_study, tune, with_values
+from targetprop.experiments.errors import CommandError
+from targetprop.experiments.main import main
+
+PROBLEM = DigitsAutoencoder(steps=20, batch=100)
+TASK = PROBLEM.load()
+ADAM = COMPETITORS["adam"]
+
+
+def history(losses: list[float], second: float = 0.5) -> History:
+    return History(losses, [second] * len(losses), {})
+
+
+def silent(number: int, loss: float) -> None:
+    """Hear nothing."""
+
+
+def test_a_run_reproduces_and_differs_by_seed() -> None:
+    first, again, other = (train(PROBLEM, TASK, ADAM, seed, 20).losses for seed in (0, 0, 1))
+    assert first == again != other
+    assert train(PROBLEM, TASK, COMPETITORS["sgd"], 0, 20).losses[0] == first[0]
+
+
+def test_a_run_follows_schedule_and_weight_decay() -> None:
+    problem = Regression(steps=2, batch=2000, warmup=0.5, weight_decay=0.1, condition=1.0)
+    task, model = problem.load(), problem.network(0)
+    sgd = replace(COMPETITORS["sgd"], lr=0.2, momentum=0.0, clip=1e9)  # type: ignore[call-arg]
+    with torch.no_grad():
+        for p in model.parameters():
+            p.mul_(1 - 0.2 * 0.1)
+    task.loss(model(task.x), task.y).backward()
+    with torch.no_grad():
+        for p in model.parameters():
+            p.sub_(0.2 * p.grad).mul_(1 - 0.2 * 0.1)  # type: ignore[operator]
+        expected = float(task.loss(model(task.x), task.y))
+    assert train(problem, task, sgd, 0, 2).losses[1] == pytest.approx(expected, rel=1e-5)
+
+
+def test_divergence_is_an_infinite_loss() -> None:
+    run = train(PROBLEM, TASK, replace(COMPETITORS["sgd"], lr=1e30), 0, 20)
+    assert run.diverged and run.at(1.0) == inf and len(run.losses) == 20
+    row = rows({"adam": Outcome(ADAM, [history([1.0] * 20)]), "sgd": Outcome(ADAM, [run])}, _times("adam", "sgd"))[1]
+    assert (row["competitor"], row["final"], row["steps"], row["diverged"]) == ("sgd", inf, inf, 1)
+
+
+def test_loss_falls_at_the_optimum_of_a_regression() -> None:
+    problem = Regression(condition=100.0, hidden=12)
+    task = problem.load()
+    values = torch.linalg.eigvalsh(task.x.T @ task.x / len(task.x))
+    assert 50 < float(values[-1] / values[0]) < 250
+    solution = torch.linalg.lstsq(task.x.double(), task.y.double()).solution
+    assert float((task.x.double() @ solution - task.y).square().mean()) < 1e-10
+
+
+def test_problems_have_their_shapes() -> None:
+    large = [m for m in Autoencoder().network(0) if isinstance(m, torch.nn.Linear)]
+    assert [m.in_features for m in large] == [784, 1000, 500, 250, 30, 250, 500, 1000]
+    assert [type(m).__name__ for m in Autoencoder().network(0)] == [*["Linear", "Tanh"] * 3, *["Linear"] * 2] + [
+        "Tanh", "Linear", "Tanh", "Linear", "Tanh", "Linear"
+    ]  # fmt: skip
+    narrow = [m for m in Narrow(depth=3).network(0) if isinstance(m, torch.nn.Linear)]
+    assert [m.out_features for m in narrow] == [48, 48, 48, 10]
+    with pytest.raises(CommandError, match="--root"):
+        Autoencoder().load()
+    with pytest.raises(ValueError, match="hidden"):
+        Regression(hidden=3)
+
+
+def test_evaluation_is_a_mean_over_all_samples() -> None:
+    model = PROBLEM.network(0)
+    with torch.no_grad():
+        logits = model(TASK.x)
+        squared = float((torch.sigmoid(logits) - TASK.x).square().sum(1).mean())
+    assert TASK.evaluate(model)["train squared error"] == pytest.approx(squared, rel=1e-5)
+
+
+def test_tuning_goes_on_as_if_it_had_not_stopped(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    whole = tune(PROBLEM, TASK, "adam", ADAM, 5, 8, tmp_path / "a", silent)
+    heard: list[int] = []
+    tune(PROBLEM, TASK, "adam", ADAM, 5, 3, tmp_path / "b", silent)
+    parts = tune(PROBLEM, TASK, "adam", ADAM, 5, 8, tmp_path / "b", lambda number, loss: heard.append(number))
+    studies = [completed(open_study(PROBLEM, "adam", ADAM, 5, tmp_path / name)) for name in "ab"]
+    assert [t.params for t in studies[0]] == [t.params for t in studies[1]]
+    assert [t.value for t in studies[0]] == [t.value for t in studies[1]]
+    assert heard == [4, 5, 6, 7, 8] and parts == whole
+    best = min(studies[0], key=lambda trial: trial.value or inf)
+    assert whole == with_values(ADAM, best.params)
+    assert studies[0][0].params == pytest.approx(first_values(ADAM))
+    with pytest.raises(CommandError, match="other settings"):
+        open_study(replace(PROBLEM, batch=50), "adam", ADAM, 5, tmp_path / "a")
+
+
+class _Broken(Stepper):
+    def step(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        raise FloatingPointError
+
+
+class _Wild(Adam):
+    def start(self, network: torch.nn.Sequential, loss: object, example: torch.Tensor, seed: int) -> Stepper:
+        return _Broken([torch.optim.SGD(network.parameters(), self.lr)])
+
+
+def test_tuning_survives_divergence(tmp_path: Path) -> None:
+    heard: list[float] = []
+    tune(PROBLEM, TASK, "wild", _Wild(), 5, 2, tmp_path, lambda number, loss: heard.append(loss))
+    assert heard == [inf, inf] == [t.value for t in completed(open_study(PROBLEM, "wild", _Wild(), 5, tmp_path))]
+
+
+def _times(*names: str) -> Times:
+    return Times(dict.fromkeys(names, 0.25), dict.fromkeys(names, 2.0))
+
+
+def test_table_of_constructed_histories() -> None:
+    falling = [float(40 - i) for i in range(40)]  # the window is 2 steps
+    outcomes = {
+        "adam": Outcome(ADAM, [history(falling)]),
+        "fast": Outcome(ADAM, [history([v / 2 for v in falling]), history([v / 2 - 1 for v in falling])]),
+    }
+    fast, adam = rows(outcomes, _times("adam", "fast"))
+    assert (adam["competitor"], adam["final"], adam["steps"], adam["spread"]) == ("adam", 1.5, 40, 0.0)
+    assert adam["shares"] == [37.5, 31.5, 21.5]
+    assert fast["final"] == 0.25 and fast["spread"] == pytest.approx(0.5**0.5)
+    assert fast["steps"] == 38 and fast["seconds"] == 9.5 and fast["ratio"] == 2.0  # mean of (3.5, 2.5)/2 and −1
+    text = format_table([fast, adam], "adam").splitlines()
+    assert text[0].count("|") == text[2].count("|") and "steps to adam" in text[0] and "0.25 ± 0.7071" in text[2]
+
+
+def test_times_are_relative_to_the_reference() -> None:
+    times = alternate(PROBLEM, TASK, {n: COMPETITORS[n] for n in ("adam", "locoprop")}, "adam", rounds=1, steps=2)
+    assert times.ratios["adam"] == 1.0 and times.ratios["locoprop"] > 1 and times.seconds["adam"] > 0
+
+
+def test_command_runs_and_goes_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["bench", "autoencoder-digits", "--competitors", "adam,sgd", "--steps", "20", "--length", "0.25"]
+    words += ["--trials", "2", "--out", str(tmp_path)]
+    assert main([*words, "--seeds", "1"]) == 0
+    assert main([*words, "--seeds", "2"]) == 0
+    out = capsys.readouterr().out
+    assert "2 trials of 5 steps over 3 settings, then 2 seeds of 20 steps" in out
+    result = json.loads((tmp_path / "result.json").read_text())
+    runs = result["competitors"]["adam"]["runs"]
+    assert len(runs) == 2 and len(runs[0]["losses"]) == len(runs[0]["seconds"]) == 20
+    assert "train squared error" in runs[0]["measures"]
+    assert len((tmp_path / "runs.jsonl").read_text().splitlines()) == 4
+    assert (tmp_path / "curves.png").stat().st_size > 1000 and (tmp_path / "table.md").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([], "needs a problem"),
+        (["autoencoder-digit"], "did you mean 'autoencoder-digits'"),
+        (["narrow", "--competitors", "adamm"], "did you mean 'adam'"),
+        (["narrow", "--trials", "0"], "--trials ≥ 1"),
+        (["narrow", "--trials", "x"], "--trials must be a whole number"),
+        (["narrow", "--condition", "3"], "narrow has no option --condition"),
+        (["narrow", "--depth", "0"], "depth and width must be"),
+    ],
+)
+def test_command_says_what_is_wrong(words: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["bench", *words]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_command_describes_itself(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["bench", "--help"]) == 0
+    text = capsys.readouterr().out
+    assert all(name in text for name in (*PROBLEMS, *COMPETITORS))
