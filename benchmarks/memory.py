@@ -1,6 +1,7 @@
 """Bytes alive at a step's peak, beyond parameters and optimiser states, against back-propagation's.
 
-    python benchmarks/memory.py
+    python benchmarks/memory.py                      # a dense tanh network
+    python benchmarks/memory.py --network lenet      # images 3×32×32
 
 Every tensor storage that an operation creates is counted from its birth to its death, by a dispatch mode that sees all
 operations; what exists before the step (parameters, optimiser states, the batch) is not counted. Gradients are: both
@@ -20,7 +21,9 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
-from step_time import Side
+from step_time import dense
+from targetprop.experiments.networks import NETWORKS
+from timing import Side
 
 
 class LiveBytes(TorchDispatchMode):
@@ -55,10 +58,18 @@ class LiveBytes(TorchDispatchMode):
         self._seen[key] = weakref.ref(storage, died)
 
 
-def step_peak(method: str, widths: list[int], batch: int) -> int:
+def start(method: str, arguments: argparse.Namespace) -> tuple[Side, torch.Tensor, torch.Tensor]:
+    """Make a network with its engine, and a batch."""
+    images, widths = arguments.network != "dense", arguments.widths
+    x = torch.randn(arguments.batch, *((3, 32, 32) if images else widths[:1]))
+    y = torch.randint(0, 10 if images else widths[-1], (arguments.batch,))
+    net = NETWORKS[arguments.network]().build((3, 32, 32), 10) if images else dense(widths)
+    return Side(method, net, x), x, y
+
+
+def step_peak(method: str, arguments: argparse.Namespace) -> int:
     """Run a few steps, then measure one; returns its peak in bytes."""
-    x, y = torch.randn(batch, widths[0]), torch.randint(0, widths[-1], (batch,))
-    side = Side(method, widths, x)
+    side, x, y = start(method, arguments)
     for _ in range(3):
         side.step(x, y)
     side.optimizer.zero_grad()
@@ -71,15 +82,14 @@ def step_peak(method: str, widths: list[int], batch: int) -> int:
     return live.peak
 
 
-def growth(method: str, widths: list[int], batch: int, steps: int) -> int:
+def growth(method: str, arguments: argparse.Namespace) -> int:
     """Count how many bytes more are alive ``steps`` steps later."""
-    x, y = torch.randn(batch, widths[0]), torch.randint(0, widths[-1], (batch,))
-    side = Side(method, widths, x)
+    side, x, y = start(method, arguments)
     with LiveBytes() as live:
         for _ in range(10):
             side.step(x, y)
         before = live.now
-        for _ in range(steps):
+        for _ in range(arguments.steps):
             side.step(x, y)
         return live.now - before
 
@@ -88,17 +98,17 @@ def main() -> None:
     """Measure, print and write the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--methods", nargs="+", default=["dtp", "l-drl", "iterated"], help="methods to measure")
-    parser.add_argument("--widths", nargs="+", type=int, default=[784, *[256] * 5, 10], help="layer widths")
+    parser.add_argument("--network", choices=list(NETWORKS), default="dense", help="network, as it is by default")
+    parser.add_argument("--widths", nargs="+", type=int, default=[784, *[256] * 5, 10], help="of a dense network")
     parser.add_argument("--batch", type=int, default=128, help="batch size")
     parser.add_argument("--steps", type=int, default=1000, help="steps over which memory must stay flat")
     parser.add_argument("--out", type=Path, help="write the result as JSON here")
     arguments = parser.parse_args()
-    plain = step_peak("plain", arguments.widths, arguments.batch)
+    plain = step_peak("plain", arguments)
     print(f"plain        peak {plain / 1e6:6.2f} MB")
     rows = {"plain": {"peak_bytes": plain}}
     for method in arguments.methods:
-        peak = step_peak(method, arguments.widths, arguments.batch)
-        more = growth(method, arguments.widths, arguments.batch, arguments.steps)
+        peak, more = step_peak(method, arguments), growth(method, arguments)
         rows[method] = {"peak_bytes": peak, "ratio": peak / plain, "growth_bytes": more}
         print(
             f"{method:<12} peak {peak / 1e6:6.2f} MB  {peak / plain:4.2f} x   growth over {arguments.steps}: {more} B"

@@ -47,13 +47,15 @@ class GroupNormDecoder(ModuleDecoder):
 
     def linear(self, change: Tensor, side: Side) -> Tensor:
         """Apply the linear part; see `ModuleDecoder.linear`."""
-        weight, (mean, sigma, *standard) = self._norm[0].weight, side.per_sample
+        weight, (mean, sigma, *inputs) = self._norm[0].weight, side.per_sample
         gain = change.new_ones(()) if weight is None else _by_channel(weight, change)
         if self.style == "inverse":
             return (_grouped(_divide(change, gain), mean) * sigma).reshape(change.shape)
         u = _grouped(change * gain, mean)
-        for x in standard:  # none if the statistics are not the sample's own
-            u = u - u.mean(2, keepdim=True) - x * (u * x).mean(2, keepdim=True)
+        for x in inputs:  # none if the statistics are not the sample's own
+            centred = _grouped(widened(x), mean) - mean
+            shared = torch.linalg.vecdot(u.to(centred), centred).unsqueeze(2) / (sigma.square() * centred.shape[2])
+            u = torch.addcmul(u - u.mean(2, keepdim=True), centred, shared, value=-1)
         return (u / sigma).reshape(change.shape)
 
 
@@ -74,10 +76,8 @@ def _record(module: Any, x: Tensor) -> tuple[Tensor, Side]:
             ones = x.new_ones(len(x), groups, 1)
             spread = (module.running_var + module.eps).sqrt()
             return y, Side(per_sample=(ones * module.running_mean.view(-1, 1), ones * spread.view(-1, 1)))
-        grouped = widened(x).reshape(len(x), groups, -1)
-        variance, mean = torch.var_mean(grouped, dim=2, correction=0, keepdim=True)
-        sigma = (variance + module.eps).sqrt()
-        return y, Side(per_sample=(mean, sigma, (grouped - mean) / sigma))
+        variance, mean = torch.var_mean(widened(x).reshape(len(x), groups, -1), dim=2, correction=0, keepdim=True)
+        return y, Side(per_sample=(mean, (variance + module.eps).sqrt(), x.detach()))
 
 
 def _replay_instance_norm(module: nn.Module, x: Tensor, side: Side) -> Tensor:

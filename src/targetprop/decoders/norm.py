@@ -87,11 +87,11 @@ class LayerNormDecoder(ModuleDecoder):
 
     def linear(self, change: Tensor, side: Side) -> Tensor:
         """Apply the linear part; see `ModuleDecoder.linear`."""
-        _, sigma, standard = side.per_sample
+        mean, sigma, x = side.per_sample
         if self.style == "inverse":
             return _divide(change, self._gain(change)) * sigma
         axes = tuple(range(-len(self._norm[0].normalized_shape), 0))
-        u = change * self._gain(change)
+        u, standard = change * self._gain(change), (widened(x) - mean) / sigma
         return (u - u.mean(axes, keepdim=True) - standard * (u * standard).mean(axes, keepdim=True)) / sigma
 
 
@@ -100,9 +100,7 @@ def _record_layer_norm(module: nn.Module, x: Tensor) -> tuple[Tensor, Side]:
     axes = tuple(range(-len(module.normalized_shape), 0))
     with torch.no_grad():
         variance, mean = torch.var_mean(widened(x), dim=axes, correction=0, keepdim=True)
-        sigma = (variance + module.eps).sqrt()
-        standard = (x - mean) / sigma
-    return module(x), Side(per_sample=(mean, sigma, standard))
+    return module(x), Side(per_sample=(mean, (variance + module.eps).sqrt(), x.detach()))
 
 
 register_replay(nn.LayerNorm, _record_layer_norm, lambda module, x, side: module(x))
