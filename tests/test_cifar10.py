@@ -181,3 +181,16 @@ def test_augmented_run_resumes_bit_for_bit(tmp_path):
     one, two, three = (load_file(f"{run}/checkpoint.safetensors") for run in (whole, parts, plain))
     assert all(torch.equal(one[name], two[name]) for name in one)
     assert any(not torch.equal(one[name], three[name]) for name in one)
+
+
+@pytest.mark.parametrize("method", ["l-drl", "backprop"])
+def test_the_recipe_for_an_accelerator_runs_at_tiny_size(tmp_path, method):
+    write_cifar10(tmp_path, 8)
+    recipe = Path(__file__).parents[1] / "benchmarks" / "cifar10_vgg" / "config.yaml"
+    words = ["train", "--config", str(recipe), "--data.root", str(tmp_path), "--method", method, "--device", "cpu"]
+    words += "--epochs 2 --batch_size 16 --network.channels 4 4 --log_every 1 --out".split()
+    assert main([*words, str(tmp_path / "run")]) == 0
+    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    rates = [row["lr"] for row in rows if row["kind"] == "step"]
+    assert len(rates) == 6 and max(rates) == 0.05 and rates[-1] < 0.01
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["status"] == "finished"

@@ -54,6 +54,7 @@ def gradient(make, method: tp.Method | str, precision, warm: int = 10) -> tuple[
 
 CASES = {  # method, and how far bfloat16's 8 binary digits may lead its gradient away
     "backprop": ("backprop", 0.05),
+    "mirrors": ("l-drl", 0.05),
     "dtp": ("dtp", 0.1),
     "difference reconstruction": (tp.method("l-drl", decoder=TRANSPOSE), 0.05),
     "with expected penalty": (tp.method("l-drl", decoder=replace(TRANSPOSE, penalty="expected")), 0.05),

@@ -35,7 +35,7 @@ from targetprop.decoders.linear import LinearDecoder
 from targetprop.decoders.objective import Objective
 from targetprop.decoders.registry import ModuleDecoder
 from targetprop.decoders.residual import CorrectedDecoder, PathDecoder
-from targetprop.forward import Record, Side
+from targetprop.forward import Record, Side, widened
 from targetprop.residual import Residual
 
 _DAMPING = 1e-3  # μ, with probes of unit length
@@ -141,7 +141,8 @@ class WeightMirror(Objective):
         for index in sorted(bank.mirrored):
             for part, module, side in mirrored_maps(bank, index, record):
                 draw = _linear_probes if isinstance(part, LinearDecoder) else _conv_probes
-                for probes in draw(module, side.per_sample[0], self.probes, self.activity, generator):
+                for drawn in draw(module, side.per_sample[0], self.probes, self.activity, generator):
+                    probes = widened(drawn)
                     answers = module(probes) - module(torch.zeros_like(probes[:1]))
                     if isinstance(part, LinearDecoder):
                         shares.append(mirror_linear(part.map.weight, probes, answers))
