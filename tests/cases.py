@@ -218,6 +218,7 @@ RULES: dict[str, Any] = {
     "output-space": tp.OutputSpace(steps=60),
     "output-space, Anderson": tp.OutputSpace(steps=60, anderson=3),
     "output-space, not differential": tp.OutputSpace(steps=60, differential=False),
+    "krylov": tp.Krylov(steps=4),
     "regularised": tp.Regularised(steps=60, alpha=0.2, damping=0.05),
 }
 

@@ -56,7 +56,7 @@ def test_every_layer_has_its_row() -> None:
         ("1", ("Flatten", "Linear", "Tanh"), (2, 3), (4,), "none needed", 0, True),
         ("3", ("Residual",), (4,), (4,), "identity, iterated", 0, True),
         ("4", ("Gate",), (4,), (4,), "linearised, w=1, damping=0.1", 0, False),
-        ("5", ("Linear",), (4,), (3,), "learned", 3 * 4 + 4, True),
+        ("5", ("Linear",), (4,), (3,), "mirrored", 3 * 4 + 4, True),
     ]
     lines = str(found).splitlines()
     assert len(lines) == 6 and lines[0].startswith("layer  modules") and "2×3" in lines[1]

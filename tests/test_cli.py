@@ -117,8 +117,8 @@ def test_printed_config_is_complete_and_reads_back(capsys, name):
 
 def test_every_option_reaches_the_configuration(capsys):
     text = printed(
-        capsys, "--inversion.rule", "input-space", "--inversion.steps", 7, "--decoder.damping", 0.5,
-        "--output_target.beta", "1e-3", "--influence.limit",
+        capsys, "--method", "learned-inverse", "--inversion.rule", "input-space", "--inversion.steps", 7,
+        "--decoder.damping", 0.5, "--output_target.beta", "1e-3", "--influence.limit",
         "inf", "--influence.normalise=false", "--update.rule", "least-squares", "--update.every", 9, "--cut",
         "pre-activation", "--propagation", "joint", "--network.widths", 5, "--network.activation", "gelu",
         "--optimizer.name", "sgd", "--optimizer.momentum", 0.5, "--optimizer.weight_decay", 0.01, "--schedule.name",
@@ -182,12 +182,12 @@ def test_every_option_of_every_class_has_a_help_text_and_appears_in_the_help(cap
 
 REFUSED = {
     "--inversion.rule difference --inversion.steps 3": "inversion 'difference' has no option --inversion.steps",
-    "--method dtp --inversion.steps 3": "--inversion.rule input-space or output-space or regularised has it",
-    "--inversion.tolerence 3": "its options are --inversion.rule, --inversion.steps, --inversion.alpha,",
+    "--method dtp --inversion.steps 3": "--inversion.rule input-space or output-space or krylov or regularised has it",
+    "--inversion.tolerence 3": "its options are --inversion.rule, --inversion.steps, --inversion.damping",
     "--influence.steps 3": "the options of influence are --influence.normalise, --influence.limit",
     "--method backprop --decoder.lr 1": "method 'backprop', which has no parts to set",
     "--method iterate": "did you mean 'iterated'?",
-    "--method xyz": "choose one of iterated, tp, dtp",
+    "--method xyz": "choose one of iterated, learned-inverse, tp, dtp",
     "--inversion.rule inputspace": "did you mean 'input-space'?",
     "--decoder.objective learned": "choose one of difference-reconstruction",
     "--epoch 3": "unknown option --epoch; did you mean --epochs?",
@@ -213,7 +213,7 @@ REFUSED = {
     "--network.widths 8 0": "network.widths must be whole numbers ≥ 1",
     "--network.widths a": "--network.widths must be a list, each a whole number",
     "--network.activation than": "did you mean 'tanh'?",
-    "--decoder.lr 0": "decoder lr must be a learning rate > 0",
+    "--method dtp --decoder.lr 0": "decoder lr must be a learning rate > 0",
     "--data.root x": "--data.name mnist or cifar10 or folder has it",
     "--data.name mnist --data.root nowhere": "--data.root nowhere is not a folder",
     "--data.name folder --data.root nowhere": "--data.root nowhere is not a folder",

@@ -61,18 +61,18 @@ def test_a_run_is_inspected(run, capsys):
     assert after.keys() - before.keys() == {"inspection.json", "inspection.png"}
     record = json.loads((run / "inspection.json").read_text())
     assert (record["method"], record["data"], record["seed"], record["epoch"]) == ("iterated", "digits", 0, 1)
-    assert record["samples"] == 64 and record["inversion"]["rule"] == "output-space"
+    assert record["samples"] == 64 and record["inversion"]["rule"] == "krylov"
     assert [(layer["name"], layer["width"]) for layer in record["layers"]] == [("1", 12), ("3", 10), ("5", 10)]
-    assert record["layers"][0]["inverse"] is None and record["layers"][1]["inverse"]["kind"] == "learned"
+    assert record["layers"][0]["inverse"] is None and record["layers"][1]["inverse"]["kind"] == "mirrored"
     assert all(0 <= layer["angle_backprop"] <= 180 for layer in record["layers"])
     output = capsys.readouterr().out
     lines = output.splitlines()
     assert all(len(line) <= 120 for line in lines)
     assert lines[0].startswith("iterated on digits, seed 0, after epoch 1; 64 test samples, loss ")
-    assert lines[1] == "targets: layerwise, output-space, 1 step of α = 1"
+    assert lines[1] == "targets: layerwise, krylov, 2 steps with damping 0.3"
     (row,) = (line.split() for line in lines if line.startswith("3 "))
     inverse = record["layers"][1]["inverse"]
-    assert row[:4] == ["3", "10", "learned", "f∘g"] and row[4] == f"{inverse['contraction']:.3f}"
+    assert row[:4] == ["3", "10", "mirrored", "f∘g"] and row[4] == f"{inverse['contraction']:.3f}"
     assert row[7] == f"{inverse['residual']:.3f}" and row[-1] == f"{record['layers'][1]['angle_gradient']:.0f}"
     for layer in record["layers"]:
         assert layer["advice"] in " ".join(output.split())
@@ -128,7 +128,7 @@ def test_other_recipes_are_inspected(tmp_path, recipe, capsys):
 
 
 def test_a_run_that_inverts_badly_is_told_so(tmp_path, capsys):
-    steep = "--decoder.objective exact --decoder.w 0 --decoder.damping 0.01".split()
+    steep = "--method learned-inverse --decoder.objective exact --decoder.w 0 --decoder.damping 0.01".split()
     run = train(tmp_path / "run", *steep)
     assert inspect(run) == 0
     output = " ".join(capsys.readouterr().out.split())

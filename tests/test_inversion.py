@@ -43,6 +43,10 @@ class TestOutputSpaceNotDifferential(InversionContract):
     rule, differential = RULES["output-space, not differential"], False
 
 
+class TestKrylov(InversionContract):
+    rule = RULES["krylov"]
+
+
 class TestRegularised(InversionContract):
     rule, accuracy = RULES["regularised"], 0.2  # the damping keeps it from the target
 
@@ -199,3 +203,48 @@ BAD = [
 def test_bad_settings_are_named(make, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         make()
+
+
+@pytest.mark.parametrize("damping", [0.0, 0.3])
+def test_krylov_with_transposes_ends_at_the_damped_inverse_of_its_own_gain(damping: float) -> None:
+    A, x0, t = rand(3, 5), rand(6, 5, seed=1), rand(6, 3, seed=2)
+    rule = tp.Krylov(steps=3, damping=damping)
+    found = tp.invert(lambda x: x @ A.T, lambda y: y @ A, t, x0, method=rule)
+    asked = t - x0 @ A.T
+    for i, r in enumerate(asked):
+        mu = damping * (A.T @ r).square().sum() / r.square().sum()
+        wanted = A.T @ torch.linalg.solve(A @ A.T + mu * torch.eye(3, dtype=DTYPE), r)
+        torch.testing.assert_close(found.x[i] - x0[i], wanted, rtol=1e-6, atol=1e-9)
+
+
+def test_krylov_steps_are_those_of_conjugate_gradients() -> None:
+    A, x0, t = rand(7, 6), rand(4, 6, seed=1), rand(4, 7, seed=2)
+    for steps in (1, 2, 3):
+        rule = tp.Krylov(steps=steps)
+        found = tp.invert(lambda x: x @ A.T, lambda y: y @ A, t, x0, method=rule)
+        for i, r in enumerate(t - x0 @ A.T):  # the best in span{Aᵀr, (AᵀA) Aᵀr, …}
+            basis = torch.stack([torch.linalg.matrix_power(A.T @ A, k) @ (A.T @ r) for k in range(steps)], dim=1)
+            best = basis @ torch.linalg.lstsq(A @ basis, r.unsqueeze(1)).solution.squeeze(1)
+            torch.testing.assert_close(found.x[i] - x0[i], best, rtol=1e-7, atol=1e-9)
+
+
+def test_krylov_inverts_each_sample_s_own_kinks() -> None:
+    """Where f opens other units for every sample, one affine inverse cannot serve all; transposed slopes can."""
+    W, x0 = torch.eye(6, dtype=DTYPE) + 0.3 * rand(6, 6), rand(8, 6, seed=1)
+    slope = torch.where(x0 @ W.T > 0, 1.0, 0.1).to(DTYPE)  # of leaky ReLU in the forward pass
+    f = lambda x: torch.nn.functional.leaky_relu(x @ W.T, 0.1)  # noqa: E731
+    wanted = x0 + 1e-6 * rand(8, 6, seed=2)
+    asked = sample_norm(f(wanted) - f(x0))
+    own = tp.invert(f, lambda y: (y * slope) @ W, f(wanted), x0, method=tp.Krylov(steps=6))
+    assert own.forward_residual is not None and (own.forward_residual < 1e-4 * asked).all()
+    shared = tp.invert(f, lambda y: y @ torch.linalg.inv(W).T, f(wanted), x0, method=tp.InputSpace(steps=6))
+    assert shared.forward_residual is not None and shared.forward_residual.median() > 1e-2 * asked.median()
+
+
+def test_krylov_stays_where_nothing_responds_and_refuses_bad_settings() -> None:
+    x0, t = rand(2, 3), rand(2, 3, seed=1)
+    found = tp.invert(lambda x: torch.zeros_like(x), lambda y: y, t, x0, method=tp.Krylov(steps=2))
+    assert torch.equal(found.x, x0)
+    for settings in ({"steps": 0}, {"damping": -1.0}, {"damping": float("nan")}):
+        with pytest.raises(ValueError, match="krylov needs steps ≥ 1 and damping ≥ 0"):
+            tp.Krylov(**settings)

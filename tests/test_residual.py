@@ -265,8 +265,7 @@ def test_a_small_transformer_trains(method: str, correction: bool) -> None:
     model, x = transformer(correction), rand(128, 5, 4).float()
     y = (x[:, :, 0].sum(1) * x[:, 0, 1].sign() > 0).long()
     engine = tp.TargetPropagation(model, nn.CrossEntropyLoss(), example_input=x, method=method, seed=0)
-    learned = "mirrored" if method == "l-drl" else "learned"
-    assert engine.bank.kinds() == {"1": "identity", "2": learned if correction else "identity", "4": learned}
+    assert engine.bank.kinds() == {"1": "identity", "2": "mirrored" if correction else "identity", "4": "mirrored"}
     optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
     for _ in range(150):
         optimizer.zero_grad()

@@ -6,7 +6,7 @@
 >>> print(check(net, torch.zeros(2, 4)))
 layer  modules        in  out  inverted by  decoder parameters  local
 0      Linear → Tanh  4   8    none needed  0                   yes
-2      Linear         8   3    learned      32                  yes
+2      Linear         8   3    mirrored     32                  yes
 method iterated, cut post-activation: supported
 >>> print(check(nn.Sequential(nn.Linear(4, 3), nn.ReLU(inplace=True)), torch.zeros(2, 4)).refusal)
 layer 0: ReLU(inplace=True) would overwrite the activations that targets are measured against; set inplace=False
@@ -21,7 +21,7 @@ from targetprop.chain import Cut, Model
 from targetprop.decoders import LayerBank
 from targetprop.engine import TargetPropagation
 from targetprop.forward import check_repeatable, evaluating, run_forward
-from targetprop.inversion import Iteration
+from targetprop.inversion import Iteration, Krylov
 from targetprop.methods import Method
 from targetprop.methods import method as find_method
 
@@ -118,7 +118,7 @@ def _look(engine: TargetPropagation, x: Tensor) -> tuple[LayerCheck, ...]:
         name = layer.layer.name
         kind = kinds.get(name, "none needed" if index == 0 else f"{rule.name}: derivative of the layer")
         local = index == 0 or not ("linearised" in kind or "derivative" in kind)
-        if kind in ("identity", "fixed") and isinstance(rule, Iteration):
+        if kind in ("identity", "fixed") and isinstance(rule, Iteration | Krylov):
             kind = f"{kind}, iterated"
         bank = engine.bank
         count = bank.count(index) if index and isinstance(bank, LayerBank) and kinds else 0

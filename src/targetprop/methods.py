@@ -27,7 +27,7 @@ from targetprop.decoders import (
     WeightMirror,
 )
 from targetprop.influence import Influence
-from targetprop.inversion import Difference, Direct, InputSpace, Inversion, OutputSpace, Regularised
+from targetprop.inversion import Difference, Direct, InputSpace, Inversion, Krylov, OutputSpace, Regularised
 from targetprop.output_target import GradientStep, LabelTarget, OutputTarget
 from targetprop.targets import Propagation
 from targetprop.updates import Gradient, Update
@@ -87,7 +87,19 @@ class Method:
 
 
 def _iterated() -> Method:
-    """Bengio 2020: iterated approximate inverses, influence-normalised; damped so that it trains at any depth."""
+    """Bengio 2020, arXiv:2007.15139: iterated approximate inverses, influence-normalised.
+
+    Decoders learn transposes, which keep each sample's own pattern of open units; the iteration makes them inverses.
+    """
+    return Method(
+        decoder=WeightMirror(),
+        inversion=Krylov(steps=2, damping=0.3),
+        influence=Influence(normalise=True, limit=10.0),
+    )
+
+
+def _learned_inverse() -> Method:
+    """Bengio 2020 with decoders that learn the damped inverse itself, one for all samples, and a step of iteration."""
     return Method(
         decoder=DifferenceReconstruction(w=1.0, damping=3.0, relative=True, activation="transpose", share=0.5, lr=5e-3),
         inversion=OutputSpace(steps=1, tolerance=1e-3),
@@ -158,6 +170,7 @@ def _backprop() -> Method:
 
 METHODS: dict[str, Callable[[], Method]] = {
     "iterated": _iterated,
+    "learned-inverse": _learned_inverse,
     "tp": _tp,
     "dtp": _dtp,
     "sdtp": _sdtp,

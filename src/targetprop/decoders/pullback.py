@@ -72,7 +72,7 @@ def register_pullback(kind: _M) -> _M:
     ...         return x * x
     >>> layers = [nn.Linear(3, 4), nn.Sequential(nn.Linear(4, 4), Square())]
     >>> tp.check(layers, torch.zeros(2, 3)).layers[1].inverse
-    'learned'
+    'mirrored'
     """
     register = register_decoder(kind)  # refuses before anything is registered
     register_replay(kind, record_input, lambda module, x, side: module(x))

@@ -25,7 +25,7 @@ from targetprop.decoders import (
 )
 from targetprop.diagnostics.inspection import LayerInspection
 from targetprop.diagnostics.inverse_quality import EXTRA_STEPS, InverseQuality
-from targetprop.inversion import Direct, InputSpace, Iteration
+from targetprop.inversion import Direct, InputSpace, Iteration, Krylov
 from targetprop.methods import Method
 
 MOST_DIVERGED = 0.05  # share of samples
@@ -105,11 +105,10 @@ def _inversion(inverse: InverseQuality, method: Method) -> str:
     if inverse.residual is None or inverse.residual_iterated is None:
         return ""
     said, norm = f"residual {inverse.residual:.2g}", f"{_norm(inverse, method)} > 1" if _exceeds(inverse) else ""
-    if not _iterates(method):
+    if not _iterates(method) and not isinstance(method.inversion, Krylov):
         return said + (f", not to be iterated since {norm}" if norm else "")
-    return f"{said}, {inverse.residual_iterated:.2g} after {EXTRA_STEPS} more steps" + (
-        f" although {norm}" if norm else ""
-    )
+    although = f" although {norm}" if norm and _iterates(method) else ""
+    return f"{said}, {inverse.residual_iterated:.2g} after {EXTRA_STEPS} more steps{although}"
 
 
 def _direction(layer: LayerInspection) -> str:
@@ -151,7 +150,7 @@ def _redirect(layer: LayerInspection, method: Method) -> str:
     damping = _damp(method)
     if not damping or layer.influence is None or layer.influence > AMPLIFIED:
         return _either(_train(method) or damping)
-    if isinstance(rule, Iteration) and rule.steps > 1:
+    if isinstance(rule, Iteration | Krylov) and rule.steps > 1:
         return f"{damping[0]} and lower inversion.steps from {rule.steps} to 1"
     return damping[0]
 
@@ -170,7 +169,11 @@ def _train(method: Method) -> list[str]:
 
 
 def _damp(method: Method) -> list[str]:
-    damping, w = getattr(method.decoder, "damping", None), getattr(method.decoder, "w", 1.0)
+    rule, decoder = method.inversion, method.decoder
+    if isinstance(rule, Krylov):
+        more = max(LEAST_DAMPING, DAMPING_FACTOR * rule.damping)
+        return [f"raise inversion.damping from {rule.damping:g} to {more:g}"]
+    damping, w = getattr(decoder, "damping", None), getattr(decoder, "w", 1.0)
     if damping is None or w == 0:
         return []
     return [f"raise decoder.damping from {damping:g} to {max(LEAST_DAMPING, DAMPING_FACTOR * damping):g}"]

@@ -29,6 +29,7 @@ from targetprop.inversion import (
     InputSpace,
     Inversion,
     Iteration,
+    Krylov,
     Map,
     OutputSpace,
     Problem,
@@ -139,7 +140,7 @@ def measure_inverse(asked: AskedInverse, rule: Inversion, delta: Tensor) -> Inve
     own = sample_norm(p.change - (p.f(p.x0 + delta) - p.y0))
     further = solve(p, iterated(rule, EXTRA_STEPS, widening), measure=True).forward_residual
     larger = torch.where(size > 0, TRIAL_SIZE * sample_norm(p.y0) / size, 1.0).clamp_min(1.0)
-    trial = replace(iterated(rule, 0, widening), steps=TRIAL_STEPS, tolerance=TRIAL_TOLERANCE)
+    trial = _to_rest(iterated(rule, 0, widening))
     asked_for = replace(p, change=p.change * per_sample(larger, p.change))
     ended = solve(asked_for, trial, measure=True)
     assert further is not None and ended.forward_residual is not None
@@ -159,7 +160,7 @@ def measure_inverse(asked: AskedInverse, rule: Inversion, delta: Tensor) -> Inve
     )
 
 
-def iterated(rule: Inversion, steps: int, widening: bool) -> Iteration:
+def iterated(rule: Inversion, steps: int, widening: bool) -> Iteration | Krylov:
     """Lengthen an inversion rule by some steps of the iteration that it begins.
 
     Args:
@@ -171,11 +172,18 @@ def iterated(rule: Inversion, steps: int, widening: bool) -> Iteration:
     Returns:
         The iteration.
     """
-    if isinstance(rule, Iteration):
+    if isinstance(rule, Iteration | Krylov):
         return replace(rule, steps=rule.steps + steps)
     if isinstance(rule, Difference) and widening:
         return InputSpace(steps=steps + 1)
     return OutputSpace(steps=steps, differential=not isinstance(rule, Direct))
+
+
+def _to_rest(rule: Iteration | Krylov) -> Inversion:
+    """As many steps as a trial takes; a Krylov step keeps all steps before it, and needs far fewer."""
+    if isinstance(rule, Krylov):
+        return replace(rule, steps=max(rule.steps, EXTRA_STEPS))
+    return replace(rule, steps=TRIAL_STEPS, tolerance=TRIAL_TOLERANCE)
 
 
 def _whole(maps: list[Map]) -> Map:

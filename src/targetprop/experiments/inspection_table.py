@@ -70,7 +70,8 @@ def _columns(extra: int) -> list[_Column]:
 def _steps(rule: dict[str, Any]) -> str:
     if "steps" not in rule:
         return ""
-    return f", {rule['steps']} {'step' if rule['steps'] == 1 else 'steps'} of α = {rule['alpha']:g}"
+    size = f"of α = {rule['alpha']:g}" if "alpha" in rule else f"with damping {rule['damping']:g}"
+    return f", {rule['steps']} {'step' if rule['steps'] == 1 else 'steps'} {size}"
 
 
 def _of_inverse(name: str, form: str) -> Callable[[Layer], str]:

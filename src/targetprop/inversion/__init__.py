@@ -4,13 +4,14 @@ from targetprop.inversion.difference import Difference
 from targetprop.inversion.direct import Direct
 from targetprop.inversion.entry import invert, solve
 from targetprop.inversion.input_space import InputSpace
+from targetprop.inversion.krylov import Krylov
 from targetprop.inversion.loop import Inversion, Iteration, iterate
 from targetprop.inversion.output_space import OutputSpace
 from targetprop.inversion.problem import Evaluation, Map, Outcome, Problem, Solution, Status, per_sample, sample_norm
 from targetprop.inversion.regularised import Regularised
 
 RULES: dict[str, type[Inversion]] = {
-    rule.name: rule for rule in (Direct, Difference, InputSpace, OutputSpace, Regularised)
+    rule.name: rule for rule in (Direct, Difference, InputSpace, OutputSpace, Krylov, Regularised)
 }
 
 __all__ = [
@@ -21,6 +22,7 @@ __all__ = [
     "InputSpace",
     "Inversion",
     "Iteration",
+    "Krylov",
     "Map",
     "Outcome",
     "OutputSpace",

@@ -108,7 +108,7 @@ def random_pair(
 
 
 def digits_layers(widths: tuple[int, ...], epochs: int, samples: int, seed: int, alter: Alter) -> list[Pair]:
-    """Train a network on digits by the default method, and take its layers with the decoders that it learned.
+    """Train a network on digits by `learned-inverse`, and take its layers with the decoders that it learned.
 
     The targets are those of training: a layer's is the one that the layer above sent down.
 
@@ -124,7 +124,7 @@ def digits_layers(widths: tuple[int, ...], epochs: int, samples: int, seed: int,
     """
     data, network = load_digits(), digits_network(widths, seed)
     method = tp.method("iterated")
-    engine = tp.TargetPropagation(network, nn.CrossEntropyLoss(), example_input=data.train_x[:2], seed=seed)
+    engine = tp.TargetPropagation(network, nn.CrossEntropyLoss(), example_input=data.train_x[:2], method="learned-inverse", seed=seed)
     assert engine.chain is not None
     optimizer = torch.optim.Adam(network.parameters(), lr=1e-3)
     order = torch.Generator().manual_seed(seed)

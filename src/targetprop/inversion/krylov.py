@@ -1,0 +1,107 @@
+r"""Krylov inversion: the best answer in the space that repeated decoding of what is missing spans.
+
+    ``δ_k = argmin ‖t − y₀ − J_f δ‖² + μ ‖δ‖²`` over ``δ ∈ span{g'(r_0), …, g'(r_{k−1})}``, ``r_k = t − y₀ − J_f δ_k``
+
+with ``g'`` the linear part of the decoder. Any ``g`` serves that leads downhill. With ``g' = J_fᵀ`` it is the conjugate
+gradient method on ``(J_fᵀ J_f + μ I) δ = J_fᵀ (t − y₀)`` (Hestenes & Stiefel 1952): the damped inverse of *this sample's*
+Jacobian, kinks and pooling included, after as many steps as that has distinct singular values. With a rough inverse it
+is input-space iteration with its best step sizes, the generalised conjugate residuals of Eisenstat 1983.
+
+``J_f`` is seen through differences, ``f(x₀ + v) − y₀`` with ``‖v‖ = ‖t − y₀‖``: one evaluation of ``f`` and one of
+``g`` a step. Damping is relative to the sample's own squared gain, ``μ = damping · ‖g'(r_0)‖²/‖r_0‖²``.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from targetprop.inversion.loop import Inversion
+from targetprop.inversion.problem import Evaluation, Problem, per_sample, sample_norm
+
+
+_RIDGE = 10.0  # digits of the small systems that are given up
+
+
+@dataclass(frozen=True)
+class Krylov(Inversion):
+    """Solve for the input's change in a subspace, sample by sample.
+
+    Attributes:
+        steps: dimensions of the subspace, ≥ 1.
+        damping: ``μ`` relative to the squared gain of ``g'`` on what is asked; 0 tends to the pseudo-inverse.
+
+    >>> import torch, targetprop as tp
+    >>> A = torch.tensor([[2.0, 1.0], [0.0, 1.0]])
+    >>> f, g = lambda x: x @ A.T, lambda y: y @ A
+    >>> [tp.invert(f, g, torch.ones(1, 2), torch.zeros(1, 2), method=Krylov(k)).x.round(decimals=3) for k in (1, 2)]
+    [tensor([[0.4000, 0.4000]]), tensor([[0., 1.]])]
+    """
+
+    steps: int = 2
+    damping: float = 0.0
+    name: ClassVar[str] = "krylov"
+
+    def __post_init__(self) -> None:
+        """Check the settings.
+
+        Raises:
+            ValueError: a setting is out of its range.
+        """
+        if self.steps < 1 or not self.damping >= 0:
+            raise ValueError(f"krylov needs steps ≥ 1 and damping ≥ 0; got {self.steps} and {self.damping}")
+
+    def start(self, problem: Problem) -> Tensor:
+        """Start at the forward input, ``u = x − x₀ = 0``; see `Inversion.start`."""
+        return torch.zeros_like(problem.x0)
+
+    def evaluate(self, problem: Problem, u: Tensor, step: int, *, error: bool, direction: bool) -> Evaluation:
+        """Build the subspace and solve in it; see `Inversion.evaluate`."""
+        asked, delta, missing = problem.change, u, problem.change
+        size = sample_norm(asked)
+        moves: list[Tensor] = []
+        responses: list[Tensor] = []
+        damping = torch.zeros_like(size)
+        for _ in range(self.steps):
+            move = problem.g_difference(problem.y0, missing)
+            length = sample_norm(move)
+            damping = damping if moves else self.damping * _divided(length, size).square()
+            moves.append(move * per_sample(_divided(size, length), move))
+            responses.append(problem.f(problem.x0 + moves[-1]) - problem.y0)
+            weights = _weigh(moves, responses, asked, damping)
+            delta = _combine(weights, moves)
+            missing = asked - _combine(weights, responses) if len(moves) < self.steps else missing
+        if not (error or direction):
+            return Evaluation(delta, None, None)
+        fx = problem.f(problem.x0 + delta)
+        left = problem.target - fx
+        return Evaluation(delta, left, problem.g_difference(fx, left) if direction else None)
+
+
+def _weigh(moves: list[Tensor], responses: list[Tensor], asked: Tensor, damping: Tensor) -> Tensor:
+    """Minimise ``‖asked − Σ w_i responses_i‖² + μ ‖Σ w_i moves_i‖²`` for each sample; shape ``(steps, n)``."""
+    gram = _dots(responses, responses) + damping.view(-1, 1, 1) * _dots(moves, moves)
+    largest = gram.diagonal(dim1=1, dim2=2).amax(1).view(-1, 1, 1)
+    # Directions that repeat others share their weight; a sample without any response stays where it is.
+    floor = torch.where(largest > 0, _RIDGE * torch.finfo(gram.dtype).eps * largest, torch.ones_like(largest))
+    gram = gram + floor * torch.eye(len(moves), dtype=gram.dtype, device=gram.device)
+    return torch.linalg.solve_ex(gram, _dots(responses, [asked]))[0].squeeze(2).T
+
+
+def _dots(left: list[Tensor], right: list[Tensor]) -> Tensor:
+    """Inner products of each sample, in float32 at least; shape ``(n, left, right)``."""
+    rows = [torch.stack([torch.linalg.vecdot(a.flatten(1), b.flatten(1)) for b in right], dim=1) for a in left]
+    dots = torch.stack(rows, dim=1)
+    return dots.to(torch.promote_types(dots.dtype, torch.float32))
+
+
+def _combine(weights: Tensor, values: list[Tensor]) -> Tensor:
+    total = per_sample(weights[0], values[0]) * values[0]
+    for weight, value in zip(weights[1:], values[1:], strict=True):
+        total = total.addcmul(per_sample(weight, value), value)
+    return total.to(values[0].dtype)
+
+
+def _divided(a: Tensor, b: Tensor) -> Tensor:
+    return torch.where(b > 0, a / b, torch.zeros_like(a))
