@@ -83,18 +83,19 @@ def test_delta_rule_on_one_sample_reaches_its_target_in_one_step() -> None:
 
 
 @pytest.mark.parametrize("unit_scale", [True, False])
-@pytest.mark.parametrize("damping", [1.0, 1e-3])
-def test_least_squares_is_the_damped_regression(unit_scale: bool, damping: float) -> None:
+@pytest.mark.parametrize(("damping", "shrinkage"), [(1.0, 0.0), (1e-3, 0.0), (0.1, 0.7)])
+def test_least_squares_is_the_damped_regression(unit_scale: bool, damping: float, shrinkage: float) -> None:
     model, x, y = NETWORKS["tanh"].build(), rand(20, 4), rand(20, 3, seed=2)
     update = tp.LeastSquares(
-        pullback="inverse", pullback_damping=0.0, damping=damping, decay=0.0, every=1, unit_scale=unit_scale
-    )
+        pullback="inverse", pullback_damping=0.0, damping=damping, shrinkage=shrinkage, decay=0.0, every=1,
+        unit_scale=unit_scale,
+    )  # fmt: skip
     engine(model, update, x).backward(x, y)
     for linear, a, slope, delta in local(model, x, y):
         dz = delta / slope
         if unit_scale:
             dz = BETA * dz / dz.square().mean().sqrt()
-        mu = damping * a.square().sum() / a.numel()  # relative to the mean of the diagonal of Σaaᵀ/n
+        mu = (damping + shrinkage * a.shape[1] / 20) * a.square().sum() / a.numel()  # relative to the mean of the diagonal of Σaaᵀ/n
         eye = torch.eye(a.shape[1], dtype=DTYPE)
         change = (dz.T @ a) @ torch.linalg.inv(a.T @ a + 20 * mu * eye)
         assert relative(joined(linear), -change / BETA) < 1e-9
@@ -102,7 +103,7 @@ def test_least_squares_is_the_damped_regression(unit_scale: bool, damping: float
 
 def test_least_squares_averages_its_covariance_and_reuses_its_factor() -> None:
     model, decay, every = nn.Sequential(nn.Linear(4, 3)).double(), 0.7, 2
-    update = tp.LeastSquares(damping=0.1, decay=decay, every=every, unit_scale=False)
+    update = tp.LeastSquares(damping=0.1, shrinkage=0.5, decay=decay, every=every, unit_scale=False)
     batches = [rand(6, 4, seed=i) for i in range(5)]
     made, y = engine(model, update, batches[0]), rand(6, 3, seed=9)
     average, weight, used = torch.zeros(5, 5, dtype=DTYPE), 0.0, None
@@ -113,7 +114,9 @@ def test_least_squares_averages_its_covariance_and_reuses_its_factor() -> None:
         average, weight = decay * average + (1 - decay) * a.T @ a / 6, decay * weight + (1 - decay)
         if step % every == 0:
             mean = average / weight
-            used = mean + 0.1 * mean.diagonal().mean() * torch.eye(5, dtype=DTYPE)
+            weights = torch.tensor([decay**k for k in range(step + 1)], dtype=DTYPE)
+            rows = 6 * float(weights.sum() ** 2 / weights.square().sum())  # equally many in a plain mean
+            used = mean + (0.1 + 0.5 * 5 / rows) * mean.diagonal().mean() * torch.eye(5, dtype=DTYPE)
         delta = -BETA * 2 * (model(x).detach() - y) / 3
         assert relative(joined(model[0]), -(delta.T @ a / 6) @ torch.linalg.inv(used) / BETA) < 1e-9
 

@@ -7,11 +7,16 @@ from torch import Tensor, nn
 class Covariance(nn.Module):
     r"""Exponential average of ``a aᵀ`` with bias correction, factorised only every few solves.
 
+    The damping is ``μ + κ d/n``, relative to the mean of the diagonal, with ``d`` the width and ``n = (Σ w)²/Σ w²`` the
+    rows that the average is worth: a regression on hardly more rows than it has unknowns fits their noise, and what it
+    predicts for the next batch is many times too large.
+
     Args:
         width: length of ``a``.
         decay: share of the old average that each observation keeps, in [0, 1).
-        damping: ``μ``, relative to the mean of the diagonal.
+        damping: ``μ``, what the damping falls to with many rows.
         every: how many solves one factorisation serves.
+        shrinkage: ``κ``, its part for few rows.
 
     >>> c = Covariance(2, decay=0.5, damping=0.0, every=1).double()
     >>> a = torch.tensor([[1.0, 0.0], [0.0, 2.0]], dtype=torch.float64)
@@ -24,10 +29,11 @@ class Covariance(nn.Module):
     factor: Tensor
     count: Tensor
 
-    def __init__(self, width: int, decay: float, damping: float, every: int) -> None:
+    def __init__(self, width: int, decay: float, damping: float, every: int, shrinkage: float = 0.0) -> None:
         """Start without observations."""
         super().__init__()
-        self.decay, self.damping, self.every = decay, damping, every
+        self.decay, self.damping, self.every, self.shrinkage = decay, damping, every, shrinkage
+        self.rows = 1
         self.register_buffer("average", torch.zeros(width, width))
         self.register_buffer("factor", torch.eye(width))
         self.register_buffer("count", torch.zeros((), dtype=torch.long, device="cpu"))
@@ -42,6 +48,16 @@ class Covariance(nn.Module):
         a = a.to(self.average.dtype)  # under autocast activations have fewer digits
         self.average.mul_(self.decay).addmm_(a.T, a, alpha=(1 - self.decay) / len(a))
         self.count += 1
+        self.rows = len(a)
+
+    def worth(self) -> float:
+        """Count the rows that the average is worth, ``n (1 − ρᵗ)(1 + ρ) / ((1 + ρᵗ)(1 − ρ))`` for batches of ``n`` rows.
+
+        Returns:
+            The number.
+        """
+        kept = self.decay ** int(self.count)
+        return self.rows * (1 - kept) * (1 + self.decay) / ((1 + kept) * (1 - self.decay))
 
     @torch.no_grad()
     def solve(self, rhs: Tensor) -> Tensor:
@@ -51,12 +67,12 @@ class Covariance(nn.Module):
             rhs: shape ``(k, width)``.
 
         Returns:
-            ``rhs (A + μ I)⁻¹``, shape ``(k, width)``.
+            ``rhs (A + (μ + κ d/n) m I)⁻¹`` with ``m`` the mean of the diagonal, shape ``(k, width)``.
         """
         if (int(self.count) - 1) % self.every == 0:
             corrected = self.average / (1 - self.decay ** int(self.count))
             diagonal = corrected.diagonal().mean()
-            floor = self.damping + len(corrected) * torch.finfo(corrected.dtype).eps
+            floor = self.damping + self.shrinkage * len(corrected) / self.worth() + len(corrected) * torch.finfo(corrected.dtype).eps
             corrected.diagonal().add_(floor * diagonal + torch.finfo(corrected.dtype).tiny)
             factor, info = torch.linalg.cholesky_ex(corrected)
             # A failed factorisation keeps the last good one.

@@ -22,6 +22,7 @@ class LeastSquares(LinearUpdate):
         pullback: see `LinearUpdate`.
         pullback_damping: see `LinearUpdate`.
         damping: ``μ``, relative to the mean of the diagonal of the covariance.
+        shrinkage: ``κ``; ``μ + κ d/n`` is the damping while the covariance is worth ``n`` rows of ``d`` inputs.
         decay: share of the old covariance that each batch keeps, in [0, 1).
         every: steps that one factorisation serves.
         unit_scale: scale each layer's ``Δz`` to a root mean square of 1 over the batch first; ``.grad`` is then
@@ -30,6 +31,7 @@ class LeastSquares(LinearUpdate):
 
     pullback: Pullback = "transpose"
     damping: float = 0.1
+    shrinkage: float = 1.0
     decay: float = 0.95
     every: int = 5
     unit_scale: bool = True
@@ -42,10 +44,10 @@ class LeastSquares(LinearUpdate):
             ValueError: a setting is out of its range.
         """
         super().__post_init__()
-        if self.damping < 0 or not 0 <= self.decay < 1 or self.every < 1:
+        if min(self.damping, self.shrinkage) < 0 or not 0 <= self.decay < 1 or self.every < 1:
             raise ValueError(
-                "least squares needs damping ≥ 0, decay in [0, 1) and every ≥ 1; got"
-                f" {self.damping}, {self.decay} and {self.every}"
+                "least squares needs damping ≥ 0, shrinkage ≥ 0, decay in [0, 1) and every ≥ 1; got"
+                f" {self.damping}, {self.shrinkage}, {self.decay} and {self.every}"
             )
 
     def build(self, chain: Chain) -> nn.ModuleDict:
@@ -57,7 +59,7 @@ class LeastSquares(LinearUpdate):
                 linear = layer.modules[place]
                 assert isinstance(linear, nn.Linear)
                 width = linear.in_features + (linear.bias is not None)
-                covariance = Covariance(width, self.decay, self.damping, self.every)
+                covariance = Covariance(width, self.decay, self.damping, self.every, self.shrinkage)
                 state[layer.name.replace(".", "/")] = covariance.to(linear.weight)
         return state
 

@@ -29,7 +29,7 @@ _DECODER = DenseInverse(w=1.0, damping=DAMPING, relative=True)
 _DELTA_RULE = tp.DeltaRule(pullback_damping=0.0)
 # Enough damping to factorise a covariance of fewer samples than inputs, too little to be seen in the step.
 _LEAST_SQUARES = tp.LeastSquares(
-    pullback="inverse", pullback_damping=0.0, damping=1e-8, decay=0.0, every=1, unit_scale=False
+    pullback="inverse", pullback_damping=0.0, damping=1e-8, shrinkage=0.0, decay=0.0, every=1, unit_scale=False
 )
 
 
