@@ -1,14 +1,14 @@
-"""Alignment with back-propagation on CIFAR-10, and what it costs: feedback updates per batch against cosines.
+r"""Alignment with back-propagation on CIFAR-10, and what it costs: feedback updates per batch against cosines.
 
-    OMP_WAIT_POLICY=PASSIVE python benchmarks/alignment.py --root DIR --out benchmarks/results/alignment.json \\
+    OMP_WAIT_POLICY=PASSIVE python benchmarks/alignment.py --root DIR --out benchmarks/results/alignment.json \
         --figure docs/images/alignment.png
     python benchmarks/alignment.py --tiny     # random images, some seconds: only shows that everything runs
 
-The network is `lenet` with its defaults, Adam at 1e-3, crops and flips, one epoch. Decoders see noise and their layer's
-input and output, never the forward weights. A cosine is that of one layer's gradient of one batch, by target propagation
-and by back-propagation with the same weights; the network is trained by the former. Reported are the means over the
-last batches of the epoch. A step's time is divided by that of the back-propagation that it is compared with, in the same
-process, batch by batch.
+The network is `lenet` with its defaults, Adam at 1e-3, crops and flips, one epoch. Decoders see noise and their
+layer's input and output, never the forward weights. A cosine is that of one layer's gradient of one batch, by target
+propagation and by back-propagation with the same weights; the network is trained by the former. Reported are the means
+over the last batches of the epoch. A step's time is divided by that of the back-propagation that it is compared with,
+in the same process, batch by batch.
 """
 
 import argparse
@@ -48,7 +48,7 @@ FAMILIES = {
 def compare(
     engine: tp.TargetPropagation, network: nn.Module, loss: nn.Module, x: Tensor, y: Tensor
 ) -> tuple[list[float], float]:
-    """Compare ``.grad`` with back-propagation's, layer by layer, and leave it in place; return the latter's time too."""
+    """Compare ``.grad`` with back-propagation's, layer by layer, and leave it in place; return that one's time too."""
     assert engine.chain is not None
     layers = [list(layer.parameters()) for layer in engine.chain.layers]
     found = [[p.grad for p in layer] for layer in layers]
@@ -150,7 +150,9 @@ def main() -> None:
         for updates in counts:
             found = run(make(updates), arguments, data)
             result["families"].setdefault(name, {})[str(updates)] = found
-            print(f"{name}, {updates}: cosines {[round(c, 3) for c in found['mean']]}, {found['time']:.2f} x", flush=True)
+            print(
+                f"{name}, {updates}: cosines {[round(c, 3) for c in found['mean']]}, {found['time']:.2f} x", flush=True
+            )
             if arguments.out is not None:
                 arguments.out.write_text(json.dumps(result, indent=1) + "\n")
     if arguments.figure is not None:

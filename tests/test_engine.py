@@ -255,7 +255,11 @@ def test_a_disabled_graph_is_named() -> None:
 
 
 ENGINES = [
-    (lambda: make(network(), "dpt"), ValueError, "unknown method 'dpt'; the methods are iterated, learned-inverse, tp, dtp"),
+    (
+        lambda: make(network(), "dpt"),
+        ValueError,
+        "unknown method 'dpt'; the methods are iterated, learned-inverse, tp, dtp",
+    ),
     (
         lambda: make(network(), loss=nn.CrossEntropyLoss(reduction="none")),
         ValueError,

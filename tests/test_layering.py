@@ -88,9 +88,9 @@ def test_public_names_are_pinned() -> None:
     assert targetprop.__all__ == [
         "METHODS", "Chain", "Check", "DeltaRule", "Denoising", "Difference", "DifferenceReconstruction", "Direct",
         "DirectFeedback", "Exact", "Fixed", "GaussNewtonStep", "GlobalReconstruction", "Gradient", "GradientStep",
-        "Influence", "InputSpace", "Krylov", "LabelTarget", "Layer", "LeastSquares", "Method", "NoDecoder", "OutputSpace",
-        "Regularised", "Residual", "Ridge", "Side", "Solution", "Status", "StepReport", "TargetPropagation",
-        "WeightMirror", "build_chain", "check", "invert", "method", "normalise", "register_decoder",
+        "Influence", "InputSpace", "Krylov", "LabelTarget", "Layer", "LeastSquares", "Method", "NoDecoder",
+        "OutputSpace", "Regularised", "Residual", "Ridge", "Side", "Solution", "Status", "StepReport",
+        "TargetPropagation", "WeightMirror", "build_chain", "check", "invert", "method", "normalise", "register_decoder",
         "register_pullback", "register_replay",
     ]  # fmt: skip
     assert all(hasattr(targetprop, name) for name in targetprop.__all__)

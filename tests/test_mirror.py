@@ -209,3 +209,18 @@ def test_no_updates_change_nothing() -> None:
     engine = build(net, x, updates=0)
     assert engine.train_decoders(x) is None
     assert not engine.bank.get_parameter("layers.1.parts.0.map.weight").any()
+
+
+def test_the_first_batch_warms_the_mirrors_up_once() -> None:
+    net, x = nn.Sequential(nn.Linear(6, 9), nn.Tanh(), nn.Linear(9, 4)).to(DTYPE), rand(5, 6)
+    warmed, plain = build(net, x, probes=3, warmup=7), build(net, x, probes=3)
+    train(warmed, x, 1)
+    train(plain, x, 8)
+    first = {name: value.clone() for name, value in warmed.bank.state_dict().items()}
+    assert all(torch.equal(value, first[name]) for name, value in plain.bank.state_dict().items())
+    resumed = build(net, x, probes=3, warmup=7)
+    resumed.load_state_dict(warmed.state_dict())
+    for engine in (warmed, plain, resumed):
+        train(engine, x, 1)
+        states = zip(engine.bank.state_dict().values(), warmed.bank.state_dict().values(), strict=True)
+        assert all(torch.equal(one, other) for one, other in states)

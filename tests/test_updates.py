@@ -95,7 +95,9 @@ def test_least_squares_is_the_damped_regression(unit_scale: bool, damping: float
         dz = delta / slope
         if unit_scale:
             dz = BETA * dz / dz.square().mean().sqrt()
-        mu = (damping + shrinkage * a.shape[1] / 20) * a.square().sum() / a.numel()  # relative to the mean of the diagonal of Σaaᵀ/n
+        mu = (
+            (damping + shrinkage * a.shape[1] / 20) * a.square().sum() / a.numel()
+        )  # relative to the mean of the diagonal of Σaaᵀ/n
         eye = torch.eye(a.shape[1], dtype=DTYPE)
         change = (dz.T @ a) @ torch.linalg.inv(a.T @ a + 20 * mu * eye)
         assert relative(joined(linear), -change / BETA) < 1e-9

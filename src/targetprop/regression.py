@@ -51,7 +51,7 @@ class Covariance(nn.Module):
         self.rows = len(a)
 
     def worth(self) -> float:
-        """Count the rows that the average is worth, ``n (1 − ρᵗ)(1 + ρ) / ((1 + ρᵗ)(1 − ρ))`` for batches of ``n`` rows.
+        """Count the rows that the average is worth: ``n (1 − ρᵗ)(1 + ρ) / ((1 + ρᵗ)(1 − ρ))`` of batches of ``n``.
 
         Returns:
             The number.
@@ -72,7 +72,11 @@ class Covariance(nn.Module):
         if (int(self.count) - 1) % self.every == 0:
             corrected = self.average / (1 - self.decay ** int(self.count))
             diagonal = corrected.diagonal().mean()
-            floor = self.damping + self.shrinkage * len(corrected) / self.worth() + len(corrected) * torch.finfo(corrected.dtype).eps
+            floor = (
+                self.damping
+                + self.shrinkage * len(corrected) / self.worth()
+                + len(corrected) * torch.finfo(corrected.dtype).eps
+            )
             corrected.diagonal().add_(floor * diagonal + torch.finfo(corrected.dtype).tiny)
             factor, info = torch.linalg.cholesky_ex(corrected)
             # A failed factorisation keeps the last good one.

@@ -102,11 +102,14 @@ class WeightMirror(Objective):
         probes: probes of every map and step; a convolution takes as many images as its patches need, at most this.
         activity: share of the probes that are activities of the batch, in [0, 1]; the others are white noise.
         updates: steps of every mirror per batch, ≥ 0.
+        warmup: further steps on the first batch, for updates whose steps do not shrink with their targets; ``d/probes``
+            of them cover a map of ``d`` inputs.
     """
 
     probes: int = 64
     activity: float = 0.5
     updates: int = 1
+    warmup: int = 0
     name: ClassVar[str] = "mirror"
 
     def __post_init__(self) -> None:
@@ -115,10 +118,10 @@ class WeightMirror(Objective):
         Raises:
             ValueError: a setting is out of its range.
         """
-        if self.probes < 1 or self.updates < 0 or not 0 <= self.activity <= 1:
+        if self.probes < 1 or min(self.updates, self.warmup) < 0 or not 0 <= self.activity <= 1:
             raise ValueError(
-                "the mirror needs decoder probes ≥ 1, updates ≥ 0 and activity in [0, 1]; got"
-                f" {self.probes}, {self.updates} and {self.activity}"
+                "the mirror needs decoder probes ≥ 1, updates ≥ 0, warmup ≥ 0 and activity in [0, 1]; got"
+                f" {self.probes}, {self.updates}, {self.warmup} and {self.activity}"
             )
 
     def build(
@@ -168,8 +171,10 @@ class WeightMirror(Objective):
         """
         assert isinstance(bank, LayerBank)
         losses = []
+        steps = self.updates + (0 if bool(bank.warm) else self.warmup)
+        bank.warm.fill_(True)
         with torch.autocast(record.output.device.type, enabled=False):
-            for _ in range(self.updates):
+            for _ in range(steps):
                 losses = self._mirror(bank, record, generator)
         rest = _OTHERS.train(bank, record, optimizer, generator) if self.updates else None
         losses += [] if rest is None else [rest]

@@ -3,9 +3,9 @@ r"""Krylov inversion: the best answer in the space that repeated decoding of wha
     ``δ_k = argmin ‖t − y₀ − J_f δ‖² + μ ‖δ‖²`` over ``δ ∈ span{g'(r_0), …, g'(r_{k−1})}``, ``r_k = t − y₀ − J_f δ_k``
 
 with ``g'`` the linear part of the decoder. Any ``g`` serves that leads downhill. With ``g' = J_fᵀ`` it is the conjugate
-gradient method on ``(J_fᵀ J_f + μ I) δ = J_fᵀ (t − y₀)`` (Hestenes & Stiefel 1952): the damped inverse of *this sample's*
-Jacobian, kinks and pooling included, after as many steps as that has distinct singular values. With a rough inverse it
-is input-space iteration with its best step sizes, the generalised conjugate residuals of Eisenstat 1983.
+gradient method on ``(J_fᵀ J_f + μ I) δ = J_fᵀ (t − y₀)`` (Hestenes & Stiefel 1952): the damped inverse of *this
+sample's* Jacobian, kinks and pooling included, after as many steps as that has distinct singular values. With a rough
+inverse it is input-space iteration with its best step sizes, the generalised conjugate residuals of Eisenstat 1983.
 
 ``J_f`` is seen through differences, ``f(x₀ + v) − y₀`` with ``‖v‖ = ‖t − y₀‖``: one evaluation of ``f`` and one of
 ``g`` a step. Damping is relative to the sample's own squared gain, ``μ = damping · ‖g'(r_0)‖²/‖r_0‖²``.
@@ -19,7 +19,6 @@ from torch import Tensor
 
 from targetprop.inversion.loop import Inversion
 from targetprop.inversion.problem import Evaluation, Problem, per_sample, sample_norm
-
 
 _RIDGE = 10.0  # digits of the small systems that are given up
 

@@ -1,7 +1,7 @@
 """Target propagation: named compositions of the library's parts, with a plain optimiser on top."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
 import torch
@@ -13,14 +13,16 @@ from targetprop.bench.losses import SampledLoss
 
 
 def _least_squares(damping: float) -> tp.LeastSquares:
-    return tp.LeastSquares(pullback="transpose", damping=damping, decay=0.95, every=5, unit_scale=True)
+    update = tp.method("least-squares").update
+    assert isinstance(update, tp.LeastSquares)
+    return replace(update, damping=damping)
 
 
 # What a composition is told is the damping of its local update.
 COMPOSITIONS: dict[str, Callable[[float], tp.Method]] = {
-    "l-drl-ls": lambda damping: tp.method("l-drl", update=_least_squares(damping)),
+    "least-squares": lambda damping: tp.method("least-squares", update=_least_squares(damping)),
     # The same targets from exact transposes, which read the forward weights: what is lost to learning them.
-    "transpose-ls": lambda damping: tp.Method(decoder=tp.Exact(w=0.0, damping=1.0), update=_least_squares(damping)),
+    "exact transposes": lambda damping: tp.Method(decoder=tp.Exact(w=0.0, damping=1.0), update=_least_squares(damping)),
 }
 
 
@@ -35,10 +37,10 @@ class TargetProp(Competitor):
         optimizer: what takes the steps.
     """
 
-    lr: float = 1e-2
-    damping: float = 0.03
-    momentum: float = 0.0
-    composition: str = "l-drl-ls"
+    lr: float = 5e-3
+    damping: float = 0.01
+    momentum: float = 0.5
+    composition: str = "least-squares"
     optimizer: Literal["sgd", "adam"] = "sgd"
     space: ClassVar = {"lr": Range(1e-4, 1.0), "damping": Range(1e-4, 1.0), "momentum": MOMENTUM}
 

@@ -123,8 +123,10 @@ def digits_layers(widths: tuple[int, ...], epochs: int, samples: int, seed: int,
         A pair per inverted layer, in float64.
     """
     data, network = load_digits(), digits_network(widths, seed)
-    method = tp.method("iterated")
-    engine = tp.TargetPropagation(network, nn.CrossEntropyLoss(), example_input=data.train_x[:2], method="learned-inverse", seed=seed)
+    method = tp.method("learned-inverse")
+    engine = tp.TargetPropagation(
+        network, nn.CrossEntropyLoss(), example_input=data.train_x[:2], method=method, seed=seed
+    )
     assert engine.chain is not None
     optimizer = torch.optim.Adam(network.parameters(), lr=1e-3)
     order = torch.Generator().manual_seed(seed)
