@@ -90,8 +90,8 @@ def test_public_names_are_pinned() -> None:
         "DirectFeedback", "Exact", "Fixed", "GaussNewtonStep", "GlobalReconstruction", "Gradient", "GradientStep",
         "Influence", "InputSpace", "Krylov", "LabelTarget", "Layer", "LeastSquares", "Method", "NoDecoder",
         "OutputSpace", "Regularised", "Residual", "Ridge", "Side", "Solution", "Status", "StepReport",
-        "TargetPropagation", "WeightMirror", "build_chain", "check", "invert", "method", "normalise", "register_decoder",
-        "register_pullback", "register_replay",
+        "TargetPropagation", "WeightMirror", "build_chain", "check", "invert", "method", "normalise",
+        "register_decoder", "register_pullback", "register_replay",
     ]  # fmt: skip
     assert all(hasattr(targetprop, name) for name in targetprop.__all__)
 
