@@ -220,14 +220,12 @@ def _find(parts: Sequence[nn.Module], modules: Sequence[nn.Module], sides: Seque
 def _linear_probes(
     module: nn.Module, a: Tensor, probes: int, activity: float, generator: torch.Generator
 ) -> Iterator[Tensor]:
-    """White noise, then rows of the input drawn at random; more than its dimensions are of no use."""
+    """White noise and rows of the input drawn at random, in one block; more than its dimensions are of no use."""
     a = a.reshape(-1, a.shape[-1])
     count = min(probes, a.shape[1])
     active = round(activity * count)
-    if active < count:
-        yield torch.empty(count - active, a.shape[1], dtype=a.dtype, device=a.device).normal_(generator=generator)
-    if active:
-        yield a[torch.randint(len(a), (active,), generator=generator, device=a.device)]
+    noise = torch.empty(count - active, a.shape[1], dtype=a.dtype, device=a.device).normal_(generator=generator)
+    yield torch.cat([noise, a[torch.randint(len(a), (active,), generator=generator, device=a.device)]])
 
 
 def _conv_probes(

@@ -58,18 +58,25 @@ class Krylov(Inversion):
     def evaluate(self, problem: Problem, u: Tensor, step: int, *, error: bool, direction: bool) -> Evaluation:
         """Build the subspace and solve in it; see `Inversion.evaluate`."""
         asked, delta, missing = problem.change, u, problem.change
-        size = sample_norm(asked)
+        size, damping = sample_norm(asked), torch.zeros(())
         moves: list[Tensor] = []
         responses: list[Tensor] = []
-        damping = torch.zeros_like(size)
+        gram: list[list[Tensor]] = []
+        right: list[Tensor] = []
         for _ in range(self.steps):
             move = problem.g_difference(problem.y0, missing)
             length = sample_norm(move)
             damping = damping if moves else self.damping * _divided(length, size).square()
-            moves.append(move * per_sample(_divided(size, length), move))
-            responses.append(problem.f(problem.x0 + moves[-1]) - problem.y0)
-            weights = _weigh(moves, responses, asked, damping)
-            delta = _combine(weights, moves)
+            move = move * per_sample(_divided(size, length), move)
+            response = problem.f(problem.x0 + move) - problem.y0
+            row = [_dot(r, response) + damping * _dot(m, move) for r, m in zip(responses, moves, strict=True)]
+            row.append(_dot(response, response) + damping * size.square())
+            gram = [*([*old, new] for old, new in zip(gram, row[:-1], strict=True)), row]
+            right.append(_dot(response, asked))
+            moves.append(move)
+            responses.append(response)
+            weights = _weigh(gram, right)
+            delta = _combine(weights, moves) if len(moves) == self.steps else delta
             missing = asked - _combine(weights, responses) if len(moves) < self.steps else missing
         if not (error or direction):
             return Evaluation(delta, None, None)
@@ -78,20 +85,19 @@ class Krylov(Inversion):
         return Evaluation(delta, left, problem.g_difference(fx, left) if direction else None)
 
 
-def _weigh(moves: list[Tensor], responses: list[Tensor], asked: Tensor, damping: Tensor) -> Tensor:
+def _weigh(gram: list[list[Tensor]], right: list[Tensor]) -> Tensor:
     """Minimise ``‖asked − Σ w_i responses_i‖² + μ ‖Σ w_i moves_i‖²`` for each sample; shape ``(steps, n)``."""
-    gram = _dots(responses, responses) + damping.view(-1, 1, 1) * _dots(moves, moves)
-    largest = gram.diagonal(dim1=1, dim2=2).amax(1).view(-1, 1, 1)
+    matrix = torch.stack([torch.stack(row) for row in gram]).permute(2, 0, 1)
+    largest = matrix.diagonal(dim1=1, dim2=2).amax(1)
     # Directions that repeat others share their weight; a sample without any response stays where it is.
-    floor = torch.where(largest > 0, _RIDGE * torch.finfo(gram.dtype).eps * largest, torch.ones_like(largest))
-    gram = gram + floor * torch.eye(len(moves), dtype=gram.dtype, device=gram.device)
-    return torch.linalg.solve_ex(gram, _dots(responses, [asked]))[0].squeeze(2).T
+    floor = torch.where(largest > 0, _RIDGE * torch.finfo(matrix.dtype).eps * largest, torch.ones_like(largest))
+    matrix = matrix + torch.diag_embed(floor.unsqueeze(1).expand(-1, len(right)))
+    return torch.linalg.solve_ex(matrix, torch.stack(right, dim=1).unsqueeze(2))[0].squeeze(2).T
 
 
-def _dots(left: list[Tensor], right: list[Tensor]) -> Tensor:
-    """Inner products of each sample, in float32 at least; shape ``(n, left, right)``."""
-    rows = [torch.stack([torch.linalg.vecdot(a.flatten(1), b.flatten(1)) for b in right], dim=1) for a in left]
-    dots = torch.stack(rows, dim=1)
+def _dot(a: Tensor, b: Tensor) -> Tensor:
+    """Inner product of each sample, in float32 at least."""
+    dots = torch.linalg.vecdot(a.flatten(1), b.flatten(1))
     return dots.to(torch.promote_types(dots.dtype, torch.float32))
 
 
