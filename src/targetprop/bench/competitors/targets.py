@@ -22,7 +22,7 @@ def _least_squares(damping: float) -> tp.LeastSquares:
 COMPOSITIONS: dict[str, Callable[[float], tp.Method]] = {
     "least-squares": lambda damping: tp.method("least-squares", update=_least_squares(damping)),
     # The same targets from exact transposes, which read the forward weights: what is lost to learning them.
-    "exact transposes": lambda damping: tp.Method(decoder=tp.Exact(w=0.0, damping=1.0), update=_least_squares(damping)),
+    "exact-transposes": lambda damping: tp.Method(decoder=tp.Exact(w=0.0, damping=1.0), update=_least_squares(damping)),
 }
 
 
