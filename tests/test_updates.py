@@ -103,9 +103,10 @@ def test_least_squares_is_the_damped_regression(unit_scale: bool, damping: float
         assert relative(joined(linear), -change / BETA) < 1e-9
 
 
-def test_least_squares_averages_its_covariance_and_reuses_its_factor() -> None:
+@pytest.mark.parametrize("ramp", [False, True])
+def test_least_squares_averages_its_covariance_and_reuses_its_factor(ramp: bool) -> None:
     model, decay, every = nn.Sequential(nn.Linear(4, 3)).double(), 0.7, 2
-    update = tp.LeastSquares(damping=0.1, shrinkage=0.5, decay=decay, every=every, unit_scale=False)
+    update = tp.LeastSquares(damping=0.1, shrinkage=0.5, decay=decay, every=every, unit_scale=False, ramp=ramp)
     batches = [rand(6, 4, seed=i) for i in range(5)]
     made, y = engine(model, update, batches[0]), rand(6, 3, seed=9)
     average, weight, used = torch.zeros(5, 5, dtype=DTYPE), 0.0, None
@@ -119,7 +120,7 @@ def test_least_squares_averages_its_covariance_and_reuses_its_factor() -> None:
             weights = torch.tensor([decay**k for k in range(step + 1)], dtype=DTYPE)
             rows = 6 * float(weights.sum() ** 2 / weights.square().sum())  # equally many in a plain mean
             used = mean + (0.1 + 0.5 * 5 / rows) * mean.diagonal().mean() * torch.eye(5, dtype=DTYPE)
-        delta = -BETA * 2 * (model(x).detach() - y) / 3
+        delta = -BETA * 2 * (model(x).detach() - y) / 3 * (weight if ramp else 1.0)
         assert relative(joined(model[0]), -(delta.T @ a / 6) @ torch.linalg.inv(used) / BETA) < 1e-9
 
 

@@ -157,7 +157,7 @@ def _least_squares() -> Method:
     Returns:
         The recipe.
     """
-    return Method(decoder=WeightMirror(warmup=40), update=LeastSquares(damping=0.01))
+    return Method(decoder=WeightMirror(warmup=40), update=LeastSquares(damping=0.01, decay=0.98, ramp=True))
 
 
 def _fw_dtp() -> Method:
