@@ -150,14 +150,14 @@ def _least_squares() -> Method:
     """The local regression solved instead of stepped: targets of `l-drl`, each layer moved towards its own at once.
 
     With ``Δz_l`` scaled to a root mean square of 1 over the batch, ``.grad = −(Σ Δz aᵀ/n)(A + μ I)⁻¹``, ``A`` the
-    running mean of ``a aᵀ``: the learning rate is how far the units of a layer move. Take SGD at 5e-3, momentum 0.5, a
+    running mean of ``a aᵀ``: the learning rate is how far the units of a layer move. Take SGD at 3e-2, momentum 0.5, a
     warm-up and a decay; see docs/optimiser.md. Beyond `l-drl`, a step of a layer of ``d`` inputs and ``k`` outputs on
     a batch of ``n`` costs ``n d² + d² k + d³/15`` multiplications and ``2 d²`` numbers of memory.
 
     Returns:
         The recipe.
     """
-    return Method(decoder=WeightMirror(warmup=40), update=LeastSquares(damping=0.01, decay=0.98, ramp=True))
+    return Method(decoder=WeightMirror(warmup=40), update=LeastSquares(damping=0.003, shrinkage=0.1))
 
 
 def _fw_dtp() -> Method:

@@ -27,8 +27,8 @@ class LeastSquares(LinearUpdate):
         every: steps that one factorisation serves.
         unit_scale: scale each layer's ``Δz`` to a root mean square of 1 over the batch first; ``.grad`` is then
             ``−ΔW`` of those, and the learning rate is the size of the step.
-        ramp: multiply step ``t`` by ``1 − decayᵗ``, the share of the covariance that is there; with `unit_scale` the
-            first steps are as long as all others, and wrong ones saturate units for good.
+        bounded: shorten ``ΔW`` where ``‖Σ ΔW a‖ > ‖Σ Δz‖`` over the batch, which no regression on it would do: while
+            activations grow, a running covariance is too small, and its steps several times too long.
     """
 
     pullback: Pullback = "transpose"
@@ -37,7 +37,7 @@ class LeastSquares(LinearUpdate):
     decay: float = 0.95
     every: int = 5
     unit_scale: bool = True
-    ramp: bool = False
+    bounded: bool = True
     name: ClassVar[str] = "least-squares"
 
     def __post_init__(self) -> None:
@@ -74,6 +74,8 @@ class LeastSquares(LinearUpdate):
         if self.unit_scale:
             size = dz.square().mean().sqrt()
             dz, scale = torch.where(size > 0, dz / size, dz), len(dz)
-        if self.ramp:
-            scale = scale / (1 - self.decay ** int(covariance.count))
-        return covariance.solve((dz / scale).T @ a)
+        change = covariance.solve((dz / scale).T @ a)
+        if not self.bounded:
+            return change
+        predicted, wanted = (a @ change.T).square().sum(), (dz * (len(dz) / scale)).square().sum()
+        return change * (wanted / predicted).sqrt().clamp(max=1.0).nan_to_num(nan=1.0)

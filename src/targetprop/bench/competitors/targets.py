@@ -37,8 +37,8 @@ class TargetProp(Competitor):
         optimizer: what takes the steps.
     """
 
-    lr: float = 5e-3
-    damping: float = 0.01
+    lr: float = 3e-2
+    damping: float = 0.003
     momentum: float = 0.5
     composition: str = "least-squares"
     optimizer: Literal["sgd", "adam"] = "sgd"
