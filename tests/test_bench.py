@@ -172,6 +172,7 @@ def test_command_runs_and_goes_on(tmp_path: Path, capsys: pytest.CaptureFixture[
         (["narrow", "--trials", "0"], "--trials ≥ 1"),
         (["narrow", "--trials", "x"], "--trials must be a whole number"),
         (["narrow", "--condition", "3"], "narrow has no option --condition"),
+        (["autoencoder", "--root", "nowhere"], "--root nowhere is not a folder"),
         (["narrow", "--depth", "0"], "depth and width must be"),
     ],
 )

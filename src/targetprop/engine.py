@@ -17,7 +17,7 @@ from targetprop.output_target import Loss, loss_gradient
 from targetprop.step_report import StepReport, root_mean_square
 from targetprop.targets import propagate
 
-STATE_VERSION = 1
+STATE_VERSION = 2
 
 
 class TargetPropagation:

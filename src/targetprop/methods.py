@@ -152,7 +152,7 @@ def _least_squares() -> Method:
     With ``Δz_l`` scaled to a root mean square of 1 over the batch, ``.grad = −(Σ Δz aᵀ/n)(A + μ I)⁻¹``, ``A`` the
     running mean of ``a aᵀ``: the learning rate is how far the units of a layer move. Take SGD at 3e-2, momentum 0.5, a
     warm-up and a decay; see docs/optimiser.md. Beyond `l-drl`, a step of a layer of ``d`` inputs and ``k`` outputs on
-    a batch of ``n`` costs ``n d² + d² k + d³/15`` multiplications and ``2 d²`` numbers of memory.
+    a batch of ``n`` costs ``n d² + n d k + d² k + d³/15`` multiplications, and ``2 d²`` numbers of memory.
 
     Returns:
         The recipe.

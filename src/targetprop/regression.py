@@ -72,12 +72,9 @@ class Covariance(nn.Module):
         if (int(self.count) - 1) % self.every == 0:
             corrected = self.average / (1 - self.decay ** int(self.count))
             diagonal = corrected.diagonal().mean()
-            floor = (
-                self.damping
-                + self.shrinkage * len(corrected) / self.worth()
-                + len(corrected) * torch.finfo(corrected.dtype).eps
-            )
-            corrected.diagonal().add_(floor * diagonal + torch.finfo(corrected.dtype).tiny)
+            width, rounding = len(corrected), torch.finfo(corrected.dtype)
+            floor = self.damping + width * (self.shrinkage / self.worth() + rounding.eps)
+            corrected.diagonal().add_(floor * diagonal + rounding.tiny)
             factor, info = torch.linalg.cholesky_ex(corrected)
             # A failed factorisation keeps the last good one.
             self.factor.copy_(torch.where(info == 0, factor, self.factor))

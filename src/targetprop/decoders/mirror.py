@@ -166,12 +166,15 @@ class WeightMirror(Objective):
             generator: source of noise.
 
         Returns:
-            The share of the answers that the mirrors missed before their last step, summed over maps and kinds of
-            probes, plus the loss of the others; None if nothing is learned.
+            The share of the answers that the mirrors missed before their last step, summed over maps (and over kinds
+            of probes, where these are taken one after the other), plus the loss of the others; None if nothing is
+            learned.
         """
         assert isinstance(bank, LayerBank)
         losses = []
-        steps = self.updates + (0 if bool(bank.warm) else self.warmup)
+        steps = self.updates
+        if self.warmup and not bool(bank.warm):
+            steps += self.warmup
         bank.warm.fill_(True)
         with torch.autocast(record.output.device.type, enabled=False):
             for _ in range(steps):

@@ -20,7 +20,7 @@ from torch import Tensor
 from targetprop.inversion.loop import Inversion
 from targetprop.inversion.problem import Evaluation, Problem, per_sample, sample_norm
 
-_RIDGE = 10.0  # digits of the small systems that are given up
+_RIDGE = 10.0  # added to the small systems' diagonals, in roundings of their largest entry
 
 
 @dataclass(frozen=True)

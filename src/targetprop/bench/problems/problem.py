@@ -3,6 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import ClassVar
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 
 from targetprop.bench.losses import SampledLoss
 from targetprop.experiments.data import Dataset, Digits, Mnist
+from targetprop.experiments.errors import CommandError
 from targetprop.experiments.schedules import Linear
 
 Measure = Callable[[Tensor, Tensor], Tensor]
@@ -164,5 +166,12 @@ def images(root: str | None) -> Dataset:
 
     Returns:
         The data set.
+
+    Raises:
+        CommandError: the folder does not exist.
     """
-    return Digits().load() if root is None else Mnist(root=root).load()
+    if root is None:
+        return Digits().load()
+    if not Path(root).expanduser().is_dir():
+        raise CommandError(f"--root {root} is not a folder; give the one that holds MNIST's files")
+    return Mnist(root=root).load()
