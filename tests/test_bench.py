@@ -163,10 +163,39 @@ def test_command_runs_and_goes_on(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert (tmp_path / "curves.png").stat().st_size > 1000 and (tmp_path / "table.md").exists()
 
 
+def test_a_share_shortens_the_schedule_and_settings_replace_tuning(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["bench", "autoencoder-digits", "--competitors", "adam,sgd@0.5", "--steps", "20", "--length", "0.75"]
+    assert main([*words, "--trials", "2", "--seeds", "1", "--out", str(tmp_path / "a")]) == 0
+    first = json.loads((tmp_path / "a" / "result.json").read_text())
+    assert "2 trials of 15/10 steps over 3 settings, then 1 seeds of 20/10 steps" in first["budget"]
+    sgd = first["competitors"]["sgd@0.5"]
+    again = replace(COMPETITORS["sgd"], **sgd["settings"])
+    assert sgd["runs"][0]["losses"] == train(DigitsAutoencoder(steps=10), TASK, again, 0, 10).losses
+    words = ["bench", "autoencoder-digits", "--steps", "20", "--seeds", "1", "--out", str(tmp_path / "b")]
+    assert main([*words, "--settings", str(tmp_path / "a" / "result.json")]) == 0
+    second = json.loads((tmp_path / "b" / "result.json").read_text())
+    assert not (tmp_path / "b" / "studies.db").exists() and "trials" not in second["budget"]
+    for name in ("adam", "sgd@0.5"):
+        mine, other = (r["competitors"][name] for r in (first, second))
+        assert (mine["settings"], mine["runs"][0]["losses"]) == (other["settings"], other["runs"][0]["losses"])
+    capsys.readouterr()
+
+
+def test_settings_that_do_not_fit_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for text in ("{", "{}", '{"competitors": {"adam": {"settings": {"speed": 1}}}}', '{"competitors": []}', "1"):
+        (tmp_path / "result.json").write_text(text)
+        assert main(["bench", "narrow", "--settings", str(tmp_path / "result.json"), "--out", str(tmp_path)]) == 2
+        assert "is no result of targetprop bench" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
         ([], "needs a problem"),
+        (["narrow", "--competitors", "adam@2"], "number in (0, 1], as in adam@0.25"),
+        (["narrow", "--settings", "nowhere.json"], "--settings nowhere.json cannot be read"),
         (["autoencoder-digit"], "did you mean 'autoencoder-digits'"),
         (["narrow", "--competitors", "adamm"], "did you mean 'adam'"),
         (["narrow", "--trials", "0"], "--trials ≥ 1"),

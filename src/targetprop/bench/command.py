@@ -2,14 +2,15 @@
 
 import json
 import sys
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
 from math import inf
 from pathlib import Path
 from time import perf_counter
 from typing import Any, get_type_hints
 
 from targetprop.bench.competitors import COMPETITORS, Competitor
+from targetprop.bench.entry import Entry, read_settings
 from targetprop.bench.figure import draw
 from targetprop.bench.problems import PROBLEMS, Problem, Task
 from targetprop.bench.results import Outcome, as_values, format_table, reference_of, rows
@@ -20,10 +21,10 @@ from targetprop.experiments.arguments import read_command_line
 from targetprop.experiments.errors import FAILURE, CommandError, suggest
 from targetprop.experiments.options import attribute_texts
 from targetprop.experiments.run_folder import encode_json, write_atomic
-from targetprop.experiments.screen import say
+from targetprop.experiments.screen import Steps, say
 
 RUNS, RESULT, TABLE, CURVES = "runs.jsonl", "result.json", "table.md", "curves.png"
-_OWN = ("competitors", "trials", "seeds", "length", "out")
+_OWN = ("competitors", "trials", "seeds", "length", "settings", "out")
 
 
 @dataclass(frozen=True)
@@ -32,18 +33,20 @@ class Request:
 
     Attributes:
         problem: the problem.
-        competitors: names of those that compete.
+        entries: those that compete, NAME or NAME@SHARE: the share of the steps after which its schedule ends.
         trials: tuning runs of each.
         seeds: runs at full length of each, with seeds 0, 1, 2, …
-        length: length of a tuning run, as a share of the full one.
+        length: length of a tuning run, as a share of the problem's steps.
+        settings: a result.json whose settings are taken; those it holds are not tuned.
         out: folder of the results.
     """
 
     problem: Problem
-    competitors: tuple[str, ...] = tuple(COMPETITORS)
+    entries: tuple[Entry, ...] = tuple(map(Entry.read, COMPETITORS))
     trials: int = 10
     seeds: int = 3
     length: float = 0.1
+    settings: Mapping[str, Competitor] = field(default_factory=dict)
     out: Path = Path("bench")
 
     def __post_init__(self) -> None:
@@ -54,14 +57,10 @@ class Request:
         """
         if self.trials < 1 or self.seeds < 1 or not 0 < self.length <= 1:
             raise CommandError("bench needs --trials ≥ 1, --seeds ≥ 1 and --length in (0, 1]")
-        for name in self.competitors:
-            if name not in COMPETITORS:
-                raise CommandError(f"unknown competitor {name!r}; {suggest(name, COMPETITORS)}")
 
-    @property
-    def tuning_steps(self) -> int:
-        """Steps of a tuning run."""
-        return max(1, round(self.length * self.problem.steps))
+    def tuning_steps(self, entry: Entry) -> int:
+        """Count the steps of a tuning run, at most those of its full run."""
+        return max(1, round(min(self.length, entry.share) * self.problem.steps))
 
 
 def bench(argv: list[str]) -> int:
@@ -82,9 +81,12 @@ def bench(argv: list[str]) -> int:
         return 0
     start = perf_counter()
     _make_folder(request.out)
-    task, reference = request.problem.load(), reference_of(request.competitors)
-    tuned = {name: _tune(request, task, name) for name in request.competitors}
-    outcomes = {name: Outcome(c, _confirm(request, task, name, c)) for name, c in tuned.items()}
+    task, reference = request.problem.load(), reference_of([entry.label for entry in request.entries])
+    tuned = {entry.label: _tune(request, task, entry) for entry in request.entries}
+    outcomes = {
+        entry.label: Outcome(tuned[entry.label], _confirm(request, task, entry, tuned[entry.label]))
+        for entry in request.entries
+    }
     say("timing by turns")
     times = alternate(request.problem, task, tuned, reference)
     table, budget = rows(outcomes, times), _budget(request, perf_counter() - start)
@@ -120,7 +122,8 @@ def read_request(argv: list[str]) -> Request | None:
         hint = suggest(argv[0], PROBLEMS) if named else f"choose one of {', '.join(PROBLEMS)}"
         raise CommandError(f"targetprop bench needs a problem; {hint}")
     kind, values = PROBLEMS[argv[0]], arguments.values
-    kinds = {name: k for name, k in get_type_hints(kind).items() if name in kind.__dataclass_fields__}
+    hints = get_type_hints(kind)
+    kinds = {f.name: hints[f.name] for f in fields(kind)}
     for name in values:
         if name not in (*_OWN, *kinds):
             options = ", ".join(f"--{option}" for option in (*_OWN, *kinds))
@@ -130,9 +133,10 @@ def read_request(argv: list[str]) -> Request | None:
     except ValueError as error:
         raise CommandError(str(error)) from error
     numbers = {n: _convert(n, values[n], float if n == "length" else int) for n in _OWN[1:4] if n in values}
-    names = values.get("competitors", ",".join(COMPETITORS)).replace(",", " ").split()
+    settings = read_settings(Path(values["settings"]).expanduser()) if "settings" in values else {}
+    names = values.get("competitors", ",".join(settings or COMPETITORS)).replace(",", " ").split()
     out = Path(values.get("out", f"bench/{argv[0]}")).expanduser()
-    return Request(problem, tuple(dict.fromkeys(names)), out=out, **numbers)
+    return Request(problem, tuple(map(Entry.read, dict.fromkeys(names))), settings=settings, out=out, **numbers)
 
 
 def _convert(name: str, text: str, kind: Any) -> Any:
@@ -145,31 +149,36 @@ def _convert(name: str, text: str, kind: Any) -> Any:
         raise CommandError(f"--{name} must be {meaning}; got {text!r}") from error
 
 
-def _tune(request: Request, task: Task, name: str) -> Competitor:
-    best = inf
+def _tune(request: Request, task: Task, entry: Entry) -> Competitor:
+    label, best = entry.label, inf
+    if label in request.settings:
+        return request.settings[label]
 
     def tell(number: int, loss: float) -> None:
         nonlocal best
         best = min(best, loss)
-        say(f"{name}: trial {number}/{request.trials}, loss {loss:.4g}, best of this call {best:.4g}")
+        say(f"{label}: trial {number}/{request.trials}, loss {loss:.4g}, best of this call {best:.4g}")
 
-    first = COMPETITORS[name]
-    return tune(request.problem, task, name, first, request.tuning_steps, request.trials, request.out, tell)
+    first, steps = COMPETITORS[entry.name], request.tuning_steps(entry)
+    with Steps(f"{label}: tuning") as progress:
+        return tune(request.problem, task, entry.name, first, steps, request.trials, request.out, tell, progress)
 
 
-def _confirm(request: Request, task: Task, name: str, competitor: Competitor) -> list[History]:
+def _confirm(request: Request, task: Task, entry: Entry, competitor: Competitor) -> list[History]:
     """Run every seed at full length, or take the run from an earlier call."""
     known, found = _read_runs(request.out / RUNS), []
+    problem = replace(request.problem, steps=entry.steps(request.problem))
     for seed in range(request.seeds):
-        settings = {"problem": {**asdict(request.problem), "root": None}, **competitor.settings()}
-        key = json.dumps([name, seed, settings], sort_keys=True)
+        settings = {"problem": {**asdict(problem), "root": None}, **competitor.settings()}
+        key = json.dumps([entry.name, seed, settings], sort_keys=True)
         if key not in known:
-            known[key] = train(request.problem, task, competitor, seed, request.problem.steps)
-            record = json.dumps({"key": key, "name": name, "seed": seed, **asdict(known[key])})
+            with Steps(f"{entry.label}: seed {seed}") as progress:
+                known[key] = train(problem, task, competitor, seed, problem.steps, progress)
+            record = json.dumps({"key": key, "name": entry.name, "seed": seed, **asdict(known[key])})
             with (request.out / RUNS).open("a", encoding="utf-8") as file:
                 file.write(record + "\n")
         found.append(known[key])
-        say(f"{name}: seed {seed}, final loss {found[-1].at(1.0):.4g}")
+        say(f"{entry.label}: seed {seed}, final loss {found[-1].at(1.0):.4g}")
     return found
 
 
@@ -186,12 +195,20 @@ def _read_runs(path: Path) -> dict[str, History]:
 
 
 def _budget(request: Request, seconds: float) -> str:
-    dimensions = sorted({len(COMPETITORS[name].space) for name in request.competitors})
-    return (
-        f"Budget of each competitor: {request.trials} trials of {request.tuning_steps} steps over"
-        f" {'/'.join(map(str, dimensions))} settings, then {request.seeds} seeds of {request.problem.steps} steps."
-        f" This call took {seconds:.0f} s."
-    )
+    """Say what each competitor was given."""
+    tuned = [entry for entry in request.entries if entry.label not in request.settings]
+    text = f"{request.seeds} seeds of {_span(entry.steps(request.problem) for entry in request.entries)} steps"
+    if tuned:
+        settings = _span(len(COMPETITORS[entry.name].space) for entry in tuned)
+        steps = _span(request.tuning_steps(entry) for entry in tuned)
+        text = f"{request.trials} trials of {steps} steps over {settings} settings, then {text}"
+    if len(tuned) < len(request.entries):
+        text += "; settings from an earlier result where it has them"
+    return f"Budget of each competitor: {text}. This call took {seconds:.0f} s."
+
+
+def _span(numbers: Iterable[int]) -> str:
+    return "/".join(map(str, sorted(set(numbers), reverse=True)))
 
 
 def _make_folder(out: Path) -> None:
@@ -203,9 +220,10 @@ def _make_folder(out: Path) -> None:
 
 def _usage() -> str:
     helps = attribute_texts(Request)
+    helps["competitors"] = helps["entries"]
     lines = ["usage: targetprop bench PROBLEM [options]", "", (__doc__ or "").partition("\n")[0], "", "problems:"]
     for name, kind in PROBLEMS.items():
-        own = ", ".join(f"--{field}" for field in kind.__dataclass_fields__)
+        own = ", ".join(f"--{f.name}" for f in fields(kind))
         lines.append(f"  {name:<18} {(kind.__doc__ or '').partition(chr(10))[0]} Options: {own}")
     lines += ["", f"competitors: {', '.join(COMPETITORS)}", "", "options:"]
     lines += [f"  --{name:<16} {helps[name]}" for name in _OWN]

@@ -1,5 +1,6 @@
 """One run: a competitor trains a problem's network, and every step's loss and time are kept."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from math import inf, isfinite
 from statistics import fmean, median
@@ -72,7 +73,16 @@ def window(steps: int) -> int:
     return max(1, steps // 20)
 
 
-def train(problem: Problem, task: Task, competitor: Competitor, seed: int, steps: int) -> History:
+Progress = Callable[[int, int, float], None]
+
+
+def unheard(done: int, steps: int, loss: float) -> None:
+    """Hear of a step and say nothing."""
+
+
+def train(
+    problem: Problem, task: Task, competitor: Competitor, seed: int, steps: int, progress: Progress = unheard
+) -> History:
     """Train from the start; weights, batch order and schedule depend on nothing but problem, seed and steps.
 
     Args:
@@ -81,6 +91,7 @@ def train(problem: Problem, task: Task, competitor: Competitor, seed: int, steps
         competitor: what trains.
         seed: seed of the weights, of the order of the data and of the competitor's own random numbers.
         steps: steps to take; the schedule spans them.
+        progress: hears of every step: how many are done, of how many, and the loss.
 
     Returns:
         The history.
@@ -103,6 +114,7 @@ def train(problem: Problem, task: Task, competitor: Competitor, seed: int, steps
         losses.append(loss)
         for schedule in schedules:
             schedule.step()
+        progress(len(losses), steps, loss)
     measures = task.evaluate(network)
     if not all(map(isfinite, measures.values())):
         return History([*losses[:-1], inf], seconds, {})

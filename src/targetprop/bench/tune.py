@@ -11,7 +11,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from targetprop.bench.competitors import Competitor
 from targetprop.bench.problems import Problem, Task
-from targetprop.bench.run import train
+from targetprop.bench.run import Progress, train, unheard
 from targetprop.experiments.errors import CommandError
 
 STUDIES = "studies.db"
@@ -20,7 +20,15 @@ Tell = Callable[[int, float], None]
 
 
 def tune(
-    problem: Problem, task: Task, name: str, competitor: Competitor, steps: int, trials: int, out: Path, tell: Tell
+    problem: Problem,
+    task: Task,
+    name: str,
+    competitor: Competitor,
+    steps: int,
+    trials: int,
+    out: Path,
+    tell: Tell,
+    progress: Progress = unheard,
 ) -> Competitor:
     """Find a competitor's settings; the first trial has those that it came with.
 
@@ -36,6 +44,7 @@ def tune(
         trials: trials of the whole study, those of earlier calls included.
         out: folder of the studies.
         tell: hears of each new trial's number and loss.
+        progress: hears of every step of a trial.
 
     Returns:
         The competitor with the best settings.
@@ -47,7 +56,7 @@ def tune(
             study.enqueue_trial(first_values(competitor))
         trial = study.ask()
         chosen = {setting: span.suggest(trial, setting) for setting, span in competitor.space.items()}
-        history = train(problem, task, replace(competitor, **chosen), SEED, steps)
+        history = train(problem, task, replace(competitor, **chosen), SEED, steps, progress)
         loss = inf if history.diverged else history.at(1.0)
         study.tell(trial, loss)
         tell(number + 1, loss)

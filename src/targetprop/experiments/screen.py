@@ -3,11 +3,14 @@
 import sys
 from datetime import timedelta
 from pathlib import Path
+from time import monotonic
 from types import TracebackType
 from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+_QUIET = 30.0  # seconds between two lines where there is no terminal
 
 
 class Screen:
@@ -83,6 +86,48 @@ class Screen:
 
     def _place(self) -> str:
         return f"{min(self._epoch + 1, self._epochs)}/{self._epochs}"
+
+
+class Steps:
+    """A bar for one task of many steps on a terminal, and a line twice a minute anywhere else.
+
+    Args:
+        title: what is being done.
+    """
+
+    def __init__(self, title: str) -> None:
+        """Prepare the bar."""
+        self._title, self._console, self._said = title, Console(stderr=True, highlight=False), monotonic()
+        columns = (TextColumn("{task.description}"), BarColumn(bar_width=20), MofNCompleteColumn())
+        self._progress = Progress(
+            *columns, TextColumn("left"), TimeRemainingColumn(), console=self._console, transient=True
+        )
+        self._task = self._progress.add_task(title, total=None)
+
+    def __enter__(self) -> "Steps":
+        """Show the bar."""
+        if self._console.is_terminal:
+            self._progress.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, at: TracebackType | None) -> None:
+        """Take the bar away."""
+        if self._console.is_terminal:
+            self._progress.stop()
+
+    def __call__(self, done: int, steps: int, loss: float) -> None:
+        """Advance.
+
+        Args:
+            done: steps done.
+            steps: steps of the whole.
+            loss: the last step's.
+        """
+        title = f"{self._title}, loss {_number(loss)}"
+        self._progress.update(self._task, completed=done, total=steps, description=title)
+        if not self._console.is_terminal and monotonic() > self._said + _QUIET:
+            self._said = monotonic()
+            say(f"{title}, step {done}/{steps}")
 
 
 def say(sentence: str) -> None:
