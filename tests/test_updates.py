@@ -82,19 +82,22 @@ def test_delta_rule_on_one_sample_reaches_its_target_in_one_step() -> None:
         assert (layer.f(layer.x) - layer.h - change).abs().max() < 1e-14
 
 
-@pytest.mark.parametrize("unit_scale", [True, False])
+@pytest.mark.parametrize(("unit_scale", "shared"), [(True, False), (True, True), (False, True)])
 @pytest.mark.parametrize(("damping", "shrinkage"), [(1.0, 0.0), (1e-3, 0.0), (0.1, 0.7)])
-def test_least_squares_is_the_damped_regression(unit_scale: bool, damping: float, shrinkage: float) -> None:
+def test_least_squares_is_the_damped_regression(
+    unit_scale: bool, shared: bool, damping: float, shrinkage: float
+) -> None:
     model, x, y = NETWORKS["tanh"].build(), rand(20, 4), rand(20, 3, seed=2)
     update = tp.LeastSquares(
         pullback="inverse", pullback_damping=0.0, damping=damping, shrinkage=shrinkage, decay=0.0, every=1,
-        unit_scale=unit_scale,
+        unit_scale=unit_scale, shared=shared,
     )  # fmt: skip
     engine(model, update, x).backward(x, y)
     for linear, a, slope, delta in local(model, x, y):
         dz = delta / slope
         if unit_scale:
-            dz = BETA * dz / dz.square().mean().sqrt()
+            maps = sum(isinstance(module, nn.Linear) for module in model) if shared else 1
+            dz = BETA * dz / dz.square().mean().sqrt() / maps
         mu = (
             (damping + shrinkage * a.shape[1] / 20) * a.square().sum() / a.numel()
         )  # relative to the mean of the diagonal of Σaaᵀ/n

@@ -149,10 +149,11 @@ def _l_drl() -> Method:
 def _least_squares() -> Method:
     """The local regression solved instead of stepped: targets of `l-drl`, each layer moved towards its own at once.
 
-    With ``Δz_l`` scaled to a root mean square of 1 over the batch, ``.grad = −(Σ Δz aᵀ/n)(A + μ I)⁻¹``, ``A`` the
-    running mean of ``a aᵀ``: the learning rate is how far the units of a layer move. Take SGD at 3e-2, momentum 0.5, a
-    warm-up and a decay; see docs/optimiser.md. Beyond `l-drl`, a step of a layer of ``d`` inputs and ``k`` outputs on
-    a batch of ``n`` costs ``n d² + n d k + d² k + d³/15`` multiplications, and ``2 d²`` numbers of memory.
+    With ``Δz_l`` scaled to a root mean square of 1/L over the batch, L the number of maps,
+    ``.grad = −(Σ Δz aᵀ/n)(A + μ I)⁻¹``, ``A`` the running mean of ``a aᵀ``: the learning rate is how far all layers
+    together move. Take SGD at 0.25, momentum 0.5, a warm-up and a decay; see docs/optimiser.md. Beyond `l-drl`, a step
+    of a layer of ``d`` inputs and ``k`` outputs on a batch of ``n`` costs ``n d² + n d k + d² k + d³/15``
+    multiplications, and ``2 d²`` numbers of memory.
 
     Returns:
         The recipe.

@@ -27,6 +27,8 @@ class LeastSquares(LinearUpdate):
         every: steps that one factorisation serves.
         unit_scale: scale each layer's ``Δz`` to a root mean square of 1 over the batch first; ``.grad`` is then
             ``−ΔW`` of those, and the learning rate is the size of the step.
+        shared: with ``unit_scale``, to 1/L, L the number of such maps: they move together, and changes that each ask
+            for the same add up on their way to the output.
         bounded: shorten ``ΔW`` where ``‖Σ ΔW a‖ > ‖Σ Δz‖`` over the batch, which no regression on it would do: while
             activations grow, a running covariance is too small, and its steps several times too long.
     """
@@ -37,6 +39,7 @@ class LeastSquares(LinearUpdate):
     decay: float = 0.95
     every: int = 5
     unit_scale: bool = True
+    shared: bool = True
     bounded: bool = True
     name: ClassVar[str] = "least-squares"
 
@@ -72,7 +75,7 @@ class LeastSquares(LinearUpdate):
         assert isinstance(covariance, Covariance)
         covariance.observe(a)
         if self.unit_scale:
-            size = dz.square().mean().sqrt()
+            size = dz.square().mean().sqrt() * (len(state) if self.shared else 1)
             dz, scale = torch.where(size > 0, dz / size, dz), len(dz)
         change = covariance.solve((dz / scale).T @ a)
         if not self.bounded:

@@ -51,7 +51,8 @@ class Range:
         return min(max(1 - setting if self.complement else setting, self.low), self.high)
 
 
-RATE, MOMENTUM, AVERAGE = Range(1e-5, 1e-1), Range(1e-2, 1.0, complement=True), Range(1e-4, 1e-1, complement=True)
+# Ranges span a hundredfold around the usual setting (momenta go down to none): few trials in a wider one find nothing.
+RATE, MOMENTUM, AVERAGE = Range(1e-4, 1e-2), Range(3e-2, 1.0, complement=True), Range(3e-4, 3e-2, complement=True)
 
 
 class Stepper(ABC):

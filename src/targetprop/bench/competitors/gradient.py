@@ -31,7 +31,7 @@ class Nesterov(Competitor):
     lr: float = 1e-2
     momentum: float = 0.9
     clip: float = 10.0
-    space: ClassVar = {"lr": Range(1e-4, 1.0), "momentum": MOMENTUM, "clip": Range(1e-1, 1e3)}
+    space: ClassVar = {"lr": Range(1e-3, 1e-1), "momentum": MOMENTUM, "clip": Range(1e0, 1e2)}
 
     def start(self, network: nn.Sequential, loss: SampledLoss, example: Tensor, seed: int) -> Stepper:
         """Make the optimiser; see `Competitor.start`."""

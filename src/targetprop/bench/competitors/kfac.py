@@ -40,7 +40,7 @@ class Kfac(Competitor):
     decay: float = 0.95
     every: int = 5
     fisher: Literal["drawn", "empirical"] = "drawn"
-    space: ClassVar = {"lr": Range(1e-4, 1.0), "damping": Range(1e-4, 1e2), "clip": Range(1e-4, 1e1)}
+    space: ClassVar = {"lr": Range(1e-2, 1.0), "damping": Range(1e-2, 1.0), "clip": Range(1e-2, 1.0)}
 
     def start(self, network: nn.Sequential, loss: SampledLoss, example: Tensor, seed: int) -> Stepper:
         """Make the factors; see `Competitor.start`."""

@@ -39,7 +39,7 @@ class LocoProp(Competitor):
     local_steps: int = 10
     kind: Literal["squared", "matching"] = "matching"
     optimizer: Literal["rmsprop", "sgd"] = "rmsprop"
-    space: ClassVar = {"lr": RATE, "gamma": Range(1e-3, 1e2), "average": AVERAGE}
+    space: ClassVar = {"lr": RATE, "gamma": Range(1e-2, 1e1), "average": AVERAGE}
 
     def start(self, network: nn.Sequential, loss: SampledLoss, example: Tensor, seed: int) -> Stepper:
         """Make the local optimiser; see `Competitor.start`."""

@@ -62,7 +62,7 @@ class Soap(Competitor):
     lr: float = 3e-3
     momentum: float = 0.95
     average: float = 0.95
-    space: ClassVar = {"lr": RATE, "momentum": MOMENTUM, "average": Range(1e-3, 1.0, complement=True)}
+    space: ClassVar = {"lr": RATE, "momentum": MOMENTUM, "average": Range(5e-3, 5e-1, complement=True)}
 
     def start(self, network: nn.Sequential, loss: SampledLoss, example: Tensor, seed: int) -> Stepper:
         """Make the optimiser; see `Competitor.start`."""

@@ -37,12 +37,12 @@ class TargetProp(Competitor):
         optimizer: what takes the steps.
     """
 
-    lr: float = 3e-2
+    lr: float = 0.25
     damping: float = 0.003
     momentum: float = 0.5
     composition: str = "least-squares"
     optimizer: Literal["sgd", "adam"] = "sgd"
-    space: ClassVar = {"lr": Range(1e-4, 1.0), "damping": Range(1e-4, 1.0), "momentum": MOMENTUM}
+    space: ClassVar = {"lr": Range(2.5e-2, 2.5), "damping": Range(3e-4, 3e-2), "momentum": MOMENTUM}
 
     def start(self, network: nn.Sequential, loss: SampledLoss, example: Tensor, seed: int) -> Stepper:
         """Build the engine; see `Competitor.start`."""

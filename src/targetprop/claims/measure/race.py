@@ -20,7 +20,7 @@ TUNING = 1000  # added to the seed of the runs that choose the learning rate
 BACKPROP = "back-propagation"
 _UPDATES: dict[str, Update] = {
     "gradient": tp.Gradient(), "delta rule": tp.DeltaRule(),
-    "least squares": tp.LeastSquares(shrinkage=0.0, bounded=False),
+    "least squares": tp.LeastSquares(shrinkage=0.0, shared=False, bounded=False),
 }  # fmt: skip
 RULES = tuple(_UPDATES)
 # The lowest rate of each grid: what the rules call a step differs in size, so each has a grid of its own.
