@@ -1,14 +1,17 @@
 """The rivals against oracles: K-FAC's factors and step, LocoProp's local step, the labels that losses draw."""
 
+from copy import deepcopy
+
 import pytest
 import torch
-from curvlinops import KFACLinearOperator
+from curvlinops import GGNLinearOperator, KFACLinearOperator
 from torch import Tensor, nn
 from torch.testing import assert_close
 
 from cases import DTYPE, rand
 from targetprop.bench.competitors import COMPETITORS
 from targetprop.bench.competitors.kfac import Factors, Kfac, KfacStepper
+from targetprop.bench.competitors.kfac_adaptive import AdaptiveKfac, AdaptiveKfacStepper
 from targetprop.bench.competitors.locoprop import LocoProp
 from targetprop.bench.losses import HalfSquaredError, SampledLoss, SigmoidCrossEntropy, SoftmaxCrossEntropy
 from targetprop.bench.problems import DigitsAutoencoder
@@ -93,6 +96,30 @@ def test_kfac_averages_with_bias_correction_and_factorises_every_few_steps() -> 
     assert_close(factors.a, (a[0].T @ a[0] + 2 * a[1].T @ a[1]) / 27)
     assert_close(factors.solve(torch.eye(2, dtype=DTYPE)), first)
     assert_close(first, torch.linalg.inv(g[0].T @ g[0] / 9) @ torch.linalg.inv(a[0].T @ a[0] / 9))
+
+
+def test_adaptive_kfac_steps_to_the_minimum_of_the_quadratic_model_and_adapts_its_damping() -> None:
+    model, x, loss = network(), rand(7, 4), SoftmaxCrossEntropy()
+    stepper = AdaptiveKfac(lr=1.0, damping=0.3, every=2).start(model, loss, x, 0)
+    assert isinstance(stepper, AdaptiveKfacStepper)
+    steps, damping = [], 0.3
+    for _ in range(2):
+        old, grads = weights(model), gradients(model, loss, x, LABELS)
+        still = deepcopy(model)
+        ggn = GGNLinearOperator(
+            still, nn.CrossEntropyLoss(), list(still.parameters()), [(x, LABELS)], check_deterministic=False
+        )  # fmt: skip
+        value = float(loss(model(x), LABELS).detach())
+        stepper.step(x, LABELS)
+        steps.append([new - o for o, new in zip(old, weights(model), strict=True)])
+        # At the minimum along the step the model's slope is 0: ⟨∇, δ⟩ = −δᵀ (F + λ I) δ.
+        flat = torch.cat([p.flatten() for s in steps[-1] for p in (s[:, :-1], s[:, -1])])
+        slope = sum(float((g * s).sum()) for g, s in zip(grads, steps[-1], strict=True))
+        curved = float(flat @ (ggn @ flat) + damping * flat @ flat)
+        assert slope < 0 and slope == pytest.approx(-curved, rel=1e-9)
+    ratio = (float(loss(model(x), LABELS).detach()) - value) / (slope + curved / 2)
+    expected = 0.3 * (0.95**2 if ratio > 0.75 else 1 if ratio > 0.25 else 0.95**-2)
+    assert stepper.damping == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("name", LOSSES)

@@ -3,6 +3,7 @@
 from targetprop.bench.competitors.competitor import Competitor, Range, Stepper
 from targetprop.bench.competitors.gradient import Adam, Nesterov, RMSProp
 from targetprop.bench.competitors.kfac import Kfac
+from targetprop.bench.competitors.kfac_adaptive import AdaptiveKfac
 from targetprop.bench.competitors.locoprop import LocoProp
 from targetprop.bench.competitors.matrix import Muon, Shampoo, Soap
 from targetprop.bench.competitors.targets import COMPOSITIONS, TargetProp
@@ -15,6 +16,7 @@ COMPETITORS: dict[str, Competitor] = {
     "soap": Soap(),
     "shampoo": Shampoo(),
     "k-fac": Kfac(),
+    "k-fac-adaptive": AdaptiveKfac(),
     "locoprop": LocoProp(),
     **{name: TargetProp(composition=name) for name in COMPOSITIONS},
 }

@@ -34,13 +34,13 @@ class Kfac(Competitor):
     """
 
     lr: float = 1e-1
-    damping: float = 1e-1
+    damping: float = 1.0
     clip: float = 1e-1
     momentum: float = 0.9
     decay: float = 0.95
     every: int = 5
     fisher: Literal["drawn", "empirical"] = "drawn"
-    space: ClassVar = {"lr": Range(1e-2, 1.0), "damping": Range(1e-2, 1.0), "clip": Range(1e-2, 1.0)}
+    space: ClassVar = {"lr": Range(1e-2, 1.0), "damping": Range(1e-1, 1e1), "clip": Range(1e-2, 1.0)}
 
     def start(self, network: nn.Sequential, loss: SampledLoss, example: Tensor, seed: int) -> Stepper:
         """Make the factors; see `Competitor.start`."""
@@ -75,22 +75,23 @@ class Factors:
         self.a.lerp_(new[0], weight)
         self.g.lerp_(new[1], weight)
 
-    def solve(self, gradient: Tensor) -> Tensor:
+    def solve(self, gradient: Tensor, damping: float | None = None) -> Tensor:
         """Apply the damped inverse.
 
         Args:
             gradient: shape ``(k, d)``.
+            damping: ``λ`` of the next factorisation; that of the settings if None.
 
         Returns:
             ``(G + √λ/π I)⁻¹ gradient (A + π√λ I)⁻¹``, shape ``(k, d)``.
         """
         if (self._count - 1) % self._settings.every == 0:
-            self._factorise()
+            self._factorise(self._settings.damping if damping is None else damping)
         return torch.cholesky_solve(torch.cholesky_solve(gradient, self._g_factor).T, self._a_factor).T
 
-    def _factorise(self) -> None:
+    def _factorise(self, damping: float) -> None:
         tiny = torch.finfo(self.a.dtype).tiny
-        root, pi = self._settings.damping**0.5, (_mean_diagonal(self.a) / (_mean_diagonal(self.g) + tiny) + tiny).sqrt()
+        root, pi = damping**0.5, (_mean_diagonal(self.a) / (_mean_diagonal(self.g) + tiny) + tiny).sqrt()
         self._a_factor = torch.linalg.cholesky(self.a + _identity(self.a) * (pi * root))
         self._g_factor = torch.linalg.cholesky(self.g + _identity(self.g) * (root / pi))
 

@@ -1,0 +1,135 @@
+r"""K-FAC whose step length, momentum and damping set themselves by the quadratic model of the loss.
+
+With ``d₁`` the natural gradient and ``d₂`` the step before, a step is ``δ = α₁ d₁ + α₂ d₂`` at the minimum of
+
+    ``q(δ) = ⟨∇, δ⟩ + ½ δᵀ (F + λ I) δ``,    ``F = Jᵀ H J`` exactly, by one forward derivative per direction
+
+and ``λ`` follows the rule of Levenberg and Marquardt: every few steps it shrinks where the loss of the batch fell by
+more than 3/4 of ``−q``, and grows where it fell by less than 1/4. Source: Martens & Grosse 2015, arXiv:1503.05671,
+sections 6.4 to 6.6 and 7.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.functional import hvp
+from torch.func import functional_call, jvp
+
+from targetprop.bench.competitors.competitor import Competitor, Range, Stepper
+from targetprop.bench.competitors.kfac import Factors, Kfac
+from targetprop.bench.competitors.maps import output_gradients, run_forward
+from targetprop.bench.losses import SampledLoss
+
+_RATE = 0.95  # of the damping, per step
+
+
+@dataclass(frozen=True)
+class AdaptiveKfac(Competitor):
+    """K-FAC that sets its own step length, momentum and damping.
+
+    Attributes:
+        lr: share of the model's step that is taken.
+        damping: the first ``λ``.
+        decay: share of the old factors that each batch keeps.
+        every: steps that one factorisation and one ``λ`` serve.
+    """
+
+    lr: float = 1.0
+    damping: float = 1e1
+    decay: float = 0.95
+    every: int = 5
+    space: ClassVar = {
+        "lr": Range(1e-1, 1.0), "damping": Range(1e0, 1e2), "decay": Range(5e-3, 5e-1, complement=True),
+    }  # fmt: skip
+
+    def start(self, network: nn.Sequential, loss: SampledLoss, example: Tensor, seed: int) -> Stepper:
+        """Make the factors; see `Competitor.start`."""
+        return AdaptiveKfacStepper(self, network, loss, seed)
+
+
+class AdaptiveKfacStepper(Stepper):
+    """Adaptive K-FAC on one network.
+
+    Args:
+        settings: the settings.
+        network: what it trains.
+        loss: what it lowers.
+        seed: seed of the labels that it draws.
+    """
+
+    def __init__(self, settings: AdaptiveKfac, network: nn.Sequential, loss: SampledLoss, seed: int) -> None:
+        """Make the optimiser and the factors."""
+        super().__init__([torch.optim.SGD(network.parameters(), settings.lr)])
+        self._settings, self._network, self._loss = settings, network, loss
+        self._generator = torch.Generator().manual_seed(seed)
+        plain = Kfac(decay=settings.decay, every=settings.every)
+        self.factors = [Factors(plain) for module in network if isinstance(module, nn.Linear)]
+        self.damping, self._count, self._previous = settings.damping, 0, None
+
+    def step(self, x: Tensor, y: Tensor) -> Tensor:
+        """Take the model's step; see `Stepper.step`."""
+        output, maps = run_forward(self._network, x)
+        value = self._loss(output, y)
+        own = output_gradients(value, maps, keep_graph=True)
+        drawn = output_gradients(self._loss(output, self._loss.draw(output.detach(), self._generator)), maps)
+        with torch.no_grad():
+            gradients = [g.T @ one.a / len(g) for g, one in zip(own, maps, strict=True)]
+            natural = []
+            for factors, one, s, gradient in zip(self.factors, maps, drawn, gradients, strict=True):
+                factors.observe(one.a, s)
+                natural.append(factors.solve(gradient, self.damping))
+        directions = [natural] if self._previous is None else [natural, self._previous]
+        quadratic, slopes = self._model(directions, gradients, output.detach(), x, y)
+        lengths = torch.linalg.lstsq(quadratic, -slopes).solution
+        step = [torch.tensordot(lengths, torch.stack(parts), 1) for parts in zip(*directions, strict=True)]
+        for one, change in zip(maps, step, strict=True):
+            one.set_gradient(-change)
+        self.optimizers[0].step()
+        rate = self.optimizers[0].param_groups[0]["lr"]
+        self._previous, self._count = [rate * change for change in step], self._count + 1
+        if self._count % self._settings.every == 0:
+            expected = rate * lengths @ slopes + rate**2 * lengths @ quadratic @ lengths / 2
+            self._adapt(float(value.detach()), float(expected), x, y)
+        return value.detach()
+
+    def _model(
+        self, directions: list[list[Tensor]], gradients: list[Tensor], output: Tensor, x: Tensor, y: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Compute ``dᵢᵀ (F + λ I) dⱼ`` and ``⟨∇, dᵢ⟩``."""
+        moved = [self._move(direction, x) for direction in directions]
+        curved = []
+        for m in moved:
+            change = hvp(lambda z: self._loss(z, y), output, m)[1]
+            assert isinstance(change, Tensor)
+            curved.append(change)
+        rows = [
+            [(m * c).sum() + self.damping * _inner(d, e) for c, e in zip(curved, directions, strict=True)]
+            for m, d in zip(moved, directions, strict=True)
+        ]
+        slopes = torch.stack([_inner(d, gradients) for d in directions])
+        return torch.stack([torch.stack(row) for row in rows]), slopes
+
+    def _move(self, direction: list[Tensor], x: Tensor) -> Tensor:
+        """Compute ``J d``, the change of the output."""
+        names = [name for name, _ in self._network.named_parameters()]
+        values = {name: p.detach() for name, p in self._network.named_parameters()}
+        parts: list[Tensor] = []
+        linears = [module for module in self._network if isinstance(module, nn.Linear)]
+        for linear, d in zip(linears, direction, strict=True):
+            parts += [d[:, : linear.in_features]] + ([d[:, -1]] if linear.bias is not None else [])
+        tangents = dict(zip(names, parts, strict=True))
+        return jvp(lambda p: functional_call(self._network, p, (x,)), (values,), (tangents,))[1]
+
+    def _adapt(self, before: float, expected: float, x: Tensor, y: Tensor) -> None:
+        with torch.no_grad():
+            reduction = (float(self._loss(self._network(x), y)) - before) / expected if expected < 0 else 0.0
+        if reduction > 0.75:
+            self.damping *= _RATE**self._settings.every
+        elif not reduction >= 0.25:
+            self.damping /= _RATE**self._settings.every
+
+
+def _inner(one: list[Tensor], other: list[Tensor]) -> Tensor:
+    return torch.stack([(a * b).sum() for a, b in zip(one, other, strict=True)]).sum()
