@@ -24,7 +24,7 @@ ADAM = COMPETITORS["adam"]
 
 
 def history(losses: list[float], second: float = 0.5) -> History:
-    return History(losses, [second] * len(losses), {})
+    return History(losses, [second] * len(losses), {"train loss": 9.0, "test loss": losses[-1]})
 
 
 def silent(number: int, loss: float) -> None:
@@ -141,6 +141,7 @@ def test_table_of_constructed_histories() -> None:
     assert fast["steps"] == 38 and fast["seconds"] == 9.5 and fast["ratio"] == 2.0  # mean of (3.5, 2.5)/2 and −1
     text = format_table([fast, adam], "adam").splitlines()
     assert text[0].count("|") == text[2].count("|") and "steps to adam" in text[0] and "0.25 ± 0.7071" in text[2]
+    assert text[0].endswith("| test loss |") and text[2].endswith("| 0 |") and fast["test"] == {"test loss": 0.0}
 
 
 def test_times_are_relative_to_the_reference() -> None:

@@ -13,6 +13,7 @@ from targetprop.bench.timing import Times
 
 SHARES = (0.1, 0.25, 0.5)
 HEADER = ("competitor", "10 %", "25 %", "50 %", "final", "time/step", "steps to ref", "seconds to ref", "diverged")
+TEST = "test "  # what the names of measures on test data begin with
 
 
 @dataclass(frozen=True)
@@ -86,6 +87,11 @@ def rows(outcomes: Mapping[str, Outcome], times: Times) -> list[dict[str, Any]]:
             "steps": steps,
             "seconds": steps * times.seconds[name],
             "diverged": sum(run.diverged for run in outcome.runs),
+            "test": {
+                name: fmean(run.measures.get(name, inf) for run in outcome.runs)
+                for name in outcome.runs[0].measures
+                if name.startswith(TEST)
+            },
         })  # fmt: skip
     return sorted(found, key=lambda row: row["final"])
 
@@ -100,13 +106,15 @@ def format_table(found: Sequence[Mapping[str, Any]], reference: str) -> str:
     Returns:
         Lines of a Markdown table.
     """
-    header = [title.replace("ref", reference) for title in HEADER]
+    measures = list(dict.fromkeys(name for row in found for name in row["test"]))
+    header = [*(title.replace("ref", reference) for title in HEADER), *measures]
     lines = [header, ["---"] * len(header)]
     for row in found:
         lines.append([
             row["competitor"], *map(_number, row["shares"]), f"{_number(row['final'])} ± {_number(row['spread'])}",
             f"{row['ratio']:.2f}", f"{row['steps']:.0f}" if isfinite(row["steps"]) else "never",
             f"{row['seconds']:.1f}" if isfinite(row["seconds"]) else "never", str(row["diverged"]),
+            *(_number(row["test"].get(name, inf)) for name in measures),
         ])  # fmt: skip
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
