@@ -21,6 +21,7 @@ class StepReport:
         outcomes: how the inversion of each layer ended, by layer name; joint sweeps have one, named ``"all"``.
         target_norms: root mean square over samples of ``‖t − y₀‖``, what each inversion was asked for, by layer name;
             empty unless measured.
+        skipped: why nothing was changed, a sentence that names the layer; None for a step that was taken.
     """
 
     loss: Tensor
@@ -29,6 +30,7 @@ class StepReport:
     delta_norms: dict[str, Tensor] = field(default_factory=dict)
     outcomes: dict[str, Outcome] = field(default_factory=dict)
     target_norms: dict[str, Tensor] = field(default_factory=dict)
+    skipped: str | None = None
 
     def residuals(self) -> dict[str, float]:
         """Relative forward residuals, ``‖t − f(x)‖ / ‖t − y₀‖``, root mean squares over samples.
@@ -63,7 +65,7 @@ class StepReport:
             text += f", decoder loss {float(self.decoder_loss):.4g}"
         if residuals := self.residuals():
             text += f", residual {sum(residuals.values()) / len(residuals):.3g}"
-        return text
+        return text if self.skipped is None else f"{text}, skipped: {self.skipped}"
 
 
 def root_mean_square(values: Tensor) -> Tensor:
