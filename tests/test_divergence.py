@@ -1,6 +1,8 @@
 """Numbers that are not finite: the step leaves no trace, says why and where, and the next one goes on."""
 
 import copy
+import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,8 +11,9 @@ from torch import Tensor, nn
 
 import targetprop as tp
 from cases import DTYPE, rand
-from targetprop.decoders import Objective
+from targetprop.experiments.main import main
 from targetprop.guard import Guard
+from targetprop.report.read_run import read_metrics
 
 LOSS = nn.CrossEntropyLoss()
 X, Y = rand(6, 4, seed=1), torch.tensor([0, 1, 2, 0, 1, 2])
@@ -217,7 +220,6 @@ def test_the_device_is_asked_as_often_however_many_layers(depth: int, monkeypatc
     engine = make(net, "dtp")
     engine.backward(X, Y)
     assert len(asked) == 2
-    assert isinstance(engine.method.decoder, Objective)
 
 
 def test_the_guard_reads_one_number() -> None:
@@ -232,3 +234,77 @@ def test_the_guard_reads_one_number() -> None:
     assert not guard.passes() and guard.reason == "bad"
     guard.watch("good", rand(2))
     assert not guard.passes() and guard.reason == "bad"  # what was found stays
+
+
+# The command line.
+
+SMALL = "train --network.widths 12 --batch_size 128 --data.limit 512 --log_every 2 --device cpu --method dtp".split()
+
+
+@pytest.fixture
+def spoil(monkeypatch):
+    """Make the loss of some steps infinite, counted from 1."""
+    backward, seen = tp.TargetPropagation.backward, []
+
+    def install(*steps: int) -> None:
+        def spoilt(engine, x, y, *, measure=False):
+            seen.append(0)
+            return backward(engine, x * torch.inf if len(seen) in steps else x, y, measure=measure)
+
+        monkeypatch.setattr(tp.TargetPropagation, "backward", spoilt)
+
+    return install
+
+
+def read(folder: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    return json.loads((folder / "summary.json").read_text()), read_metrics(folder)
+
+
+def test_a_run_goes_on_after_skipped_steps_and_counts_them(tmp_path, spoil, capsys) -> None:
+    spoil(2, 3, 6)
+    assert main([*SMALL, "--epochs", "2", "--out", str(tmp_path)]) == 0
+    summary, metrics = read(tmp_path)
+    assert summary["status"] == "finished" and summary["skipped_steps"] == 3 and summary["steps"] == 8
+    assert "(8 steps, 3 of them skipped)" in capsys.readouterr().out
+    skips = [record for record in metrics if record["kind"] == "skip"]
+    assert [(record["epoch"], record["step"]) for record in skips] == [(1, 2), (1, 3), (2, 6)]
+    assert all("the input holds NaN or infinite values" in record["reason"] for record in skips)
+    assert [record["skipped"] for record in metrics if record["kind"] == "epoch"] == [2, 1]
+    assert [record["step"] for record in metrics if record["kind"] == "step"] == [1, 4, 8]
+    assert summary["train_loss"] > 0 and "diverged" in metrics[0] and "fallback" in metrics[0]
+
+
+def test_too_many_skipped_steps_stop_the_run_with_the_reason(tmp_path, spoil, capsys) -> None:
+    spoil(2, 4, 5, 6)
+    assert main([*SMALL, "--epochs", "9", "--max_skipped", "3", "--out", str(tmp_path)]) == 1
+    summary, metrics = read(tmp_path)
+    assert summary["status"] == "failed" and summary["skipped_steps"] == 4
+    assert summary["reason"].startswith("3 steps in a row were skipped: the input holds NaN")
+    assert metrics[-1]["kind"] == "skip" and metrics[-1]["step"] == 6
+    assert "failed in epoch 2: 3 steps in a row were skipped: " in capsys.readouterr().err
+
+
+def test_weights_that_overflow_are_named_by_their_layer(tmp_path) -> None:
+    words = "--optimizer.name sgd --optimizer.lr 1e38 --network.activation relu --max_skipped 2".split()
+    assert main([*SMALL, *words, "--out", str(tmp_path)]) == 1
+    summary, _ = read(tmp_path)
+    assert summary["reason"].startswith("2 steps in a row were skipped: layer ")
+
+
+def test_skipped_steps_are_remembered_by_a_run_that_goes_on(tmp_path, spoil) -> None:
+    spoil(4, 5)
+    assert main([*SMALL, "--epochs", "1", "--max_skipped", "2", "--out", str(tmp_path)]) == 0
+    assert main(["train", "--resume", str(tmp_path), "--epochs", "2"]) == 1
+    summary, _ = read(tmp_path)
+    assert summary["reason"].startswith("2 steps in a row") and summary["skipped_steps"] == 2
+
+
+def test_an_epoch_of_skipped_steps_fails(tmp_path, spoil) -> None:
+    spoil(1, 2, 3, 4)
+    assert main([*SMALL, "--out", str(tmp_path)]) == 1
+    assert read(tmp_path)[0]["reason"] == "all steps of epoch 1 were skipped; metrics.jsonl says why"
+
+
+def test_a_limit_of_no_steps_is_refused(capsys) -> None:
+    assert main([*SMALL, "--max_skipped", "0"]) == 2
+    assert "max_skipped must be a whole number ≥ 1" in capsys.readouterr().err

@@ -37,14 +37,14 @@ class StepReport:
 
         Returns:
             One number per inversion that was measured and was asked for a change: 0 is a perfect inverse, 1 no
-            progress.
+            progress. Samples whose residual is not known are left out.
         """
         found = {}
         for name, outcome in self.outcomes.items():
             if outcome.forward_residual is not None and name in self.target_norms:
                 asked = float(self.target_norms[name])
                 if asked > 0:
-                    found[name] = float(outcome.forward_residual.square().mean().sqrt()) / asked
+                    found[name] = float(outcome.forward_residual.square().nanmean().sqrt()) / asked
         return found
 
     def shares(self, status: Status) -> dict[str, float]:

@@ -103,7 +103,14 @@ def _joint(record: Record, bank: Bank, delta: Tensor, inversion: Inversion, meas
         if not direction:
             return Evaluation(u, _join(missing), None)
         moves = [p.g_difference(y, e) for p, y, e in zip(problems, reached, missing, strict=True)]
-        return Evaluation(u, _join(missing), _join(moves))
+        return Evaluation(u, _join(missing), _join(moves), fallback() if step == 0 else None)
+
+    def fallback() -> Tensor:
+        change, chained = delta, []
+        for p in reversed(problems):
+            change = p.g_difference(p.y0, change)
+            chained.append(change)
+        return _join(chained[::-1])
 
     x0 = _join(start)
     # Until the sweeps have reached the bottom, a small residual only means that little has moved yet.

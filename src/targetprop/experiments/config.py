@@ -67,6 +67,7 @@ class LoopSettings:
         seed: seed of the initial weights, the decoders, their noise and the order of the data.
         device: auto takes the GPU if there is one.
         log_every: steps between two measurements of the inversion residuals.
+        max_skipped: steps in a row that may be skipped because their numbers are not finite; so many stop the run.
         precision: of the activations; with bf16, weights, gradients, optimisers and the loss stay in float32. Inversion
             rules that iterate take differences of activations, which bf16 rounds: give them float32.
     """
@@ -76,6 +77,7 @@ class LoopSettings:
     seed: int = 0
     device: Literal["auto", "cpu", "cuda"] = "auto"
     log_every: int = 50
+    max_skipped: int = 10
     precision: Precision = "float32"
 
     def __post_init__(self) -> None:
@@ -84,7 +86,7 @@ class LoopSettings:
         Raises:
             ValueError: a setting is out of its range.
         """
-        for name in ("epochs", "batch_size", "log_every"):
+        for name in ("epochs", "batch_size", "log_every", "max_skipped"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be a whole number ≥ 1; got {getattr(self, name)}")
         if not 0 <= self.seed < 2**63:

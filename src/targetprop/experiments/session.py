@@ -13,6 +13,7 @@ from targetprop.experiments.data import Dataset
 from targetprop.experiments.errors import FAILURE, CommandError
 from targetprop.experiments.loop import Session
 from targetprop.experiments.schedules import restore_schedule
+from targetprop.experiments.skipped import Skipped
 
 _COUNTERS = ("epoch", "step", "seconds", "best", "last")
 
@@ -54,14 +55,17 @@ def build_session(config: RunConfig, data: Dataset) -> Session:
     model = config.network.build(data.shape, data.classes).to(device)
     loss = nn.CrossEntropyLoss()
     try:
-        engine = tp.TargetPropagation(model, loss, example_input=data.train_x[:2], method=config.method, seed=seed)
+        engine = tp.TargetPropagation(
+            model, loss, example_input=data.train_x[:2], method=config.method, seed=seed, on_divergence="skip"
+        )
     except ValueError as error:
         raise CommandError(str(error)) from error
     optimizer = config.optimizer.make(model.parameters())
     steps = config.loop.epochs * ceil(len(data.train_x) / config.loop.batch_size)
     schedule = config.schedule.make(optimizer, steps)
     order = torch.Generator().manual_seed(seed)
-    return Session(model, engine, optimizer, schedule, loss, order, config.loop.precision)
+    skipped = Skipped(config.loop.max_skipped)
+    return Session(model, engine, optimizer, schedule, loss, order, config.loop.precision, skipped=skipped)
 
 
 def session_state(session: Session) -> dict[str, Any]:
@@ -81,6 +85,7 @@ def session_state(session: Session) -> dict[str, Any]:
         "order": session.order.get_state(),
         "random": random_state(),
         "counters": {name: getattr(session, name) for name in _COUNTERS},
+        "skipped": {"total": session.skipped.total, "in_a_row": session.skipped.in_a_row},
     }
 
 
@@ -103,6 +108,8 @@ def restore_session(session: Session, state: dict[str, Any]) -> None:
         restore_random_state(state["random"])
         for name in _COUNTERS:
             setattr(session, name, state["counters"][name])
+        for name, count in state.get("skipped", {}).items():  # earlier releases did not skip
+            setattr(session.skipped, name, count)
     except (KeyError, RuntimeError, TypeError, ValueError, AttributeError) as error:
         problem = f"the checkpoint does not fit the run's config.yaml ({error})"
         raise CommandError(f"{problem}; put back the file that the run began with", FAILURE) from error

@@ -95,6 +95,9 @@ class _Watcher:
             self._folder.log(record)
         self._screen.on_step(record)
 
+    def on_skip(self, record: dict[str, Any]) -> None:
+        self._folder.log(record)
+
 
 def _run(config: RunConfig, session: Session, data: Dataset, folder: RunFolder) -> int:
     folder.write_summary(_summary(config, session, data, "running"))
@@ -151,6 +154,7 @@ def _summary(
         "epochs": session.epoch,
         "epochs_planned": config.loop.epochs,
         "steps": last.get("step", 0),
+        "skipped_steps": session.skipped.total,
         "train_loss": last.get("train_loss"),
         "train_accuracy": last.get("train_accuracy"),
         "test_loss": last.get("test_loss"),

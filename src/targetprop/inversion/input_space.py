@@ -41,4 +41,5 @@ class InputSpace(Iteration):
         """Compare ``f(u)`` with the target, in both spaces; see `Inversion.evaluate`."""
         fx = problem.y0 if step == 0 else problem.f(problem.x0 + u)
         missing = problem.change if step == 0 else problem.target - fx
-        return Evaluation(u, missing, problem.g_difference(fx, missing) if direction else None)
+        move = problem.g_difference(fx, missing) if direction else None
+        return Evaluation(u, missing, move, fallback=move if step == 0 else None)

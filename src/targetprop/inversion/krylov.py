@@ -58,13 +58,14 @@ class Krylov(Inversion):
     def evaluate(self, problem: Problem, u: Tensor, step: int, *, error: bool, direction: bool) -> Evaluation:
         """Build the subspace and solve in it; see `Inversion.evaluate`."""
         asked, delta, missing = problem.change, u, problem.change
-        size, damping = sample_norm(asked), torch.zeros(())
+        size, damping, fallback = sample_norm(asked), torch.zeros(()), None
         moves: list[Tensor] = []
         responses: list[Tensor] = []
         gram: list[list[Tensor]] = []
         right: list[Tensor] = []
         for _ in range(self.steps):
             move = problem.g_difference(problem.y0, missing)
+            fallback = move if fallback is None else fallback
             length = sample_norm(move)
             damping = damping if moves else self.damping * _divided(length, size).square()
             move = move * per_sample(_divided(size, length), move)
@@ -79,10 +80,10 @@ class Krylov(Inversion):
             delta = _combine(weights, moves) if len(moves) == self.steps else delta
             missing = asked - _combine(weights, responses) if len(moves) < self.steps else missing
         if not (error or direction):
-            return Evaluation(delta, None, None)
+            return Evaluation(delta, None, None, fallback)
         fx = problem.f(problem.x0 + delta)
         left = problem.target - fx
-        return Evaluation(delta, left, problem.g_difference(fx, left) if direction else None)
+        return Evaluation(delta, left, problem.g_difference(fx, left) if direction else None, fallback)
 
 
 def _weigh(gram: list[list[Tensor]], right: list[Tensor]) -> Tensor:

@@ -45,4 +45,5 @@ class OutputSpace(Iteration):
         else:
             delta = problem.g(problem.y0 + u) - problem.x0
         missing = problem.target - problem.f(problem.x0 + delta) if error or direction else None
-        return Evaluation(delta, missing if error else None, missing if direction else None)
+        fallback = delta if step == 0 and self.differential else None
+        return Evaluation(delta, missing if error else None, missing if direction else None, fallback)

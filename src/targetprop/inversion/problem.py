@@ -11,11 +11,17 @@ Map = Callable[[Tensor], Tensor]
 
 
 class Status(IntEnum):
-    """How the inversion of one sample ended; a `Solution` holds these codes as an integer tensor."""
+    """How the inversion of one sample ended; a `Solution` holds these codes as an integer tensor.
+
+    A sample that diverged before it had come any closer to its target takes the difference target instead,
+    ``x₀ + g(t) − g(y₀)``, and its status is FALLBACK; it stays DIVERGED where it keeps an iterate that had come closer,
+    or, without a finite difference target, ``x₀``.
+    """
 
     CONVERGED = 0
     MAX_STEPS = 1
     DIVERGED = 2
+    FALLBACK = 3
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,11 +70,13 @@ class Evaluation:
         delta: the estimate of the inverse, less ``x₀``, shape ``(n, …)``.
         error: what is left of the forward equation, ``t − f(x)``; None where it was not asked for.
         direction: what one undamped step would add to the iterate; None where it was not asked for.
+        fallback: at the first iterate, ``g(t) − g(y₀)`` for the samples that will diverge; None if the rule has none.
     """
 
     delta: Tensor
     error: Tensor | None
     direction: Tensor | None
+    fallback: Tensor | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,7 +86,8 @@ class Outcome:
     Attributes:
         status: `Status` codes, shape ``(n,)``.
         steps: steps taken until the sample stopped, shape ``(n,)``.
-        forward_residual: ``‖t − f(x)‖``, what we want small, shape ``(n,)``; None if not measured.
+        forward_residual: ``‖t − f(x)‖``, what we want small, shape ``(n,)``; None if not measured, and NaN for a
+            sample that fell back if it was not asked for.
         inverse_residual: ``‖g(t) − g(f(x))‖`` or the rule's own step, what the iteration drives to zero, at the last
             iterate at which it was evaluated, shape ``(n,)``; None if not measured.
     """
@@ -92,6 +101,11 @@ class Outcome:
     def converged(self) -> Tensor:
         """Boolean mask of the samples that met the tolerance, shape ``(n,)``."""
         return self.status == Status.CONVERGED
+
+    @property
+    def diverged(self) -> Tensor:
+        """Boolean mask of the samples that diverged, whatever they took instead, shape ``(n,)``."""
+        return (self.status == Status.DIVERGED) | (self.status == Status.FALLBACK)
 
 
 @dataclass(frozen=True, eq=False)
