@@ -24,6 +24,7 @@ from torch.nn.modules.batchnorm import _BatchNorm  # pyright: ignore[reportPriva
 from torch.nn.modules.dropout import _DropoutNd  # pyright: ignore[reportPrivateUsage]
 
 from targetprop.chain import Chain, Layer, visible
+from targetprop.precision import widened
 
 
 @dataclass(frozen=True)
@@ -74,18 +75,6 @@ def record_input(module: nn.Module, x: Tensor) -> tuple[Tensor, Side]:
         The output, and the side data.
     """
     return module(x), Side(per_sample=(x.detach(),))
-
-
-def widened(x: Tensor) -> Tensor:
-    """Give half precision the digits that statistics need.
-
-    Args:
-        x: any floating-point tensor.
-
-    Returns:
-        The values in float32, or as they are in float32 and float64.
-    """
-    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def _rule(module: nn.Module) -> tuple[Recorder, Replayer] | None:

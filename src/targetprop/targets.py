@@ -98,8 +98,8 @@ def _joint(record: Record, bank: Bank, delta: Tensor, inversion: Inversion, meas
 
     def evaluate(u: Tensor, step: int, error: bool, direction: bool) -> Evaluation:
         changes = split(u)
-        reached = [p.y0 if step == 0 else p.f(p.x0 + v) for p, v in zip(problems, changes, strict=True)]
-        missing = [p.y0 - y + v for p, y, v in zip(problems, reached, [*changes[1:], delta], strict=True)]
+        reached = [p.base if step == 0 else p.f_at(v) for p, v in zip(problems, changes, strict=True)]
+        missing = [p.base - y + v for p, y, v in zip(problems, reached, [*changes[1:], delta], strict=True)]
         if not direction:
             return Evaluation(u, _join(missing), None)
         moves = [p.g_difference(y, e) for p, y, e in zip(problems, reached, missing, strict=True)]
@@ -114,7 +114,9 @@ def _joint(record: Record, bank: Bank, delta: Tensor, inversion: Inversion, meas
 
     x0 = _join(start)
     # Until the sweeps have reached the bottom, a small residual only means that little has moved yet.
-    solution = iterate(evaluate, torch.zeros_like(x0), x0, inversion, measure=measure, complete_from=len(upper))
+    solution = iterate(
+        evaluate, _join([p.origin for p in problems]), x0, inversion, measure=measure, complete_from=len(upper)
+    )
     return Targets([*split(solution.delta), delta], {"all": solution.outcome})
 
 

@@ -10,6 +10,7 @@ from targetprop.decoders.linear import LinearDecoder
 from targetprop.decoders.registry import ModuleDecoder, PlainDecoder, Style, find_builder
 from targetprop.decoders.shape import Rearrange
 from targetprop.forward import LayerRecord, Side
+from targetprop.precision import exactly, widened
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,9 +85,10 @@ class LayerDecoder(nn.Module):
         parts = self._parts()
         affine = next((i for i, part in enumerate(parts) if not part.affine), len(parts))
         if affine < len(parts):
-            moved = y + change
-            for part, side in zip(reversed(parts[affine:]), reversed(sides[affine:]), strict=True):
-                y, moved = part(y, side), part(moved, side)
+            y, moved = widened(y), widened(y) + widened(change)
+            with exactly(y):  # the difference of the two may be smaller than half precision's rounding
+                for part, side in zip(reversed(parts[affine:]), reversed(sides[affine:]), strict=True):
+                    y, moved = part(y, side), part(moved, side)
             change = moved - y
         for part, side in zip(reversed(parts[:affine]), reversed(sides[:affine]), strict=True):
             change = part.linear(change, side)
@@ -147,7 +149,12 @@ class WholeLayerDecoder(LayerDecoder):
     def bind(self, record: LayerRecord) -> Inverse:
         """Bind to one forward pass, of which it uses nothing; see `LayerDecoder.bind`."""
         part, none = self._parts()[0], Side()
-        return Inverse(lambda y: part(y, none), lambda y, change: part(y + change, none) - part(y, none))
+
+        def difference(y: Tensor, change: Tensor) -> Tensor:
+            with exactly(y):
+                return part(widened(y) + widened(change), none) - part(widened(y), none)
+
+        return Inverse(lambda y: part(y, none), difference)
 
 
 def build_layer_decoder(record: LayerRecord, inner: tuple[Tensor, ...], style: Style) -> LayerDecoder | None:

@@ -36,8 +36,9 @@ from targetprop.decoders.mirror_step import Move, mirror_conv, mirror_linear
 from targetprop.decoders.objective import Objective, failed_decoder
 from targetprop.decoders.registry import ModuleDecoder
 from targetprop.decoders.residual import CorrectedDecoder, PathDecoder
-from targetprop.forward import Record, Side, widened
+from targetprop.forward import Record, Side
 from targetprop.guard import Guard
+from targetprop.precision import exactly, widened
 from targetprop.residual import Residual
 
 _COVERAGE = 2.0  # probes of a convolution per dimension of a patch, beyond which more tell little
@@ -133,7 +134,7 @@ class WeightMirror(Objective):
         cold = bool(self.warmup) and not bool(bank.warm)
         steps = self.updates + (self.warmup if cold else 0)
         kept, moves = [], []
-        with torch.no_grad(), torch.autocast(record.output.device.type, enabled=False):
+        with torch.no_grad(), exactly(record.output):
             if steps > 1:  # these are taken at once, and taken back if the last one fails
                 kept = [(p, p.clone()) for index in bank.mirrored for p in bank.decoder(index).parameters()]
             for _ in range(steps - 1):

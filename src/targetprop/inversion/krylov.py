@@ -53,11 +53,11 @@ class Krylov(Inversion):
 
     def start(self, problem: Problem) -> Tensor:
         """Start at the forward input, ``u = x − x₀ = 0``; see `Inversion.start`."""
-        return torch.zeros_like(problem.x0)
+        return problem.origin
 
     def evaluate(self, problem: Problem, u: Tensor, step: int, *, error: bool, direction: bool) -> Evaluation:
         """Build the subspace and solve in it; see `Inversion.evaluate`."""
-        asked, delta, missing = problem.change, u, problem.change
+        asked, delta, missing = problem.asked, u, problem.asked
         size, damping, fallback = sample_norm(asked), torch.zeros(()), None
         moves: list[Tensor] = []
         responses: list[Tensor] = []
@@ -69,7 +69,7 @@ class Krylov(Inversion):
             length = sample_norm(move)
             damping = damping if moves else self.damping * _divided(length, size).square()
             move = move * per_sample(_divided(size, length), move)
-            response = problem.f(problem.x0 + move) - problem.y0
+            response = problem.f_at(move) - problem.base
             row = [_dot(r, response) + damping * _dot(m, move) for r, m in zip(responses, moves, strict=True)]
             row.append(_dot(response, response) + damping * size.square())
             gram = [*([*old, new] for old, new in zip(gram, row[:-1], strict=True)), row]
@@ -81,8 +81,8 @@ class Krylov(Inversion):
             missing = asked - _combine(weights, responses) if len(moves) < self.steps else missing
         if not (error or direction):
             return Evaluation(delta, None, None, fallback)
-        fx = problem.f(problem.x0 + delta)
-        left = problem.target - fx
+        fx = problem.f_at(delta)
+        left = problem.missing(fx)
         return Evaluation(delta, left, problem.g_difference(fx, left) if direction else None, fallback)
 
 

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from targetprop.inversion.anderson import Anderson
 from targetprop.inversion.problem import Evaluation, Problem, Solution, Status, per_sample, sample_norm
+from targetprop.precision import exactly
 
 GROWTH = 10.0
 CHECK_EVERY = 10
@@ -127,7 +128,8 @@ def iterate(
         if last or (step % CHECK_EVERY == CHECK_EVERY - 1 and not bool(state.active.any())):
             break
         assert look.direction is not None
-        move = settings.alpha * look.direction if history is None else history.move(u, look.direction)
+        with exactly(u):
+            move = settings.alpha * look.direction if history is None else history.move(u, look.direction)
         u = torch.where(per_sample(state.active, u), u + move, u)
     assert state is not None
     fell, solution = state.solution()
@@ -192,7 +194,7 @@ class _Tracker:
         start = sample_norm(look.error)
         return cls(
             x0,
-            torch.zeros_like(x0),
+            torch.zeros_like(look.delta),
             worst,
             first,
             first,

@@ -3,9 +3,12 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import IntEnum
+from functools import cached_property
 
 import torch
 from torch import Tensor
+
+from targetprop.precision import exactly, is_cast, widened
 
 Map = Callable[[Tensor], Tensor]
 
@@ -43,10 +46,69 @@ class Problem:
     x0: Tensor
     y0: Tensor
 
+    @cached_property
+    def cast(self) -> bool:
+        """Whether autocast rounds ``f`` and ``g`` to half precision, which leaves nothing of a small difference."""
+        return is_cast(self.x0)
+
+    @cached_property
+    def base(self) -> Tensor:
+        """``f(x0)`` in the precision in which it is compared, shape of ``y0``."""
+        return self.f_at(torch.zeros_like(self.x0)) if self.cast else self.y0
+
+    @property
+    def asked(self) -> Tensor:
+        """The change in the precision in which it is compared, shape of ``y0``."""
+        return widened(self.change) if self.cast else self.change
+
     @property
     def target(self) -> Tensor:
         """The target ``t``, shape of ``y0``."""
-        return self.y0 + self.change
+        return self.base + self.asked
+
+    @property
+    def origin(self) -> Tensor:
+        """No change of the input in the precision that iterates have, zeros of the shape of ``x0``."""
+        return torch.zeros_like(widened(self.x0) if self.cast else self.x0)
+
+    def f_at(self, u: Tensor) -> Tensor:
+        """Evaluate ``f(x0 + u)``, in float32 where autocast would round it.
+
+        Args:
+            u: change of the input, shape ``(n, …)`` of ``x0``.
+
+        Returns:
+            Shape of ``y0``.
+        """
+        if not self.cast:
+            return self.f(self.x0 + u)
+        with exactly(self.x0):
+            return self.f(widened(self.x0) + widened(u))
+
+    def decode(self, change: Tensor) -> Tensor:
+        """Evaluate ``g(y0 + change) − x0``, in float32 where autocast would round it.
+
+        Args:
+            change: shape ``(n, …)`` of ``y0``.
+
+        Returns:
+            Shape of ``x0``.
+        """
+        if not self.cast:
+            return self.g(self.y0 + change) - self.x0
+        with exactly(self.x0):
+            return self.g(widened(self.y0) + widened(change)) - widened(self.x0)
+
+    def missing(self, fx: Tensor) -> Tensor:
+        """Compare with the target.
+
+        Args:
+            fx: what `f_at` returned.
+
+        Returns:
+            ``t − f(x)``, shape of ``y0``.
+        """
+        return self.asked - (fx - self.base) if self.cast else self.target - fx
 
     def g_difference(self, y: Tensor, change: Tensor) -> Tensor:
         """Evaluate ``g(y + change) − g(y)``, without cancellation where the decoder knows how.
@@ -59,7 +121,8 @@ class Problem:
             The difference, shape of ``x0``.
         """
         difference = getattr(self.g, "difference", None)
-        return self.g(y + change) - self.g(y) if difference is None else difference(y, change)
+        found = self.g(y + change) - self.g(y) if difference is None else difference(y, change)
+        return widened(found) if self.cast else found
 
 
 @dataclass(frozen=True, eq=False)
