@@ -14,6 +14,7 @@ from targetprop.experiments.errors import CommandError
 
 FLAGS = {"--help": "help", "-h": "help", "--print_config": "print_config"}
 _WHOLE = ("cut", "propagation")
+_RENAMED = {("precision", "float32"): "fp32"}  # as earlier releases wrote it
 SPECIAL = {"inf": ".inf", "+inf": ".inf", "-inf": "-.inf", "nan": ".nan"}
 
 
@@ -85,7 +86,8 @@ def read_file(path: str) -> dict[str, str]:
         raise CommandError(f"--config {path} is not valid YAML: {error}; correct it") from error
     if not isinstance(content, dict):
         raise CommandError(f"--config {path} must hold lines of the form 'name: value', as --print_config writes them")
-    return dict(_flatten(content, ""))
+    values = dict(_flatten(content, ""))
+    return {name: _RENAMED.get((name, text), text) for name, text in values.items()}
 
 
 def merge(file: Mapping[str, str], line: Arguments) -> Arguments:

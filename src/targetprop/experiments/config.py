@@ -68,8 +68,8 @@ class LoopSettings:
         device: auto takes the GPU if there is one.
         log_every: steps between two measurements of the inversion residuals.
         max_skipped: steps in a row that may be skipped because their numbers are not finite; so many stop the run.
-        precision: of the activations; with bf16, weights, gradients, optimisers and the loss stay in float32. Inversion
-            rules that iterate take differences of activations, which bf16 rounds: give them float32.
+        precision: fp64 trains everything in float64. With bf16, products and activations are in bfloat16; weights,
+            gradients, optimisers, the loss and differences of nearly equal activations stay in float32.
     """
 
     epochs: int = 30
@@ -78,7 +78,7 @@ class LoopSettings:
     device: Literal["auto", "cpu", "cuda"] = "auto"
     log_every: int = 50
     max_skipped: int = 10
-    precision: Precision = "float32"
+    precision: Precision = "fp32"
 
     def __post_init__(self) -> None:
         """Check the settings.

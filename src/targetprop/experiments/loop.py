@@ -12,9 +12,10 @@ from torch.optim.lr_scheduler import LambdaLR
 from targetprop import Status, StepReport
 from targetprop.experiments.data import Dataset
 from targetprop.experiments.skipped import Skipped
+from targetprop.precision import widened
 
 EVALUATION_BATCH = 1024
-Precision = Literal["float32", "bf16"]
+Precision = Literal["fp32", "bf16", "fp64"]
 
 
 class GradientFiller(Protocol):
@@ -56,7 +57,7 @@ class Session:
         schedule: changes the optimiser's learning rate.
         loss: the loss, a mean over the batch.
         order: draws the order of the data and the seed of each epoch's augmentation, on the CPU.
-        precision: of the activations.
+        precision: of the activations; the network of "fp64" is in float64 itself.
         epoch: epochs done.
         step: steps done.
         seconds: time spent in steps.
@@ -71,7 +72,7 @@ class Session:
     schedule: LambdaLR
     loss: nn.Module
     order: torch.Generator
-    precision: Precision = "float32"
+    precision: Precision = "fp32"
     epoch: int = 0
     step: int = 0
     seconds: float = 0.0
@@ -174,7 +175,7 @@ def evaluate(model: nn.Module, loss: nn.Module, x: Tensor, y: Tensor) -> tuple[f
     with torch.no_grad():
         for inputs, labels in zip(x.split(EVALUATION_BATCH), y.split(EVALUATION_BATCH), strict=True):
             output = model(inputs)
-            total += float(loss(output.float(), labels)) * len(labels)
+            total += float(loss(widened(output), labels)) * len(labels)
             right += int((output.argmax(1) == labels).sum())
     if not abs(total) < float("inf"):
         raise FloatingPointError("the test loss is NaN or infinite; lower the learning rate")

@@ -1,5 +1,6 @@
 """Builds what a configuration describes, and moves its whole state to and from a checkpoint."""
 
+from dataclasses import replace
 from math import ceil
 from typing import Any
 
@@ -37,6 +38,21 @@ def find_device(name: str) -> torch.device:
     return torch.device(name)
 
 
+def load_data(config: RunConfig) -> Dataset:
+    """Load the data in the precision and onto the device of a run.
+
+    Args:
+        config: the configuration.
+
+    Returns:
+        The data.
+    """
+    data = config.data.load().to(find_device(config.loop.device))
+    if config.loop.precision != "fp64":
+        return data
+    return replace(data, train_x=data.train_x.double(), test_x=data.test_x.double())
+
+
 def build_session(config: RunConfig, data: Dataset) -> Session:
     """Make network, engine and optimiser from the seed.
 
@@ -52,7 +68,7 @@ def build_session(config: RunConfig, data: Dataset) -> Session:
     """
     seed, device = config.loop.seed, data.train_x.device
     torch.manual_seed(seed)
-    model = config.network.build(data.shape, data.classes).to(device)
+    model = config.network.build(data.shape, data.classes).to(device, data.train_x.dtype)
     loss = nn.CrossEntropyLoss()
     try:
         engine = tp.TargetPropagation(

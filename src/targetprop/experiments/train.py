@@ -18,7 +18,7 @@ from targetprop.experiments.loop import Session, run_epoch
 from targetprop.experiments.parse import format_help, parse_config
 from targetprop.experiments.run_folder import RunFolder, create_run_folder
 from targetprop.experiments.screen import Screen, say, show_summary
-from targetprop.experiments.session import build_session, find_device, session_state
+from targetprop.experiments.session import build_session, load_data, session_state
 from targetprop.experiments.stored_run import open_session, read_stored_values
 from targetprop.report.curves import draw_curves
 
@@ -50,7 +50,7 @@ def train(argv: list[str]) -> int:
     if "print_config" in arguments.flags:
         sys.stdout.write(config.to_yaml())
         return 0
-    data = config.data.load().to(find_device(config.loop.device))
+    data = load_data(config)
     session = build_session(config, data)
     folder = create_run_folder(config.out, f"{config.method.name}-{config.data.name}-s{config.loop.seed}")
     folder.write_config(config.to_yaml())

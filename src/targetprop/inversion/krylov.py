@@ -19,6 +19,7 @@ from torch import Tensor
 
 from targetprop.inversion.loop import Inversion
 from targetprop.inversion.problem import Evaluation, Problem, per_sample, sample_norm
+from targetprop.precision import exactly
 
 _RIDGE = 10.0  # added to the small systems' diagonals, in roundings of their largest entry
 
@@ -98,7 +99,8 @@ def _weigh(gram: list[list[Tensor]], right: list[Tensor]) -> Tensor:
 
 def _dot(a: Tensor, b: Tensor) -> Tensor:
     """Inner product of each sample, in float32 at least."""
-    dots = torch.linalg.vecdot(a.flatten(1), b.flatten(1))
+    with exactly(a):
+        dots = torch.linalg.vecdot(a.flatten(1), b.flatten(1))
     return dots.to(torch.promote_types(dots.dtype, torch.float32))
 
 
