@@ -161,8 +161,8 @@ def changes(method: tp.Method, precision) -> tuple[list[Tensor], dict]:
     return [delta.float() for delta in found.deltas], residuals
 
 
-# Left out is what 0.4 % of noise in the input changes by 10 % and more in float32 too: Anderson mixing of composites, and
-# Krylov spaces of near inverses, whose second dimension is small.
+# Left out is what 0.4 % of noise in the input changes by 10 % and more in float32 too: Anderson mixing of composites,
+# and Krylov spaces of near inverses, whose second dimension is small.
 SMALL = [(name, propagation, tp.WeightMirror()) for name in ITERATED for propagation in ("layerwise", "composite")]
 SMALL = [case for case in SMALL if case[:2] != ("Anderson", "composite")]
 SMALL += [("input-space", "joint", tp.WeightMirror())]

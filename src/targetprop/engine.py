@@ -9,8 +9,9 @@ from torch import Tensor, nn
 
 from targetprop.black_box import check_derivatives
 from targetprop.chain import Model, build_chain
-from targetprop.decoders import OptimizerFactory
-from targetprop.forward import LayerRecord, Record, evaluating, run_forward
+from targetprop.compiled import Stages
+from targetprop.decoders import LayerDecoder, OptimizerFactory
+from targetprop.forward import LayerRecord, Record, Replay, evaluating, replay_modules, run_forward
 from targetprop.guard import Gradients, Guard, RunningStatistics
 from targetprop.inversion import Iteration
 from targetprop.methods import Method
@@ -40,6 +41,8 @@ class TargetPropagation:
         decoders: your own decoders by layer name, each a module from the layer's output to its input.
         decoder_optimizer: makes the decoders' optimiser from their parameters, if not the method's own.
         seed: seed of the decoders' initial values and of the noise that trains them; PyTorch's initial seed if None.
+        compile: compile with ``torch.compile`` what layers and decoders compute while targets are sought; a `Stages`
+            chooses the backend. Where that fails, a warning says so and nothing is compiled.
         on_divergence: what a step does whose loss, targets, decoder losses or gradients are not finite: "raise" a
             `FloatingPointError`, or "skip", which reports why. Either way nothing of it stays.
 
@@ -73,6 +76,7 @@ class TargetPropagation:
         decoders: Mapping[str, nn.Module] | None = None,
         decoder_optimizer: OptimizerFactory | None = None,
         seed: int | None = None,
+        compile: bool | Stages = False,
         on_divergence: OnDivergence = "raise",
     ) -> None:
         """Cut the model, build its decoders and their optimiser."""
@@ -103,6 +107,7 @@ class TargetPropagation:
         self.decoder_optimizer = make(trainable) if trainable else None
         self._update_state = self.method.update.build(self.chain)
         self._check_sweeps()
+        self._replays = self._compile(Stages() if compile is True else compile) if compile else None
 
     def backward(self, x: Tensor, y: Tensor, *, measure: bool = False) -> StepReport:
         """Do what ``loss(model(x), y).backward()`` would do, by target propagation.
@@ -139,7 +144,7 @@ class TargetPropagation:
         """Take the step if all its numbers are finite; otherwise leave everything alone and say why."""
         assert self.chain is not None
         guard, draws = Guard(), self._generator.get_state()
-        record = run_forward(self.chain, x, keep_inner=self.method.update.needs_inner)
+        record = run_forward(self.chain, x, keep_inner=self.method.update.needs_inner, replays=self._replays)
         change = self.method.output_target(record.output, y, self.loss)
         _watch_forward(guard, x, record)
         guard.watch(_BAD_LOSS, change.loss, change.delta)
@@ -285,6 +290,13 @@ class TargetPropagation:
         except (RuntimeError, IndexError) as error:
             raise ValueError(f"the model does not accept example_input of shape {tuple(x.shape)}: {error}") from error
         return record, [layer.inner for layer in record.layers]
+
+    def _compile(self, stages: Stages) -> list[Replay]:
+        assert self.chain is not None
+        for decoder in self.bank.modules():
+            if isinstance(decoder, LayerDecoder):
+                decoder.compile_with(stages)
+        return [stages.compile(replay_modules) for _ in self.chain.layers]
 
     def _check_sweeps(self) -> None:
         assert self.chain is not None

@@ -62,7 +62,8 @@ def _layerwise(record: Record, bank: Bank, delta: Tensor, inversion: Inversion, 
     for index in reversed(range(1, len(record.layers))):
         layer = record.layers[index]
         g = bank.inverse(index, record) if inversion.needs_decoder else _no_decoder
-        solution = solve(Problem(layer.f, g, deltas[-1], layer.x, layer.h), inversion, measure=measure)
+        f = layer.fast if inversion.needs_decoder else layer.f
+        solution = solve(Problem(f, g, deltas[-1], layer.x, layer.h), inversion, measure=measure)
         deltas.append(solution.delta)
         outcomes[layer.layer.name] = solution.outcome
     return Targets(deltas[::-1], outcomes)
@@ -89,7 +90,7 @@ def _joint(record: Record, bank: Bank, delta: Tensor, inversion: Inversion, meas
     start = [layer.x for layer in upper]
     sizes = [x[0].numel() for x in start]
     problems = [
-        Problem(layer.f, bank.inverse(index, record), delta, layer.x, layer.h)
+        Problem(layer.fast, bank.inverse(index, record), delta, layer.x, layer.h)
         for index, layer in enumerate(upper, start=1)
     ]
 

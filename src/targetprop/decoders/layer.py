@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from targetprop.compiled import Stages
 from targetprop.decoders.linear import LinearDecoder
 from targetprop.decoders.registry import ModuleDecoder, PlainDecoder, Style, find_builder
 from targetprop.decoders.shape import Rearrange
@@ -63,6 +64,15 @@ class LayerDecoder(nn.Module):
         """Keep the parts."""
         super().__init__()
         self.parts = nn.ModuleList(parts)
+        self.compiled: Callable[[Tensor, Tensor, tuple[Side, ...]], Tensor] | None = None
+
+    def compile_with(self, stages: Stages) -> None:
+        """Compile the differences of the decoder.
+
+        Args:
+            stages: what compiles.
+        """
+        self.compiled = stages.compile(self._difference)
 
     def bind(self, record: LayerRecord) -> Inverse:
         """Bind to the side data of one forward pass.
@@ -73,8 +83,8 @@ class LayerDecoder(nn.Module):
         Returns:
             The inverse as a callable.
         """
-        sides = record.sides
-        return Inverse(lambda y: self._decode(y, sides), lambda y, change: self._difference(y, change, sides))
+        sides, difference = record.sides, self.compiled or self._difference
+        return Inverse(lambda y: self._decode(y, sides), lambda y, change: difference(y, change, sides))
 
     def _decode(self, y: Tensor, sides: tuple[Side, ...]) -> Tensor:
         for part, side in zip(reversed(self._parts()), reversed(sides), strict=True):

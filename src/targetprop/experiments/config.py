@@ -70,6 +70,10 @@ class LoopSettings:
         max_skipped: steps in a row that may be skipped because their numbers are not finite; so many stop the run.
         precision: fp64 trains everything in float64. With bf16, products and activations are in bfloat16; weights,
             gradients, optimisers, the loss and differences of nearly equal activations stay in float32.
+        compile: compile with torch.compile what layers and decoders compute while targets are sought; where that fails,
+            a sentence says so.
+        deterministic: use PyTorch's deterministic algorithms only, so that the same seed on the same machine gives the
+            same result bit for bit on a GPU too; an operation that has none ends the run.
     """
 
     epochs: int = 30
@@ -79,6 +83,8 @@ class LoopSettings:
     log_every: int = 50
     max_skipped: int = 10
     precision: Precision = "fp32"
+    compile: bool = False
+    deterministic: bool = False
 
     def __post_init__(self) -> None:
         """Check the settings.

@@ -8,12 +8,14 @@ import torch
 from torch import nn
 
 import targetprop as tp
+from targetprop.compiled import Stages
 from targetprop.experiments.checkpoint import random_state, restore_random_state
 from targetprop.experiments.config import RunConfig
 from targetprop.experiments.data import Dataset
 from targetprop.experiments.errors import FAILURE, CommandError
 from targetprop.experiments.loop import Session
 from targetprop.experiments.schedules import restore_schedule
+from targetprop.experiments.screen import say
 from targetprop.experiments.skipped import Skipped
 
 _COUNTERS = ("epoch", "step", "seconds", "best", "last")
@@ -72,7 +74,13 @@ def build_session(config: RunConfig, data: Dataset) -> Session:
     loss = nn.CrossEntropyLoss()
     try:
         engine = tp.TargetPropagation(
-            model, loss, example_input=data.train_x[:2], method=config.method, seed=seed, on_divergence="skip"
+            model,
+            loss,
+            example_input=data.train_x[:2],
+            method=config.method,
+            seed=seed,
+            compile=Stages(say=lambda sentence: say(f"note: {sentence}")) if config.loop.compile else False,
+            on_divergence="skip",
         )
     except ValueError as error:
         raise CommandError(str(error)) from error

@@ -13,6 +13,7 @@ from targetprop.experiments.arguments import Arguments, merge, read_command_line
 from targetprop.experiments.checkpoint import load_checkpoint, save_checkpoint
 from targetprop.experiments.config import RunConfig
 from targetprop.experiments.data import Dataset
+from targetprop.experiments.deterministic import COST, deterministic
 from targetprop.experiments.errors import FAILURE, CommandError
 from targetprop.experiments.loop import Session, run_epoch
 from targetprop.experiments.parse import format_help, parse_config
@@ -50,11 +51,14 @@ def train(argv: list[str]) -> int:
     if "print_config" in arguments.flags:
         sys.stdout.write(config.to_yaml())
         return 0
-    data = load_data(config)
-    session = build_session(config, data)
-    folder = create_run_folder(config.out, f"{config.method.name}-{config.data.name}-s{config.loop.seed}")
-    folder.write_config(config.to_yaml())
-    return _run(config, session, data, folder)
+    if config.loop.deterministic:
+        say(f"note: {COST}")
+    with deterministic(config.loop.deterministic):
+        data = load_data(config)
+        session = build_session(config, data)
+        folder = create_run_folder(config.out, f"{config.method.name}-{config.data.name}-s{config.loop.seed}")
+        folder.write_config(config.to_yaml())
+        return _run(config, session, data, folder)
 
 
 def _resume(run: Path, arguments: Arguments) -> int:
@@ -68,12 +72,13 @@ def _resume(run: Path, arguments: Arguments) -> int:
     config = parse_config(Arguments({**stored, **arguments.values}))
     state = load_checkpoint(run)
     _check_epochs(run, state, before.loop.epochs, after.loop.epochs)
-    session, data = open_session(config, state)
-    folder = RunFolder(run)
-    folder.forget_after(session.epoch)
-    if after != before:
-        folder.write_config(after.to_yaml())
-    return _run(config, session, data, folder)
+    with deterministic(config.loop.deterministic):
+        session, data = open_session(config, state)
+        folder = RunFolder(run)
+        folder.forget_after(session.epoch)
+        if after != before:
+            folder.write_config(after.to_yaml())
+        return _run(config, session, data, folder)
 
 
 def _check_epochs(run: Path, state: dict[str, Any], before: int, after: int) -> None:
