@@ -115,9 +115,9 @@ def test_the_best_iterate_is_kept_sample_by_sample() -> None:
 
 def test_growth_is_divergence() -> None:
     found = tp.invert(lambda x: x, lambda y: 5 * y, torch.ones(1, 1), torch.zeros(1, 1), method=tp.InputSpace(steps=99))
-    assert found.status.tolist() == [tp.Status.DIVERGED]
+    assert found.status.tolist() == [tp.Status.FALLBACK] and found.diverged.tolist() == [True]
     assert int(found.steps[0]) == 2  # 4, then 16 times the first step
-    assert found.x.tolist() == [[0.0]] and found.forward_residual.tolist() == [1.0]
+    assert found.x.tolist() == [[5.0]] and found.forward_residual.tolist() == [4.0]  # of the difference target
 
 
 def overflow(x: Tensor) -> Tensor:
@@ -139,9 +139,63 @@ def test_an_overflowing_sample_leaves_the_others_unchanged_to_the_bit(name: str,
     bad, good = (tp.invert(f, g, target, x0, method=rule) for target in (far, t))
     keep = torch.tensor([0, 1, 3])
     assert torch.equal(bad.x[keep], good.x[keep]) and torch.equal(bad.status[keep], good.status[keep])
-    assert int(bad.status[2]) == tp.Status.DIVERGED
     assert torch.isfinite(bad.x).all()
-    assert torch.equal(bad.x[2], x0[2])
+    once = tp.invert(f, g, far, x0, method=tp.Difference())
+    if int(once.status[2]) == tp.Status.MAX_STEPS:  # as every single estimate that is finite
+        assert int(bad.status[2]) == tp.Status.FALLBACK and torch.equal(bad.x[2], once.x[2])
+    else:  # the decoder has overflowed
+        assert int(bad.status[2]) == tp.Status.DIVERGED and torch.equal(bad.x[2], x0[2])
+
+
+GAINS = torch.tensor([[0.8], [1.5], [2.5], [7.0], [7.0]], dtype=DTYPE)  # I − GA: 0.2, −0.5, −1.5, −6, −6
+
+
+@pytest.mark.parametrize("alpha", [1.0, 0.75])
+@pytest.mark.parametrize("measure", [True, False])
+def test_samples_whose_decoder_does_not_contract_fall_back_to_difference_targets(alpha: float, measure: bool) -> None:
+    f, g = (lambda x: x), (lambda y: GAINS * y)
+    x0, t = rand(5, 1), rand(5, 1) + 1
+    rule = tp.InputSpace(steps=200, alpha=alpha)
+    found = tp.invert(f, g, t, x0, method=rule, measure=measure)
+    once = tp.invert(f, g, t, x0, method=tp.Difference())
+    fell = (1 - alpha * GAINS.flatten()).abs() > 1
+    assert found.status.tolist() == [tp.Status.FALLBACK if bad else tp.Status.CONVERGED for bad in fell]
+    torch.testing.assert_close(found.x[fell], once.x[fell], rtol=1e-14, atol=0)
+    assert (found.x[~fell] - t[~fell]).abs().max() < 1e-5
+    residual = found.forward_residual
+    assert residual is not None and once.forward_residual is not None
+    assert residual[fell].isnan().all() if not measure else torch.allclose(residual, sample_norm(t - f(found.x)))
+
+
+@pytest.mark.parametrize("anderson", [0, 3])
+def test_the_difference_target_is_where_output_space_iteration_starts(anderson: int) -> None:
+    f, g = (lambda x: x), (lambda y: GAINS * y)
+    x0, t = rand(5, 1), rand(5, 1) + 1
+    found = tp.invert(f, g, t, x0, method=tp.OutputSpace(steps=60, anderson=anderson))
+    once = tp.invert(f, g, t, x0, method=tp.Difference())
+    fell = found.status == tp.Status.FALLBACK
+    assert fell.tolist() == [False, False, True, True, True] or anderson
+    assert torch.equal(found.x[fell], once.x[fell])
+    assert torch.allclose(found.forward_residual, sample_norm(t - f(found.x)), rtol=1e-12, atol=1e-15)
+
+
+def test_a_sample_that_had_come_closer_keeps_its_best_iterate() -> None:
+    A = torch.diag(torch.tensor([1.0, 3.0], dtype=DTYPE))  # I − GA: 0 and −2
+    f, g = (lambda x: x @ A), (lambda y: y)
+    t = torch.tensor([[1.0, 1e-3]], dtype=DTYPE)
+    found = tp.invert(f, g, t, torch.zeros(1, 2, dtype=DTYPE), method=tp.InputSpace(steps=60))
+    assert found.status.tolist() == [tp.Status.DIVERGED] and found.forward_residual is not None
+    assert torch.equal(found.x, t) and float(found.forward_residual) < 3e-3  # here the first step is the best
+
+
+def test_krylov_falls_back_where_its_probes_overflow() -> None:
+    f, g = overflow, lambda y: 1.0 * y
+    x0, t = torch.tensor([[0.0], [9.0]], dtype=DTYPE), torch.tensor([[1.0], [-3.0]], dtype=DTYPE)
+    found = tp.invert(f, g, t, x0, method=tp.Krylov(steps=1))
+    assert found.status.tolist() == [tp.Status.MAX_STEPS] * 2
+    far = tp.invert(f, g, torch.tensor([[1.0], [12.0]], dtype=DTYPE), x0, y0=x0, method=tp.Krylov(steps=1))
+    assert far.status.tolist() == [tp.Status.MAX_STEPS, tp.Status.FALLBACK]
+    assert float(far.x[1]) == 12.0  # x₀ + g(t) − g(y₀)
 
 
 def test_half_steps_cure_oscillation_at_kinks() -> None:

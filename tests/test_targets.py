@@ -84,6 +84,28 @@ def test_sweeps_through_strongly_contracting_layers_do_not_count_as_divergence()
     assert int(solution.steps[1]) == 0 and float(solution.forward_residual[1]) == 0.0
 
 
+def test_sweeps_that_overflow_fall_back_to_difference_targets() -> None:
+    """Only sample 1 leaves the range of ``f``; the others are as they would be without it, to the bit."""
+
+    class Overflow(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.where(x.abs() > 1e3, torch.inf, x)
+
+    torch.manual_seed(0)
+    model = {"1": nn.Linear(3, 3), "2": nn.Sequential(Overflow(), nn.Linear(3, 3)), "3": nn.Linear(3, 3)}
+    model = {name: module.double() for name, module in model.items()}
+    delta = rand(4, 3, seed=2)
+    far = delta.clone()
+    far[1] *= 1e9
+    (_, bad), (_, good) = (spread(model, d, "joint", INVERSE, steps=20) for d in (far, delta))
+    _, once = spread(model, far, "layerwise", INVERSE, steps=1)
+    keep = torch.tensor([0, 2, 3])
+    assert bad.outcomes["all"].status.tolist()[1] == tp.Status.FALLBACK
+    for found, expected, difference in zip(bad.deltas, good.deltas, once.deltas, strict=True):
+        assert torch.equal(found[keep], expected[keep])
+        torch.testing.assert_close(found[1], difference[1])
+
+
 def test_too_few_sweeps_are_refused() -> None:
     with pytest.raises(
         ValueError, match="reach the bottom of 4 layers after 3 steps, and inversion.steps is 2; raise it"

@@ -1,15 +1,18 @@
 """`TargetPropagation`: replaces ``loss.backward()`` in an existing training loop."""
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
 from targetprop.black_box import check_derivatives
 from targetprop.chain import Model, build_chain
-from targetprop.decoders import OptimizerFactory
-from targetprop.forward import Record, evaluating, run_forward
+from targetprop.compiled import Stages
+from targetprop.decoders import LayerDecoder, OptimizerFactory
+from targetprop.forward import LayerRecord, Record, Replay, evaluating, replay_modules, run_forward
+from targetprop.guard import Gradients, Guard, RunningStatistics
 from targetprop.inversion import Iteration
 from targetprop.methods import Method
 from targetprop.methods import method as find_method
@@ -18,6 +21,7 @@ from targetprop.step_report import StepReport, root_mean_square
 from targetprop.targets import propagate
 
 STATE_VERSION = 2
+OnDivergence = Literal["raise", "skip"]
 
 
 class TargetPropagation:
@@ -37,10 +41,14 @@ class TargetPropagation:
         decoders: your own decoders by layer name, each a module from the layer's output to its input.
         decoder_optimizer: makes the decoders' optimiser from their parameters, if not the method's own.
         seed: seed of the decoders' initial values and of the noise that trains them; PyTorch's initial seed if None.
+        compile: compile with ``torch.compile`` what layers and decoders compute while targets are sought; a `Stages`
+            chooses the backend. Where that fails, a warning says so and nothing is compiled.
+        on_divergence: what a step does whose loss, targets, decoder losses or gradients are not finite: "raise" a
+            `FloatingPointError`, or "skip", which reports why. Either way nothing of it stays.
 
     Raises:
-        ValueError: the method is unknown, its parts do not fit the model, the example input does not fit, or a module
-            that autograd cannot differentiate stands where a derivative is needed.
+        ValueError: a setting or the method is unknown, its parts do not fit the model, the example input does not fit,
+            or a module that autograd cannot differentiate stands where a derivative is needed.
         TypeError: the model's layers cannot be seen.
 
     >>> import torch, targetprop as tp
@@ -68,8 +76,13 @@ class TargetPropagation:
         decoders: Mapping[str, nn.Module] | None = None,
         decoder_optimizer: OptimizerFactory | None = None,
         seed: int | None = None,
+        compile: bool | Stages = False,
+        on_divergence: OnDivergence = "raise",
     ) -> None:
         """Cut the model, build its decoders and their optimiser."""
+        if on_divergence not in get_args(OnDivergence):
+            raise ValueError(f"on_divergence must be 'raise' or 'skip'; got {on_divergence!r}")
+        self.on_divergence = on_divergence
         self.method = find_method(method) if isinstance(method, str) else method
         self.model, self.loss = model, loss
         reduction = getattr(loss, "reduction", "mean")
@@ -94,6 +107,7 @@ class TargetPropagation:
         self.decoder_optimizer = make(trainable) if trainable else None
         self._update_state = self.method.update.build(self.chain)
         self._check_sweeps()
+        self._replays = self._compile(Stages() if compile is True else compile) if compile else None
 
     def backward(self, x: Tensor, y: Tensor, *, measure: bool = False) -> StepReport:
         """Do what ``loss(model(x), y).backward()`` would do, by target propagation.
@@ -104,11 +118,13 @@ class TargetPropagation:
             measure: fill in the norms and the residuals of every inversion, also where the step does not need them.
 
         Returns:
-            The report of the step.
+            The report of the step; its `StepReport.skipped` says whether there is anything for the optimiser to do.
 
         Raises:
-            FloatingPointError: the loss is not finite; nothing was changed then, but by the forward pass itself (batch
-                statistics, random numbers).
+            FloatingPointError: the loss, a target, a decoder's loss or a gradient is not finite, and
+                ``on_divergence="raise"``. Nothing was changed then, but by the forward pass itself (batch statistics,
+                random numbers); with "skip" the statistics are put back too. Only decoders that learned from finite
+                numbers keep that where a target or a gradient fails after them.
             RuntimeError: gradients are disabled.
             ValueError: the batch is empty, or the loss rejects output and labels.
         """
@@ -116,13 +132,27 @@ class TargetPropagation:
             raise RuntimeError("backward fills .grad, and gradients are disabled; call it outside torch.no_grad()")
         if len(x) == 0:
             raise ValueError("the batch is empty; drop it, or set drop_last=True in the data loader")
-        if self.chain is None:
-            return self._backprop(x, y)
-        record = run_forward(self.chain, x, keep_inner=self.method.update.needs_inner)
+        statistics = RunningStatistics(self._modules()) if self.on_divergence == "skip" else None
+        report = self._backprop(x, y) if self.chain is None else self._step(x, y, measure)
+        if report.skipped is not None:
+            if statistics is None:
+                raise FloatingPointError(report.skipped)
+            statistics.restore()
+        return report
+
+    def _step(self, x: Tensor, y: Tensor, measure: bool) -> StepReport:
+        """Take the step if all its numbers are finite; otherwise leave everything alone and say why."""
+        assert self.chain is not None
+        guard, draws = Guard(), self._generator.get_state()
+        record = run_forward(self.chain, x, keep_inner=self.method.update.needs_inner, replays=self._replays)
         change = self.method.output_target(record.output, y, self.loss)
-        if not torch.isfinite(change.loss):
-            raise FloatingPointError(_not_finite(x, record))
-        decoder_loss = self.method.decoder.train(self.bank, record, self.decoder_optimizer, self._generator)
+        _watch_forward(guard, x, record)
+        guard.watch(_BAD_LOSS, change.loss, change.delta)
+        decoder_loss = self.method.decoder.train(self.bank, record, self.decoder_optimizer, self._generator, guard)
+        report = StepReport(change.loss, record.output, decoder_loss)
+        if guard.reason is not None:
+            self._generator.set_state(draws)
+            return replace(report, skipped=guard.reason)
         with torch.no_grad():
             targets = propagate(
                 record, self.bank, change.delta, self.method.inversion, self.method.propagation, measure=measure
@@ -132,12 +162,26 @@ class TargetPropagation:
         if self.method.propagation == "composite":  # every inversion starts at the output
             asked = {name: asked["all"] for name in asked}
         norms = _norms(record, deltas) if measure else {}
-        report = StepReport(change.loss, record.output, decoder_loss, norms, targets.outcomes, asked)
+        _watch_targets(guard, record, deltas)
+        report = replace(report, delta_norms=norms, outcomes=targets.outcomes, target_norms=asked)
         layers, scale = list(record.layers), change.scale
         del record, change, targets
-        while layers:  # top layer first; what a layer has used is freed before the next one's gradient is made
-            self.method.update.apply(layers.pop(), deltas.pop(), scale, self._update_state)
-        return report
+        self._update(layers, deltas, scale, guard)
+        return report if guard.reason is None else StepReport(report.loss, report.output, skipped=guard.reason)
+
+    def _update(self, layers: list[LayerRecord], deltas: list[Tensor], scale: float, guard: Guard) -> None:
+        """Write ``.grad`` and empty both lists, unless the guard does not pass."""
+        keeps_state = next(self._update_state.children(), None) is not None
+        if keeps_state and not guard.passes():
+            return
+        with Gradients(p for layer in layers for p in layer.layer.parameters()) as gradients:
+            while layers:  # top layer first; what a layer has used is freed before the next one's gradient is made
+                name, written = layers[-1].layer.name, list(layers[-1].layer.parameters())
+                self.method.update.apply(layers.pop(), deltas.pop(), scale, self._update_state)
+                problem = f"the gradient of layer {name} is NaN or infinite though its target is finite; {_CURE}"
+                guard.watch(problem, *(p.grad for p in written if p.grad is not None))
+            if guard.passes():
+                gradients.add()
 
     def train_decoders(self, x: Tensor) -> Tensor | None:
         """Train the decoders alone on one batch, leaving ``.grad`` untouched.
@@ -149,15 +193,19 @@ class TargetPropagation:
             The decoders' loss, or None if nothing is learned.
 
         Raises:
-            FloatingPointError: the network's output is not finite; no decoder was changed then.
+            FloatingPointError: an activation or a decoder's loss is not finite; no decoder was changed then.
         """
         if self.chain is None:
             return None
         with torch.no_grad():
             record = run_forward(self.chain, x)
-        if not torch.isfinite(record.output).all():
-            raise FloatingPointError(_not_finite(x, record))
-        return self.method.decoder.train(self.bank, record, self.decoder_optimizer, self._generator)
+        guard, draws = Guard(), self._generator.get_state()
+        _watch_forward(guard, x, record)
+        loss = self.method.decoder.train(self.bank, record, self.decoder_optimizer, self._generator, guard)
+        if not guard.passes():
+            self._generator.set_state(draws)
+            raise FloatingPointError(guard.reason)
+        return loss
 
     def state_dict(self) -> dict[str, Any]:
         """Collect everything that the engine owns: decoders, their optimiser, update statistics, random state.
@@ -213,12 +261,26 @@ class TargetPropagation:
 
     def _backprop(self, x: Tensor, y: Tensor) -> StepReport:
         assert isinstance(self.model, nn.Module)
+        guard = Guard()
         output = self.model(x)
         value, gradient = loss_gradient(output, y, self.loss)
-        if not torch.isfinite(value):
-            raise FloatingPointError(_not_finite(x, None))
-        output.backward(gradient)
-        return StepReport(value, output.detach())
+        guard.watch(_BAD_INPUT, x)
+        guard.watch("the network returns NaN or infinite values; " + _LOWER, output)
+        guard.watch(_BAD_LOSS, value, gradient)
+        with Gradients(self.model.parameters()) as gradients:
+            output.backward(gradient)
+            for name, parameter in self.model.named_parameters():
+                if parameter.grad is not None:
+                    guard.watch(f"the gradient of {name} is NaN or infinite; {_CURE}", parameter.grad)
+            if guard.passes():
+                gradients.add()
+        return StepReport(value, output.detach(), skipped=guard.reason)
+
+    def _modules(self) -> Iterator[nn.Module]:
+        if self.chain is None:
+            assert isinstance(self.model, nn.Module)
+            return self.model.modules()
+        return (part for layer in self.chain.layers for module in layer.modules for part in module.modules())
 
     def _example(self, x: Tensor) -> tuple[Record, list[tuple[Tensor, ...]]]:
         assert self.chain is not None
@@ -228,6 +290,13 @@ class TargetPropagation:
         except (RuntimeError, IndexError) as error:
             raise ValueError(f"the model does not accept example_input of shape {tuple(x.shape)}: {error}") from error
         return record, [layer.inner for layer in record.layers]
+
+    def _compile(self, stages: Stages) -> list[Replay]:
+        assert self.chain is not None
+        for decoder in self.bank.modules():
+            if isinstance(decoder, LayerDecoder):
+                decoder.compile_with(stages)
+        return [stages.compile(replay_modules) for _ in self.chain.layers]
 
     def _check_sweeps(self) -> None:
         assert self.chain is not None
@@ -244,13 +313,18 @@ def _norms(record: Record, deltas: list[Tensor]) -> dict[str, Tensor]:
     return {**named, "all": named[record.layers[-1].layer.name]}
 
 
-def _not_finite(x: Tensor, record: Record | None) -> str:
-    if not torch.isfinite(x).all():
-        return "the input holds NaN or infinite values; clean the data before training"
-    for layer in () if record is None else record.layers:
-        if not torch.isfinite(layer.h).all():
-            return (
-                f"layer {layer.layer.name} returns NaN or infinite values; lower the learning rate or load an earlier"
-                " checkpoint"
-            )
-    return "the loss is NaN or infinite though the outputs are finite; check the labels and the loss"
+_BAD_INPUT = "the input holds NaN or infinite values; clean the data before training"
+_BAD_LOSS = "the loss or its gradient is NaN or infinite though the outputs are finite; check the labels and the loss"
+_LOWER = "lower the learning rate or load an earlier checkpoint"
+_CURE = "look for roots, logarithms and divisions at zero"
+
+
+def _watch_forward(guard: Guard, x: Tensor, record: Record) -> None:
+    guard.watch(_BAD_INPUT, x)
+    for layer in record.layers:
+        guard.watch(f"layer {layer.layer.name} returns NaN or infinite values; {_LOWER}", layer.h, *layer.inner[:-1])
+
+
+def _watch_targets(guard: Guard, record: Record, deltas: list[Tensor]) -> None:
+    for layer, delta in zip(record.layers, deltas, strict=True):
+        guard.watch(f"the target of layer {layer.layer.name} is NaN or infinite; lower output_target.beta", delta)

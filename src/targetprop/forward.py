@@ -24,6 +24,7 @@ from torch.nn.modules.batchnorm import _BatchNorm  # pyright: ignore[reportPriva
 from torch.nn.modules.dropout import _DropoutNd  # pyright: ignore[reportPrivateUsage]
 
 from targetprop.chain import Chain, Layer, visible
+from targetprop.precision import widened
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,7 @@ class Side:
 
 
 Recorder = Callable[[nn.Module, Tensor], tuple[Tensor, Side]]
+Replay = Callable[[Sequence[nn.Module], Tensor, Sequence[Side]], Tensor]
 Replayer = Callable[[nn.Module, Tensor, Side], Tensor]
 _NOTHING = Side()
 _RULES: dict[type[nn.Module], tuple[Recorder, Replayer]] = {}
@@ -74,18 +76,6 @@ def record_input(module: nn.Module, x: Tensor) -> tuple[Tensor, Side]:
         The output, and the side data.
     """
     return module(x), Side(per_sample=(x.detach(),))
-
-
-def widened(x: Tensor) -> Tensor:
-    """Give half precision the digits that statistics need.
-
-    Args:
-        x: any floating-point tensor.
-
-    Returns:
-        The values in float32, or as they are in float32 and float64.
-    """
-    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def _rule(module: nn.Module) -> tuple[Recorder, Replayer] | None:
@@ -158,6 +148,7 @@ class LayerRecord:
         y: its output ``h_l`` with the graph of ``θ_l``, shape ``(n, …)``.
         sides: side data, one per module of the layer.
         inner: outputs of the layer's modules with their graph, one per module; empty unless asked for.
+        replay: `replay_modules` of this layer, compiled; None if it is not.
     """
 
     layer: Layer
@@ -165,6 +156,7 @@ class LayerRecord:
     y: Tensor
     sides: tuple[Side, ...]
     inner: tuple[Tensor, ...] = ()
+    replay: Replay | None = None
 
     @property
     def h(self) -> Tensor:
@@ -181,6 +173,17 @@ class LayerRecord:
             ``f_l(x)``, shape ``(n, …)``.
         """
         return replay_modules(self.layer.modules, x, self.sides)
+
+    def fast(self, x: Tensor) -> Tensor:
+        """Do what `f` does, compiled if that was asked for; it cannot be differentiated by ``torch.func``.
+
+        Args:
+            x: input of shape ``(n, …)``.
+
+        Returns:
+            ``f_l(x)``, shape ``(n, …)``.
+        """
+        return self.f(x) if self.replay is None else self.replay(self.layer.modules, x, self.sides)
 
     def head(self, rows: int) -> "LayerRecord":
         """Restrict the record to its first samples.
@@ -224,13 +227,16 @@ class Record:
         return self if rows >= len(self.layers[0].x) else Record(tuple(layer.head(rows) for layer in self.layers))
 
 
-def run_forward(chain: Chain, x: Tensor, *, keep_inner: bool = False) -> Record:
+def run_forward(
+    chain: Chain, x: Tensor, *, keep_inner: bool = False, replays: Sequence[Replay] | None = None
+) -> Record:
     """Run a chain once, detached between layers.
 
     Args:
         chain: the layers.
         x: input ``h_0`` of shape ``(n, …)``.
         keep_inner: keep the outputs of the modules inside each layer too.
+        replays: `replay_modules` compiled for each layer; the pass itself is not.
 
     Returns:
         The record.
@@ -241,7 +247,7 @@ def run_forward(chain: Chain, x: Tensor, *, keep_inner: bool = False) -> Record:
     """
     records: list[LayerRecord] = []
     h = x.detach()
-    for layer in chain.layers:
+    for index, layer in enumerate(chain.layers):
         for module in layer.modules:
             check_repeatable(layer, module)
         try:
@@ -253,7 +259,8 @@ def run_forward(chain: Chain, x: Tensor, *, keep_inner: bool = False) -> Record:
         except ValueError as error:
             raise ValueError(f"layer {layer.name}: {error}") from error
         y = inner[-1] if inner else h
-        records.append(LayerRecord(layer, h, y, sides, inner if keep_inner else ()))
+        replay = None if replays is None else replays[index]
+        records.append(LayerRecord(layer, h, y, sides, inner if keep_inner else (), replay))
         h = y.detach()
     return Record(tuple(records))
 

@@ -21,6 +21,7 @@ class StepReport:
         outcomes: how the inversion of each layer ended, by layer name; joint sweeps have one, named ``"all"``.
         target_norms: root mean square over samples of ``‖t − y₀‖``, what each inversion was asked for, by layer name;
             empty unless measured.
+        skipped: why nothing was changed, a sentence that names the layer; None for a step that was taken.
     """
 
     loss: Tensor
@@ -29,20 +30,21 @@ class StepReport:
     delta_norms: dict[str, Tensor] = field(default_factory=dict)
     outcomes: dict[str, Outcome] = field(default_factory=dict)
     target_norms: dict[str, Tensor] = field(default_factory=dict)
+    skipped: str | None = None
 
     def residuals(self) -> dict[str, float]:
         """Relative forward residuals, ``‖t − f(x)‖ / ‖t − y₀‖``, root mean squares over samples.
 
         Returns:
             One number per inversion that was measured and was asked for a change: 0 is a perfect inverse, 1 no
-            progress.
+            progress. Samples whose residual is not known are left out.
         """
         found = {}
         for name, outcome in self.outcomes.items():
             if outcome.forward_residual is not None and name in self.target_norms:
                 asked = float(self.target_norms[name])
                 if asked > 0:
-                    found[name] = float(outcome.forward_residual.square().mean().sqrt()) / asked
+                    found[name] = float(outcome.forward_residual.square().nanmean().sqrt()) / asked
         return found
 
     def shares(self, status: Status) -> dict[str, float]:
@@ -63,7 +65,7 @@ class StepReport:
             text += f", decoder loss {float(self.decoder_loss):.4g}"
         if residuals := self.residuals():
             text += f", residual {sum(residuals.values()) / len(residuals):.3g}"
-        return text
+        return text if self.skipped is None else f"{text}, skipped: {self.skipped}"
 
 
 def root_mean_square(values: Tensor) -> Tensor:

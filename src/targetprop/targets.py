@@ -62,7 +62,8 @@ def _layerwise(record: Record, bank: Bank, delta: Tensor, inversion: Inversion, 
     for index in reversed(range(1, len(record.layers))):
         layer = record.layers[index]
         g = bank.inverse(index, record) if inversion.needs_decoder else _no_decoder
-        solution = solve(Problem(layer.f, g, deltas[-1], layer.x, layer.h), inversion, measure=measure)
+        f = layer.fast if inversion.needs_decoder else layer.f
+        solution = solve(Problem(f, g, deltas[-1], layer.x, layer.h), inversion, measure=measure)
         deltas.append(solution.delta)
         outcomes[layer.layer.name] = solution.outcome
     return Targets(deltas[::-1], outcomes)
@@ -89,7 +90,7 @@ def _joint(record: Record, bank: Bank, delta: Tensor, inversion: Inversion, meas
     start = [layer.x for layer in upper]
     sizes = [x[0].numel() for x in start]
     problems = [
-        Problem(layer.f, bank.inverse(index, record), delta, layer.x, layer.h)
+        Problem(layer.fast, bank.inverse(index, record), delta, layer.x, layer.h)
         for index, layer in enumerate(upper, start=1)
     ]
 
@@ -98,16 +99,25 @@ def _joint(record: Record, bank: Bank, delta: Tensor, inversion: Inversion, meas
 
     def evaluate(u: Tensor, step: int, error: bool, direction: bool) -> Evaluation:
         changes = split(u)
-        reached = [p.y0 if step == 0 else p.f(p.x0 + v) for p, v in zip(problems, changes, strict=True)]
-        missing = [p.y0 - y + v for p, y, v in zip(problems, reached, [*changes[1:], delta], strict=True)]
+        reached = [p.base if step == 0 else p.f_at(v) for p, v in zip(problems, changes, strict=True)]
+        missing = [p.base - y + v for p, y, v in zip(problems, reached, [*changes[1:], delta], strict=True)]
         if not direction:
             return Evaluation(u, _join(missing), None)
         moves = [p.g_difference(y, e) for p, y, e in zip(problems, reached, missing, strict=True)]
-        return Evaluation(u, _join(missing), _join(moves))
+        return Evaluation(u, _join(missing), _join(moves), fallback() if step == 0 else None)
+
+    def fallback() -> Tensor:
+        change, chained = delta, []
+        for p in reversed(problems):
+            change = p.g_difference(p.y0, change)
+            chained.append(change)
+        return _join(chained[::-1])
 
     x0 = _join(start)
     # Until the sweeps have reached the bottom, a small residual only means that little has moved yet.
-    solution = iterate(evaluate, torch.zeros_like(x0), x0, inversion, measure=measure, complete_from=len(upper))
+    solution = iterate(
+        evaluate, _join([p.origin for p in problems]), x0, inversion, measure=measure, complete_from=len(upper)
+    )
     return Targets([*split(solution.delta), delta], {"all": solution.outcome})
 
 

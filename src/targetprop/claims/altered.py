@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from targetprop.chain import Chain
 from targetprop.decoders import Bank, Inverse, Objective
 from targetprop.forward import Record
+from targetprop.guard import Guard
 
 Alter = Callable[[Inverse], Inverse]
 
@@ -39,11 +40,16 @@ class Altered(Objective):
         return _AlteredBank(self.objective.build(chain, example, inner, custom), self.alter)
 
     def train(
-        self, bank: Bank, record: Record, optimizer: torch.optim.Optimizer | None, generator: torch.Generator
+        self,
+        bank: Bank,
+        record: Record,
+        optimizer: torch.optim.Optimizer | None,
+        generator: torch.Generator,
+        guard: Guard,
     ) -> Tensor | None:
         """Train them unaltered; see `Objective.train`."""
         assert isinstance(bank, _AlteredBank)
-        return self.objective.train(bank.bank, record, optimizer, generator)
+        return self.objective.train(bank.bank, record, optimizer, generator, guard)
 
     def make_optimizer(self, parameters: list[nn.Parameter]) -> torch.optim.Optimizer | None:
         """Make the objective's optimiser; see `Objective.make_optimizer`."""

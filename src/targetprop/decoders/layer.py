@@ -6,10 +6,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from targetprop.compiled import Stages
 from targetprop.decoders.linear import LinearDecoder
 from targetprop.decoders.registry import ModuleDecoder, PlainDecoder, Style, find_builder
 from targetprop.decoders.shape import Rearrange
 from targetprop.forward import LayerRecord, Side
+from targetprop.precision import exactly, widened
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,6 +64,15 @@ class LayerDecoder(nn.Module):
         """Keep the parts."""
         super().__init__()
         self.parts = nn.ModuleList(parts)
+        self.compiled: Callable[[Tensor, Tensor, tuple[Side, ...]], Tensor] | None = None
+
+    def compile_with(self, stages: Stages) -> None:
+        """Compile the differences of the decoder.
+
+        Args:
+            stages: what compiles.
+        """
+        self.compiled = stages.compile(self._difference)
 
     def bind(self, record: LayerRecord) -> Inverse:
         """Bind to the side data of one forward pass.
@@ -72,8 +83,8 @@ class LayerDecoder(nn.Module):
         Returns:
             The inverse as a callable.
         """
-        sides = record.sides
-        return Inverse(lambda y: self._decode(y, sides), lambda y, change: self._difference(y, change, sides))
+        sides, difference = record.sides, self.compiled or self._difference
+        return Inverse(lambda y: self._decode(y, sides), lambda y, change: difference(y, change, sides))
 
     def _decode(self, y: Tensor, sides: tuple[Side, ...]) -> Tensor:
         for part, side in zip(reversed(self._parts()), reversed(sides), strict=True):
@@ -84,9 +95,10 @@ class LayerDecoder(nn.Module):
         parts = self._parts()
         affine = next((i for i, part in enumerate(parts) if not part.affine), len(parts))
         if affine < len(parts):
-            moved = y + change
-            for part, side in zip(reversed(parts[affine:]), reversed(sides[affine:]), strict=True):
-                y, moved = part(y, side), part(moved, side)
+            y, moved = widened(y), widened(y) + widened(change)
+            with exactly(y):  # the difference of the two may be smaller than half precision's rounding
+                for part, side in zip(reversed(parts[affine:]), reversed(sides[affine:]), strict=True):
+                    y, moved = part(y, side), part(moved, side)
             change = moved - y
         for part, side in zip(reversed(parts[:affine]), reversed(sides[:affine]), strict=True):
             change = part.linear(change, side)
@@ -147,7 +159,12 @@ class WholeLayerDecoder(LayerDecoder):
     def bind(self, record: LayerRecord) -> Inverse:
         """Bind to one forward pass, of which it uses nothing; see `LayerDecoder.bind`."""
         part, none = self._parts()[0], Side()
-        return Inverse(lambda y: part(y, none), lambda y, change: part(y + change, none) - part(y, none))
+
+        def difference(y: Tensor, change: Tensor) -> Tensor:
+            with exactly(y):
+                return part(widened(y) + widened(change), none) - part(widened(y), none)
+
+        return Inverse(lambda y: part(y, none), difference)
 
 
 def build_layer_decoder(record: LayerRecord, inner: tuple[Tensor, ...], style: Style) -> LayerDecoder | None:

@@ -16,6 +16,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from targetprop.decoders.layer import Inverse
 from targetprop.forward import LayerRecord
 from targetprop.inversion import Map, per_sample
+from targetprop.precision import exactly, is_cast, widened
 
 
 class LinearisedDecoder(nn.Module):
@@ -55,10 +56,16 @@ class LinearisedDecoder(nn.Module):
         Returns:
             The inverse as a callable.
         """
-        with sdpa_kernel(SDPBackend.MATH):
+        if is_cast(x0):
+            x0, y0 = widened(x0), widened(y0)
+        with sdpa_kernel(SDPBackend.MATH), exactly(x0):
             pull = torch.func.vjp(f, x0)[1]
 
         def linear(delta: Tensor) -> Tensor:
+            with exactly(x0):
+                return solve(delta.to(x0.dtype))
+
+        def solve(delta: Tensor) -> Tensor:
             rhs = pull(delta)[0]
             if self.w == 0:
                 return rhs / self.damping

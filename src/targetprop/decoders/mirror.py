@@ -32,63 +32,16 @@ from targetprop.decoders.conv import ConvDecoder, ConvTransposeDecoder, LearnedM
 from targetprop.decoders.difference_reconstruction import DifferenceReconstruction
 from targetprop.decoders.layer import LayerDecoder
 from targetprop.decoders.linear import LinearDecoder
-from targetprop.decoders.objective import Objective
+from targetprop.decoders.mirror_step import Move, mirror_conv, mirror_linear
+from targetprop.decoders.objective import Objective, failed_decoder
 from targetprop.decoders.registry import ModuleDecoder
 from targetprop.decoders.residual import CorrectedDecoder, PathDecoder
-from targetprop.forward import Record, Side, widened
+from targetprop.forward import Record, Side
+from targetprop.guard import Guard
+from targetprop.precision import exactly, widened
 from targetprop.residual import Residual
 
-_DAMPING = 1e-3  # μ, with probes of unit length
 _COVERAGE = 2.0  # probes of a convolution per dimension of a patch, beyond which more tell little
-
-
-def mirror_linear(weight: Tensor, probes: Tensor, answers: Tensor) -> Tensor:
-    """Move ``V`` to the nearest matrix that explains the answers, in place.
-
-    Args:
-        weight: ``V``, shape ``(d, k)``; ``Wᵀ`` is what it approaches.
-        probes: ``E``, shape ``(n, d)``.
-        answers: ``Z = E Wᵀ``, shape ``(n, k)``.
-
-    Returns:
-        The share of the answers that ``V`` missed before, ``‖Z − E V‖²/‖Z‖²``, a scalar.
-
-    >>> w = torch.tensor([[1.0, 2.0, 3.0]])
-    >>> v, e = torch.zeros(3, 1), torch.eye(3)[:2]
-    >>> mirror_linear(v, e, e @ w.T), v.T.round(decimals=2)
-    (tensor(1.), tensor([[1., 2., 0.]]))
-    """
-    missed = answers - probes @ weight
-    share = _share(missed, answers)
-    lengths = probes.square().sum(1, keepdim=True).clamp_min(torch.finfo(probes.dtype).tiny).rsqrt()
-    e, missed = probes * lengths, missed * lengths
-    gram = e @ e.T
-    gram.diagonal().add_(_DAMPING)
-    weight.addmm_(e.T, torch.cholesky_solve(missed, torch.linalg.cholesky_ex(gram).L))
-    return share
-
-
-def mirror_conv(decoder: LearnedMap, probes: Tensor, answers: Tensor) -> Tensor:
-    """Step down the gradient of ``‖Z − Vᵀ E‖²`` to the minimum along it, in place.
-
-    Args:
-        decoder: the learned convolution ``V``.
-        probes: ``E``, shape ``(n, channels, …)`` of the convolution's input.
-        answers: ``Z``, shape of its output without the bias.
-
-    Returns:
-        The share of the answers that ``V`` missed before, a scalar.
-    """
-    missed = answers - decoder.transpose(probes)
-    descent = decoder.weight_gradient(probes, missed)
-    response = decoder.transpose(probes, descent).square().sum()
-    length = descent.square().sum() / response.clamp_min(torch.finfo(response.dtype).tiny)
-    decoder.weight.add_(descent * length)
-    return _share(missed, answers)
-
-
-def _share(missed: Tensor, answers: Tensor) -> Tensor:
-    return missed.square().sum() / answers.square().sum().clamp_min(torch.finfo(answers.dtype).tiny)
 
 
 @dataclass(frozen=True)
@@ -139,31 +92,38 @@ class WeightMirror(Objective):
         return bank
 
     @torch.no_grad()
-    def _mirror(self, bank: LayerBank, record: Record, generator: torch.Generator) -> list[Tensor]:
-        shares = []
+    def _moves(self, bank: LayerBank, record: Record, generator: torch.Generator) -> Iterator[tuple[int, Move]]:
+        """Work out a step of every mirror; convolutions take a second one, from where the first ends."""
         for index in sorted(bank.mirrored):
             for part, module, side in mirrored_maps(bank, index, record):
-                draw = _linear_probes if isinstance(part, LinearDecoder) else _conv_probes
+                draw, new = _linear_probes if isinstance(part, LinearDecoder) else _conv_probes, None
                 for drawn in draw(module, side.per_sample[0], self.probes, self.activity, generator):
                     probes = widened(drawn)
                     answers = module(probes) - module(torch.zeros_like(probes[:1]))
                     if isinstance(part, LinearDecoder):
-                        shares.append(mirror_linear(part.map.weight, probes, answers))
+                        move = mirror_linear(part.map.weight, probes, answers)
                     else:
                         assert isinstance(part, LearnedMap)
-                        shares.append(mirror_conv(part, probes, answers))
-        return shares
+                        move = mirror_conv(part, probes, answers, new)
+                    new = move.new
+                    yield index, move
 
     def train(
-        self, bank: Bank, record: Record, optimizer: torch.optim.Optimizer | None, generator: torch.Generator
+        self,
+        bank: Bank,
+        record: Record,
+        optimizer: torch.optim.Optimizer | None,
+        generator: torch.Generator,
+        guard: Guard,
     ) -> Tensor | None:
-        """Step every mirror, then the decoders that are none; see `Objective.train`.
+        """Step every mirror, and the decoders that are none; see `Objective.train`.
 
         Args:
             bank: the decoders.
             record: the forward pass of the batch.
             optimizer: over the parameters of decoders that are no mirrors.
             generator: source of noise.
+            guard: must pass before anything changes for good.
 
         Returns:
             The share of the answers that the mirrors missed before their last step, summed over maps (and over kinds
@@ -171,15 +131,27 @@ class WeightMirror(Objective):
             learned.
         """
         assert isinstance(bank, LayerBank)
-        losses = []
-        steps = self.updates
-        if self.warmup and not bool(bank.warm):
-            steps += self.warmup
+        cold = bool(self.warmup) and not bool(bank.warm)
+        steps = self.updates + (self.warmup if cold else 0)
+        kept, moves = [], []
+        with torch.no_grad(), exactly(record.output):
+            if steps > 1:  # these are taken at once, and taken back if the last one fails
+                kept = [(p, p.clone()) for index in bank.mirrored for p in bank.decoder(index).parameters()]
+            for _ in range(steps - 1):
+                for _, move in list(self._moves(bank, record, generator)):
+                    move.take()
+            if steps:
+                moves = list(self._moves(bank, record, generator))
+        for index, move in moves:
+            guard.watch(failed_decoder(record.layers[index], "probe's answer"), *move.numbers)
+        rest = _OTHERS.train(bank, record, optimizer, generator, guard) if self.updates else None
+        with torch.no_grad():
+            if not guard.passes():
+                for parameter, before in kept:
+                    parameter.copy_(before)
+                return None
+            losses = [move.take() for _, move in moves]
         bank.warm.fill_(True)
-        with torch.autocast(record.output.device.type, enabled=False):
-            for _ in range(steps):
-                losses = self._mirror(bank, record, generator)
-        rest = _OTHERS.train(bank, record, optimizer, generator) if self.updates else None
         losses += [] if rest is None else [rest]
         return torch.stack(losses).sum() if losses else None
 

@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
+from copy import deepcopy
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -12,7 +13,9 @@ from targetprop.chain import Chain
 from targetprop.decoders.bank import Bank, build_layer_bank
 from targetprop.decoders.registry import Style
 from targetprop.forward import LayerRecord, Record
+from targetprop.guard import Guard
 
+_CURE = "lower the decoders' learning rate or noise, or load an earlier checkpoint"
 OptimizerFactory = Callable[[list[nn.Parameter]], torch.optim.Optimizer]
 
 
@@ -82,7 +85,12 @@ class Objective(ABC):
         """
 
     def train(
-        self, bank: Bank, record: Record, optimizer: torch.optim.Optimizer | None, generator: torch.Generator
+        self,
+        bank: Bank,
+        record: Record,
+        optimizer: torch.optim.Optimizer | None,
+        generator: torch.Generator,
+        guard: Guard,
     ) -> Tensor | None:
         """Train the decoders on one batch; by default there is nothing to learn.
 
@@ -91,6 +99,7 @@ class Objective(ABC):
             record: the forward pass of the batch.
             optimizer: over the decoders' parameters; None if there are none.
             generator: source of noise.
+            guard: must pass, losses and updates of the decoders included, before anything of them changes.
 
         Returns:
             The loss before the last update, summed over layers, or None.
@@ -183,24 +192,36 @@ class Learned(Objective):
         return Signal(loss.detach(), loss, None)
 
     def train(
-        self, bank: Bank, record: Record, optimizer: torch.optim.Optimizer | None, generator: torch.Generator
+        self,
+        bank: Bank,
+        record: Record,
+        optimizer: torch.optim.Optimizer | None,
+        generator: torch.Generator,
+        guard: Guard,
     ) -> Tensor | None:
-        """Take `updates` steps on fresh noise; see `Objective.train`."""
+        """Take `updates` steps on fresh noise, all or none; see `Objective.train`."""
         if optimizer is None or self.updates == 0:
             return None
         rows = max(1, round(self.share * len(record.output)))
         record, total = record.head(rows), None
         learned = [index for index in range(1, len(record.layers)) if bank.learns(index)]
+        take_back = _remember(optimizer) if self.updates > 1 else optimizer.zero_grad
         for _ in range(self.updates):
             noise = Noise(record, self.noise, generator)
-            signals = [self.signal(bank, index, record, noise) for index in learned]
-            signals = [signal for signal in signals if signal.tensor.requires_grad]
+            signals = {index: self.signal(bank, index, record, noise) for index in learned}
+            signals = {index: signal for index, signal in signals.items() if signal.tensor.requires_grad}
             if not signals:
                 return None
-            torch.autograd.backward([s.tensor for s in signals], [s.gradient for s in signals])
+            torch.autograd.backward([s.tensor for s in signals.values()], [s.gradient for s in signals.values()])
+            for index, signal in signals.items():
+                guard.watch(failed_decoder(record.layers[index], "loss"), signal.loss)
+            guard.watch(f"the decoders' gradient is NaN or infinite; {_CURE}", *_gradients(optimizer))
+            if not guard.passes():
+                take_back()
+                return None
             optimizer.step()
             optimizer.zero_grad()
-            total = torch.stack([signal.loss for signal in signals]).sum()
+            total = torch.stack([signal.loss for signal in signals.values()]).sum()
         return total
 
     def make_optimizer(self, parameters: list[nn.Parameter]) -> torch.optim.Optimizer | None:
@@ -210,6 +231,38 @@ class Learned(Objective):
         if self.optimizer == "sgd":
             return torch.optim.SGD(parameters, lr=self.lr)
         return torch.optim.Adam(parameters, lr=self.lr, fused=True)
+
+
+def failed_decoder(layer: LayerRecord, what: str) -> str:
+    """Say that a decoder's numbers have left their range.
+
+    Args:
+        layer: the layer that it inverts.
+        what: the number's name.
+
+    Returns:
+        A sentence without its full stop.
+    """
+    return f"the decoder of layer {layer.layer.name} has a {what} that is NaN or infinite; {_CURE}"
+
+
+def _remember(optimizer: torch.optim.Optimizer) -> Callable[[], None]:
+    """Copy parameters and state, and return what puts them back."""
+    parameters = [(p, p.detach().clone()) for group in optimizer.param_groups for p in group["params"]]
+    state = deepcopy(optimizer.state_dict())
+
+    @torch.no_grad()
+    def take_back() -> None:
+        optimizer.zero_grad()
+        optimizer.load_state_dict(state)
+        for parameter, before in parameters:
+            parameter.copy_(before)
+
+    return take_back
+
+
+def _gradients(optimizer: torch.optim.Optimizer) -> list[Tensor]:
+    return [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
 
 
 def perturbed(layer: LayerRecord, noise: Tensor) -> Tensor:

@@ -11,9 +11,10 @@ from targetprop.chain import Chain
 from targetprop.decoders.bank import Bank, LayerBank, build_layer_bank
 from targetprop.decoders.linear import LinearDecoder
 from targetprop.decoders.linearised import LinearisedDecoder
-from targetprop.decoders.objective import Noise, Objective, perturbed
+from targetprop.decoders.objective import Noise, Objective, failed_decoder, perturbed
 from targetprop.decoders.registry import Style
 from targetprop.forward import Record
+from targetprop.guard import Guard
 from targetprop.regression import Covariance
 
 Inner = list[tuple[Tensor, ...]]
@@ -124,20 +125,29 @@ class Ridge(Objective):
         return bank
 
     def train(
-        self, bank: Bank, record: Record, optimizer: torch.optim.Optimizer | None, generator: torch.Generator
+        self,
+        bank: Bank,
+        record: Record,
+        optimizer: torch.optim.Optimizer | None,
+        generator: torch.Generator,
+        guard: Guard,
     ) -> Tensor | None:
         """Update the moments and, every few batches, the decoders; see `Objective.train`."""
         assert isinstance(bank, LayerBank)
         noise = Noise(record, self.noise, generator)
-        losses = []
-        for key, moments in bank.moments.items():
-            index = int(key)
-            layer, linear = record.layers[index], bank.single_linear(index)
-            assert isinstance(moments, _Moments) and linear is not None
-            with torch.no_grad():
-                clean = layer.x + noise.like(layer.x)
-                seen = perturbed(layer, noise.like(layer.x))
+        losses, pairs = [], []
+        with torch.no_grad():
+            for index in map(int, bank.moments):
+                layer = record.layers[index]
+                clean, seen = layer.x + noise.like(layer.x), perturbed(layer, noise.like(layer.x))
                 losses.append((bank.inverse(index, record)(seen) - clean).square().flatten(1).sum(1).mean())
+                guard.watch(failed_decoder(layer, "loss"), losses[-1], clean, seen)
+                pairs.append((seen, clean))
+            if not guard.passes():
+                return None
+            for (key, moments), (seen, clean) in zip(bank.moments.items(), pairs, strict=True):
+                linear = bank.single_linear(int(key))
+                assert isinstance(moments, _Moments) and linear is not None
                 moments.fit(linear, seen, clean)
         return torch.stack(losses).sum() if losses else None
 

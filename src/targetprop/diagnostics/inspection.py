@@ -24,7 +24,7 @@ For each layer ``l``, with ``t = Ä¥_l`` what its inverse was asked for and ``(xâ
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -39,8 +39,8 @@ from targetprop.diagnostics.angles import (
 from targetprop.diagnostics.inverse_quality import InverseQuality, asked_inverse, measure_inverse
 from targetprop.engine import TargetPropagation
 from targetprop.forward import Record, evaluating, run_forward
-from targetprop.inversion import sample_norm
-from targetprop.targets import propagate
+from targetprop.inversion import Status, sample_norm
+from targetprop.targets import Targets, propagate
 
 
 @dataclass(frozen=True)
@@ -115,7 +115,7 @@ def inspect_targets(
             raise FloatingPointError("the loss on these samples is NaN or infinite; inspect an earlier checkpoint")
         with torch.no_grad():
             found = propagate(record, engine.bank, change.delta, method.inversion, method.propagation, measure=False)
-            inverses = _measure_inverses(engine, record, found.deltas, on_layer)
+            inverses = _measure_inverses(engine, record, found, on_layer)
         used = list(method.influence(found.deltas))
         slopes, gradients = backprop_directions(engine, record, y)
         newton = gauss_newton_directions(record, change.delta)
@@ -136,14 +136,17 @@ def inspect_targets(
 
 
 def _measure_inverses(
-    engine: TargetPropagation, record: Record, deltas: list[Tensor], on_layer: Callable[[int, int], None] | None
+    engine: TargetPropagation, record: Record, targets: Targets, on_layer: Callable[[int, int], None] | None
 ) -> list[InverseQuality | None]:
     found: list[InverseQuality | None] = [None]
     for index in range(1, len(record.layers)):
         if on_layer is not None:
             on_layer(index + 1, len(record.layers))
-        asked = asked_inverse(engine.bank, engine.method, record, deltas, index)
-        found.append(measure_inverse(asked, engine.method.inversion, deltas[index - 1]))
+        asked = asked_inverse(engine.bank, engine.method, record, targets.deltas, index)
+        quality = measure_inverse(asked, engine.method.inversion, targets.deltas[index - 1])
+        outcome = targets.outcomes.get(record.layers[index].layer.name, targets.outcomes.get("all"))
+        fell = None if outcome is None else float((outcome.status == Status.FALLBACK).double().mean())
+        found.append(replace(quality, fallback=fell))
     return found
 
 

@@ -33,7 +33,6 @@ from targetprop.inversion import (
     Map,
     OutputSpace,
     Problem,
-    Status,
     per_sample,
     sample_norm,
     solve,
@@ -61,6 +60,8 @@ class InverseQuality:
         converged: share of samples that come to rest, or as near to the target as `TRIAL_TOLERANCE` of the change asked
             for, within `TRIAL_STEPS` steps.
         diverged: share of samples whose steps grow instead.
+        fallback: share of samples that diverged in the run's own inversion and took the difference target; None where
+            it was not looked at.
     """
 
     kind: str
@@ -73,6 +74,7 @@ class InverseQuality:
     residual_iterated: float | None
     converged: float | None
     diverged: float | None
+    fallback: float | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -145,7 +147,7 @@ def measure_inverse(asked: AskedInverse, rule: Inversion, delta: Tensor) -> Inve
     ended = solve(asked_for, trial, measure=True)
     assert further is not None and ended.forward_residual is not None
     reached = ended.converged | (ended.forward_residual <= TRIAL_TOLERANCE * larger * size)
-    diverged = ~reached & (ended.status == Status.DIVERGED)
+    diverged = ~reached & ended.diverged
     return InverseQuality(
         kind=asked.kind,
         space="input" if widening else "output",

@@ -14,6 +14,8 @@ from targetprop.experiments.errors import CommandError
 
 FLAGS = {"--help": "help", "-h": "help", "--print_config": "print_config"}
 _WHOLE = ("cut", "propagation")
+_SWITCHES = ("compile", "deterministic")  # need no value
+_RENAMED = {("precision", "float32"): "fp32"}  # as earlier releases wrote it
 SPECIAL = {"inf": ".inf", "+inf": ".inf", "-inf": "-.inf", "nan": ".nan"}
 
 
@@ -57,6 +59,8 @@ def read_command_line(argv: Sequence[str], command: str = "train") -> Arguments:
         given = [value] if equals else []
         while words and not equals and not words[0].startswith("--") and words[0] not in FLAGS:
             given.append(words.pop(0))
+        if not given and not equals and name in _SWITCHES and command == "train":
+            given = ["true"]
         if not given:
             raise CommandError(f"--{name} needs a value; see targetprop {command} --help")
         if len(given) > 1 and not all(text.isdecimal() for text in given):
@@ -85,7 +89,8 @@ def read_file(path: str) -> dict[str, str]:
         raise CommandError(f"--config {path} is not valid YAML: {error}; correct it") from error
     if not isinstance(content, dict):
         raise CommandError(f"--config {path} must hold lines of the form 'name: value', as --print_config writes them")
-    return dict(_flatten(content, ""))
+    values = dict(_flatten(content, ""))
+    return {name: _RENAMED.get((name, text), text) for name, text in values.items()}
 
 
 def merge(file: Mapping[str, str], line: Arguments) -> Arguments:

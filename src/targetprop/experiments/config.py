@@ -67,8 +67,13 @@ class LoopSettings:
         seed: seed of the initial weights, the decoders, their noise and the order of the data.
         device: auto takes the GPU if there is one.
         log_every: steps between two measurements of the inversion residuals.
-        precision: of the activations; with bf16, weights, gradients, optimisers and the loss stay in float32. Inversion
-            rules that iterate take differences of activations, which bf16 rounds: give them float32.
+        max_skipped: steps in a row that may be skipped because their numbers are not finite; so many stop the run.
+        precision: fp64 trains everything in float64. With bf16, products and activations are in bfloat16; weights,
+            gradients, optimisers, the loss and differences of nearly equal activations stay in float32.
+        compile: compile with torch.compile what layers and decoders compute while targets are sought; where that fails,
+            a sentence says so.
+        deterministic: use PyTorch's deterministic algorithms only, so that the same seed on the same machine gives the
+            same result bit for bit on a GPU too; an operation that has none ends the run.
     """
 
     epochs: int = 30
@@ -76,7 +81,10 @@ class LoopSettings:
     seed: int = 0
     device: Literal["auto", "cpu", "cuda"] = "auto"
     log_every: int = 50
-    precision: Precision = "float32"
+    max_skipped: int = 10
+    precision: Precision = "fp32"
+    compile: bool = False
+    deterministic: bool = False
 
     def __post_init__(self) -> None:
         """Check the settings.
@@ -84,7 +92,7 @@ class LoopSettings:
         Raises:
             ValueError: a setting is out of its range.
         """
-        for name in ("epochs", "batch_size", "log_every"):
+        for name in ("epochs", "batch_size", "log_every", "max_skipped"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be a whole number ≥ 1; got {getattr(self, name)}")
         if not 0 <= self.seed < 2**63:

@@ -33,7 +33,7 @@ def format_inspection(record: dict[str, Any]) -> str:
         "",
         "norm       of a step of the iteration, id − α f∘g, or id − α g∘f if the layer widens; it converges below 1",
         f"residual   ‖t − f(x)‖ / ‖t − y₀‖ of the run's own inversion, and {extra} steps on; 0 is exact, 1 no progress",
-        f"samples    share that converges, or diverges, within {trial} steps",
+        f"samples    share that converges, or diverges, within {trial} steps; that fell back to difference targets",
         "influence  ‖Δ_L‖ / ‖Δ_l‖: how many times larger than the layer's the change of the output is",
         "angle      of the target to back-propagation's (BP) and Gauss-Newton's (GN); of the gradient to BP's (grad)",
     ]
@@ -60,6 +60,7 @@ def _columns(extra: int) -> list[_Column]:
         _Column("residual", f"+{extra}", _of_inverse("residual_iterated", ".3f")),
         _Column("samples", "conv.", _of_inverse("converged", ".0%")),
         _Column("samples", "div.", _of_inverse("diverged", ".0%")),
+        _Column("samples", "fell", _of_inverse("fallback", ".0%")),
         _Column("", "influence", lambda layer: _number(layer["influence"], ".3g")),
         _Column("angle (°)", "BP", lambda layer: _number(layer["angle_backprop"], ".0f")),
         _Column("angle (°)", "GN", lambda layer: _number(layer["angle_gauss_newton"], ".0f")),

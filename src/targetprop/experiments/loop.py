@@ -11,9 +11,11 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from targetprop import Status, StepReport
 from targetprop.experiments.data import Dataset
+from targetprop.experiments.skipped import Skipped
+from targetprop.precision import widened
 
 EVALUATION_BATCH = 1024
-Precision = Literal["float32", "bf16"]
+Precision = Literal["fp32", "bf16", "fp64"]
 
 
 class GradientFiller(Protocol):
@@ -39,6 +41,10 @@ class Watcher(Protocol):
         """Hear of a step; the record is None where nothing was measured."""
         ...
 
+    def on_skip(self, record: dict[str, Any]) -> None:
+        """Hear of a step that was skipped."""
+        ...
+
 
 @dataclass
 class Session:
@@ -51,12 +57,13 @@ class Session:
         schedule: changes the optimiser's learning rate.
         loss: the loss, a mean over the batch.
         order: draws the order of the data and the seed of each epoch's augmentation, on the CPU.
-        precision: of the activations.
+        precision: of the activations; the network of "fp64" is in float64 itself.
         epoch: epochs done.
         step: steps done.
         seconds: time spent in steps.
         best: best test accuracy so far.
         last: what the last epoch was like.
+        skipped: the steps that were skipped, and how many may be.
     """
 
     model: nn.Module
@@ -65,16 +72,19 @@ class Session:
     schedule: LambdaLR
     loss: nn.Module
     order: torch.Generator
-    precision: Precision = "float32"
+    precision: Precision = "fp32"
     epoch: int = 0
     step: int = 0
     seconds: float = 0.0
     best: float = 0.0
     last: dict[str, Any] = field(default_factory=dict)
+    skipped: Skipped = field(default_factory=lambda: Skipped(10))
 
 
 def run_epoch(session: Session, data: Dataset, batch_size: int, log_every: int, watcher: Watcher) -> dict[str, Any]:
-    """Train for one epoch and evaluate; a loss that is not finite raises `FloatingPointError`.
+    """Train for one epoch and evaluate.
+
+    A step whose numbers are not finite is skipped and counted; weights and schedule stay where they are.
 
     Args:
         session: what is trained.
@@ -85,11 +95,14 @@ def run_epoch(session: Session, data: Dataset, batch_size: int, log_every: int, 
 
     Returns:
         The epoch's record, also kept as ``session.last``.
+
+    Raises:
+        FloatingPointError: too many steps in a row were skipped, or all of the epoch, or the test loss is not finite.
     """
     session.model.train()
     start, before = perf_counter(), session.seconds
     device = data.train_x.device
-    totals = torch.zeros(2, dtype=torch.float64, device=device)
+    totals, counted, skipped = torch.zeros(2, dtype=torch.float64, device=device), 0, session.skipped.total
     order = torch.randperm(len(data.train_x), generator=session.order).to(device)
     augment = data.augmentation.begin_epoch(session.order, device)
     for batch in order.split(batch_size):
@@ -99,22 +112,32 @@ def run_epoch(session: Session, data: Dataset, batch_size: int, log_every: int, 
         session.optimizer.zero_grad()
         with casting(device, session.precision):
             report = session.engine.backward(x, y, measure=measure)
-        session.optimizer.step()
         right = (report.output.argmax(1) == y).sum()
-        totals += torch.stack([report.loss.double() * len(y), right.double()])
+        if report.skipped is None:
+            session.optimizer.step()
+            totals += torch.stack([report.loss.double() * len(y), right.double()])
+            counted += len(y)
+        else:
+            place = {"epoch": session.epoch + 1, "step": session.step}
+            watcher.on_skip({"kind": "skip", **place, "reason": report.skipped})
+        session.skipped.observe(report.skipped)
         session.seconds = before + perf_counter() - start
-        watcher.on_step(_step_record(session, report, float(right) / len(y)) if measure else None)
-        session.schedule.step()
-    train_loss, train_accuracy = (totals / len(data.train_x)).tolist()
+        measured = measure and report.skipped is None
+        watcher.on_step(_step_record(session, report, float(right) / len(y)) if measured else None)
+        if report.skipped is None:
+            session.schedule.step()
+    if not counted:
+        raise FloatingPointError(f"all steps of epoch {session.epoch + 1} were skipped; metrics.jsonl says why")
+    train_loss, train_accuracy = (totals / counted).tolist()
     session.seconds = before + perf_counter() - start
-    session.epoch += 1
     with casting(device, session.precision):
         test_loss, test_accuracy = evaluate(session.model, session.loss, data.test_x, data.test_y)
+    session.epoch += 1
     session.best = max(session.best, test_accuracy)
     session.last = {
         "kind": "epoch", "epoch": session.epoch, "step": session.step, "train_loss": train_loss,
         "train_accuracy": train_accuracy, "test_loss": test_loss, "test_accuracy": test_accuracy,
-        "seconds": session.seconds,
+        "seconds": session.seconds, "skipped": session.skipped.total - skipped,
     }  # fmt: skip
     return session.last
 
@@ -152,7 +175,7 @@ def evaluate(model: nn.Module, loss: nn.Module, x: Tensor, y: Tensor) -> tuple[f
     with torch.no_grad():
         for inputs, labels in zip(x.split(EVALUATION_BATCH), y.split(EVALUATION_BATCH), strict=True):
             output = model(inputs)
-            total += float(loss(output.float(), labels)) * len(labels)
+            total += float(loss(widened(output), labels)) * len(labels)
             right += int((output.argmax(1) == labels).sum())
     if not abs(total) < float("inf"):
         raise FloatingPointError("the test loss is NaN or infinite; lower the learning rate")
@@ -172,7 +195,8 @@ def _step_record(session: Session, report: StepReport, accuracy: float) -> dict[
         "decoder_loss": None if report.decoder_loss is None else float(report.decoder_loss),
         "residual": sum(residuals.values()) / len(residuals) if residuals else None,
         "residuals": residuals,
-        "diverged": report.shares(Status.DIVERGED),
+        "diverged": {name: float(outcome.diverged.double().mean()) for name, outcome in report.outcomes.items()},
+        "fallback": report.shares(Status.FALLBACK),
         "delta_norms": {name: float(norm) for name, norm in report.delta_norms.items()},
         "seconds": session.seconds,
     }

@@ -148,7 +148,7 @@ def show_summary(summary: dict[str, Any], folder: Path) -> None:
     """
     rows = {
         "method": f"{summary['method']}, seed {summary['seed']}, on {summary['device']}",
-        "epochs": f"{summary['epochs']} ({summary['steps']} steps)",
+        "epochs": f"{summary['epochs']} ({summary['steps']} steps{_skipped(summary['skipped_steps'])})",
         "train loss": _number(summary["train_loss"]),
         "test accuracy": f"{summary['test_accuracy']:.2%}, best {summary['best_test_accuracy']:.2%}",
         "time": f"{1e3 * summary['seconds_per_step']:.2f} ms per step",
@@ -156,6 +156,10 @@ def show_summary(summary: dict[str, Any], folder: Path) -> None:
         "run folder": str(folder),
     }
     sys.stdout.writelines(f"{name:<14} {text}\n" for name, text in rows.items())
+
+
+def _skipped(steps: int) -> str:
+    return f", {steps} of them skipped" if steps else ""
 
 
 def _number(value: float | None) -> str:

@@ -1,5 +1,6 @@
 """Builds what a configuration describes, and moves its whole state to and from a checkpoint."""
 
+from dataclasses import replace
 from math import ceil
 from typing import Any
 
@@ -7,12 +8,15 @@ import torch
 from torch import nn
 
 import targetprop as tp
+from targetprop.compiled import Stages
 from targetprop.experiments.checkpoint import random_state, restore_random_state
 from targetprop.experiments.config import RunConfig
 from targetprop.experiments.data import Dataset
 from targetprop.experiments.errors import FAILURE, CommandError
 from targetprop.experiments.loop import Session
 from targetprop.experiments.schedules import restore_schedule
+from targetprop.experiments.screen import say
+from targetprop.experiments.skipped import Skipped
 
 _COUNTERS = ("epoch", "step", "seconds", "best", "last")
 
@@ -36,6 +40,21 @@ def find_device(name: str) -> torch.device:
     return torch.device(name)
 
 
+def load_data(config: RunConfig) -> Dataset:
+    """Load the data in the precision and onto the device of a run.
+
+    Args:
+        config: the configuration.
+
+    Returns:
+        The data.
+    """
+    data = config.data.load().to(find_device(config.loop.device))
+    if config.loop.precision != "fp64":
+        return data
+    return replace(data, train_x=data.train_x.double(), test_x=data.test_x.double())
+
+
 def build_session(config: RunConfig, data: Dataset) -> Session:
     """Make network, engine and optimiser from the seed.
 
@@ -51,17 +70,26 @@ def build_session(config: RunConfig, data: Dataset) -> Session:
     """
     seed, device = config.loop.seed, data.train_x.device
     torch.manual_seed(seed)
-    model = config.network.build(data.shape, data.classes).to(device)
+    model = config.network.build(data.shape, data.classes).to(device, data.train_x.dtype)
     loss = nn.CrossEntropyLoss()
     try:
-        engine = tp.TargetPropagation(model, loss, example_input=data.train_x[:2], method=config.method, seed=seed)
+        engine = tp.TargetPropagation(
+            model,
+            loss,
+            example_input=data.train_x[:2],
+            method=config.method,
+            seed=seed,
+            compile=Stages(say=lambda sentence: say(f"note: {sentence}")) if config.loop.compile else False,
+            on_divergence="skip",
+        )
     except ValueError as error:
         raise CommandError(str(error)) from error
     optimizer = config.optimizer.make(model.parameters())
     steps = config.loop.epochs * ceil(len(data.train_x) / config.loop.batch_size)
     schedule = config.schedule.make(optimizer, steps)
     order = torch.Generator().manual_seed(seed)
-    return Session(model, engine, optimizer, schedule, loss, order, config.loop.precision)
+    skipped = Skipped(config.loop.max_skipped)
+    return Session(model, engine, optimizer, schedule, loss, order, config.loop.precision, skipped=skipped)
 
 
 def session_state(session: Session) -> dict[str, Any]:
@@ -81,6 +109,7 @@ def session_state(session: Session) -> dict[str, Any]:
         "order": session.order.get_state(),
         "random": random_state(),
         "counters": {name: getattr(session, name) for name in _COUNTERS},
+        "skipped": {"total": session.skipped.total, "in_a_row": session.skipped.in_a_row},
     }
 
 
@@ -103,6 +132,8 @@ def restore_session(session: Session, state: dict[str, Any]) -> None:
         restore_random_state(state["random"])
         for name in _COUNTERS:
             setattr(session, name, state["counters"][name])
+        for name, count in state.get("skipped", {}).items():  # earlier releases did not skip
+            setattr(session.skipped, name, count)
     except (KeyError, RuntimeError, TypeError, ValueError, AttributeError) as error:
         problem = f"the checkpoint does not fit the run's config.yaml ({error})"
         raise CommandError(f"{problem}; put back the file that the run began with", FAILURE) from error

@@ -9,7 +9,7 @@ from targetprop.experiments.data import Dataset
 from targetprop.experiments.errors import CommandError
 from targetprop.experiments.loop import Session
 from targetprop.experiments.run_folder import CONFIG
-from targetprop.experiments.session import build_session, find_device, restore_session
+from targetprop.experiments.session import build_session, load_data, restore_session
 
 
 def read_stored_values(run: Path, command: str) -> dict[str, str]:
@@ -40,7 +40,7 @@ def open_session(config: RunConfig, state: dict[str, Any]) -> tuple[Session, Dat
     Returns:
         The session and its data, on the device that the configuration names.
     """
-    data = config.data.load().to(find_device(config.loop.device))
+    data = load_data(config)
     session = build_session(config, data)
     restore_session(session, state)
     return session, data

@@ -13,12 +13,13 @@ from targetprop.experiments.arguments import Arguments, merge, read_command_line
 from targetprop.experiments.checkpoint import load_checkpoint, save_checkpoint
 from targetprop.experiments.config import RunConfig
 from targetprop.experiments.data import Dataset
+from targetprop.experiments.deterministic import COST, deterministic
 from targetprop.experiments.errors import FAILURE, CommandError
 from targetprop.experiments.loop import Session, run_epoch
 from targetprop.experiments.parse import format_help, parse_config
 from targetprop.experiments.run_folder import RunFolder, create_run_folder
 from targetprop.experiments.screen import Screen, say, show_summary
-from targetprop.experiments.session import build_session, find_device, session_state
+from targetprop.experiments.session import build_session, load_data, session_state
 from targetprop.experiments.stored_run import open_session, read_stored_values
 from targetprop.report.curves import draw_curves
 
@@ -50,11 +51,14 @@ def train(argv: list[str]) -> int:
     if "print_config" in arguments.flags:
         sys.stdout.write(config.to_yaml())
         return 0
-    data = config.data.load().to(find_device(config.loop.device))
-    session = build_session(config, data)
-    folder = create_run_folder(config.out, f"{config.method.name}-{config.data.name}-s{config.loop.seed}")
-    folder.write_config(config.to_yaml())
-    return _run(config, session, data, folder)
+    if config.loop.deterministic:
+        say(f"note: {COST}")
+    with deterministic(config.loop.deterministic):
+        data = load_data(config)
+        session = build_session(config, data)
+        folder = create_run_folder(config.out, f"{config.method.name}-{config.data.name}-s{config.loop.seed}")
+        folder.write_config(config.to_yaml())
+        return _run(config, session, data, folder)
 
 
 def _resume(run: Path, arguments: Arguments) -> int:
@@ -68,12 +72,13 @@ def _resume(run: Path, arguments: Arguments) -> int:
     config = parse_config(Arguments({**stored, **arguments.values}))
     state = load_checkpoint(run)
     _check_epochs(run, state, before.loop.epochs, after.loop.epochs)
-    session, data = open_session(config, state)
-    folder = RunFolder(run)
-    folder.forget_after(session.epoch)
-    if after != before:
-        folder.write_config(after.to_yaml())
-    return _run(config, session, data, folder)
+    with deterministic(config.loop.deterministic):
+        session, data = open_session(config, state)
+        folder = RunFolder(run)
+        folder.forget_after(session.epoch)
+        if after != before:
+            folder.write_config(after.to_yaml())
+        return _run(config, session, data, folder)
 
 
 def _check_epochs(run: Path, state: dict[str, Any], before: int, after: int) -> None:
@@ -94,6 +99,9 @@ class _Watcher:
         if record is not None:
             self._folder.log(record)
         self._screen.on_step(record)
+
+    def on_skip(self, record: dict[str, Any]) -> None:
+        self._folder.log(record)
 
 
 def _run(config: RunConfig, session: Session, data: Dataset, folder: RunFolder) -> int:
@@ -151,6 +159,7 @@ def _summary(
         "epochs": session.epoch,
         "epochs_planned": config.loop.epochs,
         "steps": last.get("step", 0),
+        "skipped_steps": session.skipped.total,
         "train_loss": last.get("train_loss"),
         "train_accuracy": last.get("train_accuracy"),
         "test_loss": last.get("test_loss"),

@@ -32,6 +32,6 @@ class Difference(Inversion):
         delta = problem.g_difference(problem.y0, problem.change)
         if not (error or direction):
             return Evaluation(delta, None, None)
-        fx = problem.f(problem.x0 + delta)
-        missing = problem.target - fx
+        fx = problem.f_at(delta)
+        missing = problem.missing(fx)
         return Evaluation(delta, missing, problem.g_difference(fx, missing) if direction else None)

@@ -26,9 +26,9 @@ class Direct(Inversion):
 
     def evaluate(self, problem: Problem, u: Tensor, step: int, *, error: bool, direction: bool) -> Evaluation:
         """Decode the target; see `Inversion.evaluate`."""
-        x = problem.g(problem.target)
+        delta = problem.decode(problem.change)
         if not (error or direction):
-            return Evaluation(x - problem.x0, None, None)
-        fx = problem.f(x)
-        missing = problem.target - fx
-        return Evaluation(x - problem.x0, missing, problem.g_difference(fx, missing) if direction else None)
+            return Evaluation(delta, None, None)
+        fx = problem.f_at(delta)
+        missing = problem.missing(fx)
+        return Evaluation(delta, missing, problem.g_difference(fx, missing) if direction else None)

@@ -7,7 +7,6 @@ for affine maps the error is ``(I − αGA)ᵏ e₀``. In the null space of ``f`
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
 from torch import Tensor
 
 from targetprop.inversion.loop import Iteration
@@ -35,10 +34,11 @@ class InputSpace(Iteration):
 
     def start(self, problem: Problem) -> Tensor:
         """Start at the forward input, ``u = x − x₀ = 0``; see `Inversion.start`."""
-        return torch.zeros_like(problem.x0)
+        return problem.origin
 
     def evaluate(self, problem: Problem, u: Tensor, step: int, *, error: bool, direction: bool) -> Evaluation:
         """Compare ``f(u)`` with the target, in both spaces; see `Inversion.evaluate`."""
-        fx = problem.y0 if step == 0 else problem.f(problem.x0 + u)
-        missing = problem.change if step == 0 else problem.target - fx
-        return Evaluation(u, missing, problem.g_difference(fx, missing) if direction else None)
+        fx = problem.base if step == 0 else problem.f_at(u)
+        missing = problem.asked if step == 0 else problem.missing(fx)
+        move = problem.g_difference(fx, missing) if direction else None
+        return Evaluation(u, missing, move, fallback=move if step == 0 else None)

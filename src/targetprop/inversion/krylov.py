@@ -19,6 +19,7 @@ from torch import Tensor
 
 from targetprop.inversion.loop import Inversion
 from targetprop.inversion.problem import Evaluation, Problem, per_sample, sample_norm
+from targetprop.precision import exactly
 
 _RIDGE = 10.0  # added to the small systems' diagonals, in roundings of their largest entry
 
@@ -53,22 +54,23 @@ class Krylov(Inversion):
 
     def start(self, problem: Problem) -> Tensor:
         """Start at the forward input, ``u = x − x₀ = 0``; see `Inversion.start`."""
-        return torch.zeros_like(problem.x0)
+        return problem.origin
 
     def evaluate(self, problem: Problem, u: Tensor, step: int, *, error: bool, direction: bool) -> Evaluation:
         """Build the subspace and solve in it; see `Inversion.evaluate`."""
-        asked, delta, missing = problem.change, u, problem.change
-        size, damping = sample_norm(asked), torch.zeros(())
+        asked, delta, missing = problem.asked, u, problem.asked
+        size, damping, fallback = sample_norm(asked), torch.zeros(()), None
         moves: list[Tensor] = []
         responses: list[Tensor] = []
         gram: list[list[Tensor]] = []
         right: list[Tensor] = []
         for _ in range(self.steps):
             move = problem.g_difference(problem.y0, missing)
+            fallback = move if fallback is None else fallback
             length = sample_norm(move)
             damping = damping if moves else self.damping * _divided(length, size).square()
             move = move * per_sample(_divided(size, length), move)
-            response = problem.f(problem.x0 + move) - problem.y0
+            response = problem.f_at(move) - problem.base
             row = [_dot(r, response) + damping * _dot(m, move) for r, m in zip(responses, moves, strict=True)]
             row.append(_dot(response, response) + damping * size.square())
             gram = [*([*old, new] for old, new in zip(gram, row[:-1], strict=True)), row]
@@ -79,10 +81,10 @@ class Krylov(Inversion):
             delta = _combine(weights, moves) if len(moves) == self.steps else delta
             missing = asked - _combine(weights, responses) if len(moves) < self.steps else missing
         if not (error or direction):
-            return Evaluation(delta, None, None)
-        fx = problem.f(problem.x0 + delta)
-        left = problem.target - fx
-        return Evaluation(delta, left, problem.g_difference(fx, left) if direction else None)
+            return Evaluation(delta, None, None, fallback)
+        fx = problem.f_at(delta)
+        left = problem.missing(fx)
+        return Evaluation(delta, left, problem.g_difference(fx, left) if direction else None, fallback)
 
 
 def _weigh(gram: list[list[Tensor]], right: list[Tensor]) -> Tensor:
@@ -97,7 +99,8 @@ def _weigh(gram: list[list[Tensor]], right: list[Tensor]) -> Tensor:
 
 def _dot(a: Tensor, b: Tensor) -> Tensor:
     """Inner product of each sample, in float32 at least."""
-    dots = torch.linalg.vecdot(a.flatten(1), b.flatten(1))
+    with exactly(a):
+        dots = torch.linalg.vecdot(a.flatten(1), b.flatten(1))
     return dots.to(torch.promote_types(dots.dtype, torch.float32))
 
 

@@ -3,12 +3,13 @@ r"""The one loop behind every inversion rule.
 A rule turns its iterate ``u`` into an estimate ``x(u) − x₀`` and a direction ``d(u)``; the loop takes ``u ← u + α
 d(u)``, or mixes the history (Anderson), and keeps for each sample the estimate with the smallest ``‖t − f(x)‖``.
 Samples stop on their own: converged when ``‖d‖ ≤ tolerance · ‖d_0‖``, diverged when ``‖d‖`` is not finite or has grown
-`GROWTH`-fold. There is no transfer to the host inside the first `CHECK_EVERY` steps.
+`GROWTH`-fold; one that has come no closer until then falls back to the difference target. There is no transfer to the
+host inside the first `CHECK_EVERY` steps.
 """
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from targetprop.inversion.anderson import Anderson
 from targetprop.inversion.problem import Evaluation, Problem, Solution, Status, per_sample, sample_norm
+from targetprop.precision import exactly
 
 GROWTH = 10.0
 CHECK_EVERY = 10
@@ -126,22 +128,33 @@ def iterate(
         if last or (step % CHECK_EVERY == CHECK_EVERY - 1 and not bool(state.active.any())):
             break
         assert look.direction is not None
-        move = settings.alpha * look.direction if history is None else history.move(u, look.direction)
+        with exactly(u):
+            move = settings.alpha * look.direction if history is None else history.move(u, look.direction)
         u = torch.where(per_sample(state.active, u), u + move, u)
     assert state is not None
-    return state.solution()
+    fell, solution = state.solution()
+    if fell is None or not measure or not bool(fell.any()):
+        return solution
+    error = evaluate(state.best, 1, True, False).error
+    assert error is not None and solution.forward_residual is not None
+    return replace(solution, forward_residual=torch.where(fell, sample_norm(error), solution.forward_residual))
 
 
 def _single(look: Evaluation, x0: Tensor) -> Solution:
     finite = sample_norm(look.delta) < torch.inf  # false for NaN too
     status = int(Status.DIVERGED) - finite.long()
+    delta = look.delta
+    if look.fallback is not None and not (delta.is_cpu and bool(finite.all())):
+        falls = ~finite & (sample_norm(look.fallback) < torch.inf)
+        status = torch.where(falls, int(Status.FALLBACK), status)
+        finite, delta = finite | falls, torch.where(per_sample(falls, delta), look.fallback, delta)
     return Solution(
         status=status,
         steps=torch.zeros_like(status),
         forward_residual=None if look.error is None else sample_norm(look.error),
         inverse_residual=None if look.direction is None else sample_norm(look.direction),
         x0=x0,
-        delta=_fill(look.delta, finite),
+        delta=_fill(delta, finite),
     )
 
 
@@ -164,6 +177,9 @@ class _Tracker:
     active: Tensor
     status: Tensor
     steps: Tensor
+    start: Tensor
+    fallback: Tensor | None
+    known: bool  # whether the fallback is the first estimate itself, whose residual was measured
 
     @classmethod
     def begin(cls, x0: Tensor, look: Evaluation) -> "_Tracker":
@@ -174,7 +190,21 @@ class _Tracker:
         steps = torch.zeros_like(active, dtype=torch.long)
         worst = torch.full_like(first, torch.inf)
         status = torch.full_like(steps, int(Status.MAX_STEPS))
-        return cls(x0, torch.zeros_like(x0), worst, first, first, active, status, steps)
+        assert look.error is not None
+        start = sample_norm(look.error)
+        return cls(
+            x0,
+            torch.zeros_like(look.delta),
+            worst,
+            first,
+            first,
+            active,
+            status,
+            steps,
+            start,
+            look.fallback,
+            look.fallback is look.delta,
+        )
 
     def observe(self, look: Evaluation, step: int, tolerance: float, complete_from: int) -> None:
         assert look.error is not None
@@ -197,5 +227,15 @@ class _Tracker:
         self.status = torch.where(converged, int(Status.CONVERGED), self.status)
         self.active = self.active & ~diverged & ~converged
 
-    def solution(self) -> Solution:
-        return Solution(self.status, self.steps, self.residual, self.inverse, self.x0, self.best)
+    def solution(self) -> tuple[Tensor | None, Solution]:
+        """Let samples that diverged without coming closer fall back; returns whose residual is unknown, and all."""
+        fell = None
+        if self.fallback is not None:
+            closer = (self.residual < self.start) | ~(sample_norm(self.fallback) < torch.inf)
+            fell = (self.status == Status.DIVERGED) & ~closer
+            self.best = torch.where(per_sample(fell, self.best), self.fallback, self.best)
+            self.residual = self.residual if self.known else self.residual.masked_fill(fell, torch.nan)
+            self.status = torch.where(fell, int(Status.FALLBACK), self.status)
+        return None if self.known else fell, Solution(
+            self.status, self.steps, self.residual, self.inverse, self.x0, self.best
+        )

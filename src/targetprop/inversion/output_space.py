@@ -36,13 +36,14 @@ class OutputSpace(Iteration):
 
     def start(self, problem: Problem) -> Tensor:
         """Start at the target, ``u − y₀ = t − y₀``; see `Inversion.start`."""
-        return problem.change
+        return problem.asked
 
     def evaluate(self, problem: Problem, u: Tensor, step: int, *, error: bool, direction: bool) -> Evaluation:
         """Decode the iterate and look at what is missing; see `Inversion.evaluate`."""
         if self.differential:
             delta = problem.g_difference(problem.y0, u)
         else:
-            delta = problem.g(problem.y0 + u) - problem.x0
-        missing = problem.target - problem.f(problem.x0 + delta) if error or direction else None
-        return Evaluation(delta, missing if error else None, missing if direction else None)
+            delta = problem.decode(u)
+        missing = problem.missing(problem.f_at(delta)) if error or direction else None
+        fallback = delta if step == 0 and self.differential else None
+        return Evaluation(delta, missing if error else None, missing if direction else None, fallback)

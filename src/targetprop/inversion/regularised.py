@@ -43,13 +43,13 @@ class Regularised(Iteration):
 
     def start(self, problem: Problem) -> Tensor:
         """Start at the forward input, ``u = x − x₀ = 0``; see `Inversion.start`."""
-        return torch.zeros_like(problem.x0)
+        return problem.origin
 
     def evaluate(self, problem: Problem, u: Tensor, step: int, *, error: bool, direction: bool) -> Evaluation:
         """Take the gradient of the objective at ``u``; see `Inversion.evaluate`."""
         if not direction:
-            return Evaluation(u, problem.target - problem.f(problem.x0 + u) if error else None, None)
-        reached = torch.func.vjp(problem.f, problem.x0 + u)
-        missing = problem.target - reached[0]
+            return Evaluation(u, problem.missing(problem.f_at(u)) if error else None, None)
+        reached = torch.func.vjp(problem.f_at, u)
+        missing = problem.missing(reached[0])
         d = reached[1](missing)[0] - self.damping * u
         return Evaluation(u, missing if error else None, d)

@@ -1,0 +1,40 @@
+"""Half precision: where it may round, and where nothing of a small difference would be left."""
+
+import torch
+from torch import Tensor
+
+
+def widened(x: Tensor) -> Tensor:
+    """Give half precision the digits that statistics and differences need.
+
+    Args:
+        x: any floating-point tensor.
+
+    Returns:
+        The values in float32, or as they are in float32 and float64.
+    """
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def is_cast(x: Tensor) -> bool:
+    """Say whether autocast is on where a tensor lives, and products round to half precision.
+
+    Args:
+        x: the tensor.
+
+    Returns:
+        Whether it is.
+    """
+    return torch.is_autocast_enabled(x.device.type)
+
+
+def exactly(x: Tensor) -> torch.autocast:
+    """Make the context in which no operation is cast to half precision.
+
+    Args:
+        x: a tensor on the device that computes.
+
+    Returns:
+        The context.
+    """
+    return torch.autocast(x.device.type, enabled=False)
