@@ -10,12 +10,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from targetprop.experiments import checkpoint, run_folder
+from targetprop.experiments import checkpoint
 from targetprop.experiments import train as train_module
 from targetprop.experiments.checkpoint import load_checkpoint, save_checkpoint
 from targetprop.experiments.main import main
-from targetprop.experiments.run_folder import write_atomic
 from targetprop.experiments.screen import Screen
+from targetprop.report import atomic
+from targetprop.report.atomic import write_atomic
 
 SMALL = "--network.widths 12 12 --batch_size 256 --log_every 4 --device cpu".split()
 
@@ -36,7 +37,13 @@ def metrics(run: Path) -> list[dict]:
 
 def values(run: Path) -> dict:
     document = json.loads((run / "checkpoint.json").read_text())
-    del document["sha256"], document["state"]["counters"]["seconds"], document["state"]["counters"]["last"]["seconds"]
+    del (
+        document["sha256"],
+        document["own_sha256"],
+        document["state"]["metrics"],
+        document["state"]["counters"]["seconds"],
+        document["state"]["counters"]["last"]["seconds"],
+    )
     return document
 
 
@@ -47,7 +54,7 @@ def same_run(first: Path, second: Path) -> None:
     assert values(first) == values(second)
     assert metrics(first) == metrics(second)
     assert (first / "config.yaml").read_bytes() == (second / "config.yaml").read_bytes()
-    timed = ("seconds_per_step",)
+    timed = ("seconds_per_step", "pid", "updated")
     summaries = [json.loads((run / "summary.json").read_text()) for run in (first, second)]
     assert len({json.dumps({k: v for k, v in s.items() if k not in timed}) for s in summaries}) == 1
 
@@ -152,7 +159,7 @@ def _other_network(run: Path) -> None:
     [
         (_cut, "checkpoint.safetensors is damaged or does not belong"),
         (_flip, "checkpoint.safetensors is damaged or does not belong"),
-        (_other_version, "has version 99 and this release reads 1"),
+        (_other_version, "has version 99 and this release reads 1 to 2; resume with targetprop 0.1.0, which wrote it"),
         (_other_network, "does not fit the run's config.yaml"),
         (lambda run: (run / "checkpoint.json").unlink(), "checkpoint.json cannot be read"),
         (lambda run: (run / "checkpoint.safetensors").unlink(), "checkpoint.safetensors cannot be read"),
@@ -238,8 +245,8 @@ def test_a_crash_at_any_point_of_saving_keeps_one_whole_checkpoint(tmp_path, mon
         return act
 
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoint, "stage", crash_after(run_folder.stage))
-        patch.setattr(checkpoint, "commit", crash_after(run_folder.commit))
+        patch.setattr(checkpoint, "stage", crash_after(atomic.stage))
+        patch.setattr(checkpoint, "commit", crash_after(atomic.commit))
         try:
             save_checkpoint(tmp_path, {"epoch": 2, "x": torch.zeros(2)})
         except KeyboardInterrupt:
@@ -256,7 +263,7 @@ def test_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
     def full(_):
         raise OSError("no space left on device")
 
-    monkeypatch.setattr(run_folder.os, "fsync", full)
+    monkeypatch.setattr(atomic.os, "fsync", full)
     with pytest.raises(OSError, match="no space"):
         write_atomic(path, b"new")
     assert hashes(tmp_path) == {"file": hashlib.sha256(b"old").hexdigest()}

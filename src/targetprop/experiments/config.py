@@ -69,6 +69,7 @@ class LoopSettings:
         log_every: steps between two measurements of the inversion residuals.
         precision: of the activations; with bf16, weights, gradients, optimisers and the loss stay in float32. Inversion
             rules that iterate take differences of activations, which bf16 rounds: give them float32.
+        checkpoint_minutes: minutes between two checkpoints within an epoch; every epoch ends with one in any case.
     """
 
     epochs: int = 30
@@ -77,6 +78,7 @@ class LoopSettings:
     device: Literal["auto", "cpu", "cuda"] = "auto"
     log_every: int = 50
     precision: Precision = "float32"
+    checkpoint_minutes: float = 5.0
 
     def __post_init__(self) -> None:
         """Check the settings.
@@ -87,6 +89,8 @@ class LoopSettings:
         for name in ("epochs", "batch_size", "log_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be a whole number ≥ 1; got {getattr(self, name)}")
+        if not self.checkpoint_minutes >= 0:
+            raise ValueError(f"checkpoint_minutes must be a number ≥ 0; got {self.checkpoint_minutes}")
         if not 0 <= self.seed < 2**63:
             raise ValueError(f"seed must be a whole number from 0 to 2**63 − 1; got {self.seed}")
 

@@ -11,6 +11,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from targetprop import Status, StepReport
 from targetprop.experiments.data import Dataset
+from targetprop.experiments.place import Place, begin_epoch
 
 EVALUATION_BATCH = 1024
 Precision = Literal["float32", "bf16"]
@@ -57,6 +58,7 @@ class Session:
         seconds: time spent in steps.
         best: best test accuracy so far.
         last: what the last epoch was like.
+        place: where within its epoch the run stands; None between two epochs.
     """
 
     model: nn.Module
@@ -71,17 +73,18 @@ class Session:
     seconds: float = 0.0
     best: float = 0.0
     last: dict[str, Any] = field(default_factory=dict)
+    place: Place | None = None
 
 
 def run_epoch(session: Session, data: Dataset, batch_size: int, log_every: int, watcher: Watcher) -> dict[str, Any]:
-    """Train for one epoch and evaluate; a loss that is not finite raises `FloatingPointError`.
+    """Train to the end of the epoch and evaluate; a loss that is not finite raises `FloatingPointError`.
 
     Args:
         session: what is trained.
         data: the data, on the network's device.
         batch_size: samples per step.
         log_every: steps between two measurements.
-        watcher: hears of every step.
+        watcher: hears of every step once the session stands behind it; where it raises, the epoch can go on later.
 
     Returns:
         The epoch's record, also kept as ``session.last``.
@@ -89,10 +92,11 @@ def run_epoch(session: Session, data: Dataset, batch_size: int, log_every: int, 
     session.model.train()
     start, before = perf_counter(), session.seconds
     device = data.train_x.device
-    totals = torch.zeros(2, dtype=torch.float64, device=device)
+    place = session.place = session.place or begin_epoch(session.order, device)
     order = torch.randperm(len(data.train_x), generator=session.order).to(device)
     augment = data.augmentation.begin_epoch(session.order, device)
-    for batch in order.split(batch_size):
+    place.enter(augment)
+    for batch in order.split(batch_size)[place.batches :]:
         x, y = augment(data.train_x[batch]), data.train_y[batch]
         session.step += 1
         measure = session.step == 1 or session.step % log_every == 0
@@ -101,15 +105,16 @@ def run_epoch(session: Session, data: Dataset, batch_size: int, log_every: int, 
             report = session.engine.backward(x, y, measure=measure)
         session.optimizer.step()
         right = (report.output.argmax(1) == y).sum()
-        totals += torch.stack([report.loss.double() * len(y), right.double()])
         session.seconds = before + perf_counter() - start
-        watcher.on_step(_step_record(session, report, float(right) / len(y)) if measure else None)
+        record = _step_record(session, report, float(right) / len(y)) if measure else None
         session.schedule.step()
-    train_loss, train_accuracy = (totals / len(data.train_x)).tolist()
+        place.advance(report.loss, right, len(y), augment)
+        watcher.on_step(record)
+    train_loss, train_accuracy = (place.totals / len(data.train_x)).tolist()
     session.seconds = before + perf_counter() - start
-    session.epoch += 1
     with casting(device, session.precision):
         test_loss, test_accuracy = evaluate(session.model, session.loss, data.test_x, data.test_y)
+    session.epoch, session.place = session.epoch + 1, None
     session.best = max(session.best, test_accuracy)
     session.last = {
         "kind": "epoch", "epoch": session.epoch, "step": session.step, "train_loss": train_loss,

@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 
 from jsonargparse import ArgumentError, ArgumentParser
 
-from targetprop.experiments.arguments import SPECIAL, Arguments
+from targetprop.experiments.arguments import Arguments
 from targetprop.experiments.config import (
     PARTS,
     SECTIONS,
@@ -21,6 +21,7 @@ from targetprop.experiments.config import (
     list_options,
 )
 from targetprop.experiments.errors import CommandError
+from targetprop.experiments.nested_file import SPECIAL
 from targetprop.experiments.options import Option
 from targetprop.methods import Method
 

@@ -9,6 +9,7 @@ from targetprop.experiments.data import Dataset
 from targetprop.experiments.errors import CommandError
 from targetprop.experiments.loop import Session
 from targetprop.experiments.run_folder import CONFIG
+from targetprop.experiments.same_config import check_config
 from targetprop.experiments.session import build_session, find_device, restore_session
 
 
@@ -35,12 +36,14 @@ def open_session(config: RunConfig, state: dict[str, Any]) -> tuple[Session, Dat
 
     Args:
         config: the run's configuration.
-        state: the content of its checkpoint.
+        state: the content of its checkpoint; empty for a run that has none yet.
 
     Returns:
         The session and its data, on the device that the configuration names.
     """
+    check_config(config, state)
     data = config.data.load().to(find_device(config.loop.device))
     session = build_session(config, data)
-    restore_session(session, state)
+    if state:
+        restore_session(session, state)
     return session, data
