@@ -2,7 +2,8 @@
 
 import errno
 import sys
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from math import ceil
 from pathlib import Path
 from typing import Any, NoReturn
@@ -24,7 +25,7 @@ from targetprop.experiments.session import build_session, find_device
 from targetprop.experiments.stop_signals import Stopped, StopSignals
 from targetprop.experiments.stored_run import open_session, read_stored_values
 from targetprop.report.curves import draw_curves
-from targetprop.report.run_status import read_status
+from targetprop.report.run_status import RunStatus, read_status
 
 _BESIDE_RESUME = {"epochs", "device"}
 _FULL = {getattr(errno, name, None) for name in ("ENOSPC", "EDQUOT", "EFBIG")}
@@ -59,7 +60,8 @@ def train(argv: list[str]) -> int:
     session = build_session(config, data)
     folder = create_run_folder(config.out, f"{config.method.name}-{config.data.name}-s{config.loop.seed}")
     with hold(folder.path):
-        folder.write_config(config.to_yaml())
+        with _writing(folder.path):
+            folder.write_config(config.to_yaml())
         return _run(config, session, data, folder)
 
 
@@ -68,28 +70,38 @@ def _resume(run: Path, arguments: Arguments) -> int:
     refused += [f"--{flag}" for flag in arguments.flags]
     if refused:
         raise CommandError(f"--resume keeps the run's own configuration; leave {', '.join(refused)} out")
-    stored = read_stored_values(run, "--resume")
+    stored, status = read_stored_values(run, "--resume"), read_status(run)
     with hold(run):
-        return _go_on(run, stored, arguments)
+        return _go_on(run, stored, arguments, status)
 
 
-def _go_on(run: Path, stored: dict[str, str], arguments: Arguments) -> int:
+def _go_on(run: Path, stored: dict[str, str], arguments: Arguments, status: RunStatus) -> int:
     kept = {name: text for name, text in arguments.values.items() if name != "device"}
     before, after = (parse_config(Arguments({**stored, **changes})) for changes in ({}, kept))
     config = parse_config(Arguments({**stored, **arguments.values}))
-    status = read_status(run)
-    state = _load_state(run, status.saved)
+    with _writing(run):
+        state = _load_state(run, status.saved)
     _check_epochs(run, state, before.loop.epochs, after.loop.epochs, status.word)
     session, data = open_session(config, state)
     folder = RunFolder(run)
-    complete = folder.cut_back(state["metrics"]) if "metrics" in state else folder.forget_after(session.epoch)
+    with _writing(run):
+        complete = folder.cut_back(state["metrics"]) if "metrics" in state else folder.forget_after(session.epoch)
+        if after != before:
+            folder.write_config(after.to_yaml())
     if status.word != "finished":
         say(f"{status.sentence}; it goes on after step {session.step}")
     if not complete:
         say(f"note: {run} has lost its metrics, so its curves begin after step {session.step}")
-    if after != before:
-        folder.write_config(after.to_yaml())
-    return _run(config, session, data, folder, saved=session.step if has_checkpoint(run) else None)
+    return _run(config, session, data, folder, saved=session.step if state else None)
+
+
+@contextmanager
+def _writing(run: Path) -> Iterator[None]:
+    """Explain what keeps a run from beginning or going on."""
+    try:
+        yield
+    except OSError as error:
+        raise CommandError(f"{run} cannot be written to ({error}); put that right and try again", FAILURE) from error
 
 
 def _load_state(run: Path, saved: int | None) -> dict[str, Any]:
@@ -112,21 +124,26 @@ def _run(config: RunConfig, session: Session, data: Dataset, folder: RunFolder, 
     with StopSignals() as signals:
         keeper = Keeper(config, session, data, folder, signals, saved)
         try:
-            keeper.write("running")
-            _run_epochs(keeper, data)
-            summary = keeper.write("finished")
-        except Stopped:
-            return _stop(keeper, f"stopped by {signals.name}", signals.exit_status)
-        except KeyboardInterrupt:
-            return _stop(keeper, "stopped at once by a second Ctrl-C", 130)
+            return _run_or_stop(keeper, data, signals)
         except (FloatingPointError, torch.OutOfMemoryError, OSError) as error:
             _fail(keeper, error)
         except BaseException as error:
             with suppress(OSError):
                 keeper.write("failed", f"{type(error).__name__}: {error}")
             raise
-        _draw(keeper)
-    show_summary(summary, folder.path)
+
+
+def _run_or_stop(keeper: Keeper, data: Dataset, signals: StopSignals) -> int:
+    try:
+        keeper.write("running")
+        _run_epochs(keeper, data)
+        draw_curves(keeper.folder.path)  # a run that is killed here is not finished, and draws when it goes on
+        summary = keeper.write("finished")
+    except Stopped:
+        return _stop(keeper, f"stopped by {signals.name}", signals.exit_status)
+    except KeyboardInterrupt:
+        return _stop(keeper, "stopped at once by a second Ctrl-C", 130)
+    show_summary(summary, keeper.folder.path)
     return 0
 
 
@@ -153,7 +170,8 @@ class _Both:
 
 def _stop(keeper: Keeper, reason: str, status: int) -> int:
     keeper.write("interrupted", reason)
-    _draw(keeper)
+    if keeper.session.epoch:
+        draw_curves(keeper.folder.path)
     say(f"{reason} after step {keeper.session.step}; {_way_on(keeper)}")
     return status
 
@@ -161,8 +179,10 @@ def _stop(keeper: Keeper, reason: str, status: int) -> int:
 def _fail(keeper: Keeper, error: Exception) -> NoReturn:
     with suppress(OSError):
         keeper.write("failed", str(error))
-        _draw(keeper)
-    problem = f"the run in {keeper.folder.path} failed in epoch {keeper.session.epoch + 1}: {error}"
+        if keeper.session.epoch:
+            draw_curves(keeper.folder.path)
+    epoch = min(keeper.session.epoch + 1, keeper.config.loop.epochs)
+    problem = f"the run in {keeper.folder.path} failed in epoch {epoch}: {error}"
     if isinstance(error, OSError):
         full = "free some space on its disk" if error.errno in _FULL else "put that right"
         raise CommandError(f"{problem}; {full}, then {_way_on(keeper)}", FAILURE) from error
@@ -171,12 +191,3 @@ def _fail(keeper: Keeper, error: Exception) -> NoReturn:
 
 def _way_on(keeper: Keeper) -> str:
     return f"targetprop train --resume {keeper.folder.path} goes on after step {keeper.saved or 0}"
-
-
-def _draw(keeper: Keeper) -> None:
-    if not keeper.session.epoch:
-        return
-    try:
-        draw_curves(keeper.folder.path)
-    except OSError as error:
-        say(f"note: the curves cannot be drawn ({error})")

@@ -39,7 +39,7 @@ def draw_curves(run: Path) -> Path:
     if summary["test_accuracy"] is not None:
         title += f": test accuracy {summary['test_accuracy']:.2%} after epoch {summary['epochs']}"
     word = read_status(run).word
-    figure.suptitle(title if word == "finished" else f"{title} ({word})")
+    figure.suptitle(title if word in ("finished", "running") else f"{title} ({word})")
     path, picture = run / "curves.png", BytesIO()
     figure.savefig(picture, format="png", dpi=120)
     write_atomic(path, picture.getvalue())
