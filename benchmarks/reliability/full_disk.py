@@ -1,4 +1,4 @@
-"""Lets the disk be full at each call of a run that changes files, once and from there on, and on a disk of real size.
+"""Lets the disk be full at every third call of a run that changes files, once or from there on, and makes it small.
 
 A run must end with status 1 and a sentence that names the disk's trouble and the way on; with space again it goes on
 to the same end as a run that was never disturbed.
@@ -16,7 +16,7 @@ from reliability.faults import FaultyOs, count_calls, no_space
 from reliability.runs import RECIPES, check_whole, content, differences, finish, fresh, start, train, whole_run
 from targetprop.report.run_status import read_status
 
-RECIPE, FAST_SHARE = "short", 29
+RECIPE, SHARE, FAST_SHARE = "short", 3, 29
 _SMALL_DISK = """
 import sys
 from targetprop.experiments.main import main
@@ -31,7 +31,7 @@ def measure(fast: bool) -> dict[str, Any]:
         folder = Path(name)
         calls = count_calls(lambda: whole_run(folder, RECIPE))
         for lasting in (False, True):
-            for place in range(1, calls + 1, FAST_SHARE if fast else 1):
+            for place in range(1, calls + 1, FAST_SHARE if fast else SHARE):
                 figures["full_from_there_on" if lasting else "full_once"] += 1
                 judge(figures, f"call {place}", *one_place(folder, place, lasting))
         figures["file_size_limits"] = 0

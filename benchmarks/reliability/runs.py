@@ -100,7 +100,7 @@ def content(run: Path) -> dict[str, Any]:
         "values": _timeless({**values, "state": state}),
         "metrics": _timeless(read_metrics(run)),
         "summary": _timeless(read_summary(run)),
-        "config": (run / "config.yaml").read_bytes(),
+        "config": read_values((run / "config.yaml").read_text()),
         "curves": hashlib.sha256((run / "curves.png").read_bytes()).hexdigest(),
     }
 

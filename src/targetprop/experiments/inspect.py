@@ -24,7 +24,7 @@ from targetprop.experiments.inspection_table import format_inspection
 from targetprop.experiments.parse import parse_config
 from targetprop.experiments.run_folder import encode_json
 from targetprop.experiments.screen import say
-from targetprop.experiments.stored_run import open_session, read_stored_values
+from targetprop.experiments.stored_run import open_session, parse_stored, read_stored_values
 from targetprop.report.atomic import write_atomic
 from targetprop.report.inspection import INSPECTION, draw_inspection
 from targetprop.report.run_status import read_status
@@ -66,6 +66,7 @@ def inspect(argv: list[str]) -> int:
         return 0
     request = _read(argv)
     stored = read_stored_values(request.run, "targetprop inspect")
+    parse_stored(request.run, stored)
     config = parse_config(Arguments({**stored, **request.changes}))
     if not has_checkpoint(request.run):
         raise CommandError(f"{request.run} has no checkpoint yet; wait for the end of its first epoch, or train again")

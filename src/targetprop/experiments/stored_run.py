@@ -3,11 +3,12 @@
 from pathlib import Path
 from typing import Any
 
-from targetprop.experiments.arguments import read_file
+from targetprop.experiments.arguments import Arguments, read_file
 from targetprop.experiments.config import RunConfig
 from targetprop.experiments.data import Dataset
-from targetprop.experiments.errors import CommandError
+from targetprop.experiments.errors import FAILURE, CommandError
 from targetprop.experiments.loop import Session
+from targetprop.experiments.parse import parse_config
 from targetprop.experiments.run_folder import CONFIG
 from targetprop.experiments.same_config import check_config
 from targetprop.experiments.session import build_session, find_device, restore_session
@@ -29,6 +30,26 @@ def read_stored_values(run: Path, command: str) -> dict[str, str]:
     if not (run / CONFIG).is_file():
         raise CommandError(f"{command} {run} is not a run folder, it has no {CONFIG}; give the folder of a run")
     return read_file(str(run / CONFIG))
+
+
+def parse_stored(run: Path, stored: dict[str, str]) -> RunConfig:
+    """Check the configuration of a run.
+
+    Args:
+        run: the run's folder.
+        stored: what `read_stored_values` returned.
+
+    Returns:
+        The configuration.
+
+    Raises:
+        CommandError: it is no longer a configuration of this release.
+    """
+    try:
+        return parse_config(Arguments(stored))
+    except CommandError as error:
+        way_out = "put back the file that the run began with, or use the release that wrote it"
+        raise CommandError(f"{run / CONFIG} cannot be used ({error}); {way_out}", FAILURE) from error
 
 
 def open_session(config: RunConfig, state: dict[str, Any]) -> tuple[Session, Dataset]:

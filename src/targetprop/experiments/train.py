@@ -23,7 +23,7 @@ from targetprop.experiments.run_lock import hold
 from targetprop.experiments.screen import Screen, say, show_summary
 from targetprop.experiments.session import build_session, find_device
 from targetprop.experiments.stop_signals import Stopped, StopSignals
-from targetprop.experiments.stored_run import open_session, read_stored_values
+from targetprop.experiments.stored_run import open_session, parse_stored, read_stored_values
 from targetprop.report.curves import draw_curves
 from targetprop.report.run_status import RunStatus, read_status
 
@@ -77,7 +77,7 @@ def _resume(run: Path, arguments: Arguments) -> int:
 
 def _go_on(run: Path, stored: dict[str, str], arguments: Arguments, status: RunStatus) -> int:
     kept = {name: text for name, text in arguments.values.items() if name != "device"}
-    before, after = (parse_config(Arguments({**stored, **changes})) for changes in ({}, kept))
+    before, after = parse_stored(run, stored), parse_config(Arguments({**stored, **kept}))
     config = parse_config(Arguments({**stored, **arguments.values}))
     with _writing(run):
         state = _load_state(run, status.saved)
