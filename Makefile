@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 export OMP_WAIT_POLICY := PASSIVE
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help demo test env lint types check bench bench-optimiser clean
+.PHONY: help demo test env lint types check bench bench-optimiser reliability clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
@@ -47,6 +47,9 @@ bench: env ## step time and memory against back-propagation, and MNIST accuracy 
 
 bench-optimiser: env ## tuned optimisers on a small autoencoder, of MNIST if DATA=DIR is given
 	$(BIN)/targetprop bench $(if $(DATA),autoencoder-small --root $(DATA),autoencoder-digits) --trials 8 --seeds 5 --length 0.25
+
+reliability: env ## kills, stops, full disks, damaged files: under 15 minutes on 2 cores
+	cd benchmarks && OMP_NUM_THREADS=1 ../$(BIN)/python -m reliability --out results/reliability.json
 
 clean: ## remove the environment and caches
 	rm -rf $(VENV) .pytest_cache .ruff_cache build dist

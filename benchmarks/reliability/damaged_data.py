@@ -21,7 +21,7 @@ from targetprop.experiments.data import SOURCES, Dataset
 from targetprop.experiments.errors import CommandError
 
 _TRAIN = "--device cpu --epochs 1 --network.widths 4 --method backprop --batch_size 64 --data.limit 16".split()
-FLIPS, FAST_SHARE = 40, 9
+FLIPS, FAST_SHARE = 40, 17
 _SHARE = 99  # of the damages, one in so many goes through the whole command line, the others through its reader
 _CHECKED = ("mnist.gz", "png")  # formats with a checksum
 

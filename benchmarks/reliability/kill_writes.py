@@ -8,7 +8,7 @@ from reliability.faults import FaultyOs, count_calls, die
 from reliability.runs import check_whole, content, differences, finish, fresh, start, train, whole_run
 from targetprop.report.run_status import read_status
 
-RECIPE, FAST_SHARE = "short", 31
+RECIPE, FAST_SHARE = "short", 41
 
 
 def measure(fast: bool) -> dict[str, Any]:

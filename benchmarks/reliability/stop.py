@@ -23,7 +23,7 @@ def measure(fast: bool) -> dict[str, Any]:
         folder = Path(name)
         for recipe in ("augmented",) if fast else RECIPES:
             steps = whole_run(folder, recipe)["summary"]["steps"]
-            for step in range(2, steps, 4) if fast else range(1, steps):
+            for step in range(3, steps, 4) if fast else range(1, steps):
                 for number in SIGNALS:
                     problem = one_stop(folder, recipe, step, number)
                     stops, equal = stops + 1, equal + (problem is None)

@@ -53,12 +53,13 @@ class _Loader(yaml.SafeLoader):
         return super().compose_node(parent, index)
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
-        names = set()
+        names: set[str] = set()
         for key, _ in node.value:
-            if key.value in names and isinstance(key, yaml.ScalarNode):
-                problem = f"{key.value} is given twice"
-                raise ConstructorError(None, None, problem, key.start_mark)
-            names |= {key.value} if isinstance(key, yaml.ScalarNode) else set()
+            if not isinstance(key, yaml.ScalarNode):
+                raise ConstructorError(None, None, "a name is no text", key.start_mark)
+            if key.value in names:
+                raise ConstructorError(None, None, f"{key.value} is given twice", key.start_mark)
+            names.add(key.value)
         return super().construct_mapping(node, deep)
 
 

@@ -22,6 +22,7 @@ from targetprop.experiments.config import (
 )
 from targetprop.experiments.errors import CommandError
 from targetprop.experiments.nested_file import SPECIAL
+from targetprop.experiments.number_range import check_numbers
 from targetprop.experiments.options import Option
 from targetprop.methods import Method
 
@@ -64,6 +65,7 @@ def parse_config(arguments: Arguments) -> RunConfig:
         _explain(error, arguments.values, options)
     values = {name: option.coerce(parsed[name]) for name, option in options.items()}
     values |= {n: None if text == "null" and options[n].kind is not str else text for n, text in plain.items()}
+    check_numbers(values)
     return assemble(recipe, sections, values)
 
 
