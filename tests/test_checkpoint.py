@@ -160,6 +160,8 @@ def test_interrupted_run_says_so_and_goes_on_bit_for_bit(tmp_path, monkeypatch, 
     assert (summary["steps"], summary["checkpoint_step"]) == (16, 16)
     assert metrics(run)[-1]["epoch"] == 3, "the third epoch had begun"
     assert f"targetprop train --resume {run}" in capsys.readouterr().err
+    with (run / "metrics.jsonl").open("a") as file:  # as if it had been killed after two more measurements
+        file.write('{"kind": "step", "epoch": 3, "step": 17}\n{"kind": "st')
     assert train("--resume", run) == 0
     assert train(*SMALL, "--epochs", 3, "--out", tmp_path / "whole") == 0
     same_run(tmp_path / "whole", run)
@@ -321,8 +323,8 @@ def test_objects_are_not_saved(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def crash_while_saving(folder: Path, monkeypatch: pytest.MonkeyPatch, survived: int) -> None:
-    """Save epoch 2, and crash after some of the four changes on the disk."""
+def crash_while_saving(folder: Path, monkeypatch: pytest.MonkeyPatch, survived: int, epoch: int = 2) -> None:
+    """Save an epoch, and crash after some of the four changes on the disk."""
     done = []
 
     def crash_after(action):
@@ -338,7 +340,7 @@ def crash_while_saving(folder: Path, monkeypatch: pytest.MonkeyPatch, survived: 
         patch.setattr(checkpoint, "stage", crash_after(atomic.stage))
         patch.setattr(checkpoint, "commit", crash_after(atomic.commit))
         try:
-            save_checkpoint(folder, {"epoch": 2, "x": torch.zeros(2)})
+            save_checkpoint(folder, {"epoch": epoch, "x": torch.full((2,), float(epoch != 2))})
         except KeyboardInterrupt:
             assert survived < 4
 
@@ -365,8 +367,8 @@ def test_a_second_crash_keeps_what_the_first_one_left_half_done(tmp_path, monkey
     save_checkpoint(tmp_path, {"epoch": 1, "x": torch.ones(2)})
     crash_while_saving(tmp_path, monkeypatch, 3)
     settle_checkpoint(tmp_path)
-    crash_while_saving(tmp_path, monkeypatch, survived)
-    assert load_checkpoint(tmp_path)["epoch"] == 2
+    crash_while_saving(tmp_path, monkeypatch, survived, epoch=3)
+    assert load_checkpoint(tmp_path)["epoch"] == (3 if survived == 3 else 2)
 
 
 def test_a_checkpoint_is_read_while_its_run_replaces_it(tmp_path, monkeypatch):

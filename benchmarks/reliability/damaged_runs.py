@@ -20,7 +20,7 @@ from targetprop.experiments.parse import parse_config
 from targetprop.experiments.same_config import fixed_values
 from targetprop.experiments.stop_signals import StopSignals
 
-RECIPE, FLIPS, FAST_SHARE = "short", 12, 11
+RECIPE, FLIPS, FAST_SHARE = "short", 8, 11
 FILES = ("config.yaml", "checkpoint.json", "checkpoint.safetensors", "metrics.jsonl", "summary.json")
 _MANY_EPOCHS = 20  # a digit more in the epochs is nothing to wait for
 

@@ -10,7 +10,7 @@ from typing import Any
 from reliability.runs import RECIPES, check_whole, content, differences, finish, fresh, kill, start, train, whole_run
 from targetprop.report.run_status import read_status
 
-KILLS, FAST_KILLS = 100, 6
+KILLS, FAST_KILLS = 60, 6
 
 
 def measure(fast: bool) -> dict[str, Any]:

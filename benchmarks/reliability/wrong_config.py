@@ -18,7 +18,7 @@ from reliability.runs import RECIPES, fresh
 from targetprop.experiments.arguments import read_command_line
 from targetprop.experiments.parse import parse_config
 
-SHARE, FAST_SHARE, FLIPS = 3, 101, 60
+SHARE, FAST_SHARE, FLIPS = 4, 101, 60
 HUGE = f"1{'0' * 30}"
 VALUES = ["null", "true", "-1", "0", "1", "0.5", HUGE, "1.0e+300", "-1.0e+300", "1.0e-300",
           ".inf", "-.inf", ".nan", "''", "x", "'\\0'", '"\\ud800"', "[]", "[1]", "[[1]]", "[0, -1]", "{}", "{a: 1}",
