@@ -48,8 +48,8 @@ bench: env ## step time and memory against back-propagation, and MNIST accuracy 
 bench-optimiser: env ## tuned optimisers on a small autoencoder, of MNIST if DATA=DIR is given
 	$(BIN)/targetprop bench $(if $(DATA),autoencoder-small --root $(DATA),autoencoder-digits) --trials 8 --seeds 5 --length 0.25
 
-reliability: env ## memory over 5,000 steps of every method
-	$(BIN)/python benchmarks/flat_memory.py --out benchmarks/results/flat_memory.json
+reliability: env ## kills, stops, full disks, damaged files, odd input, memory: under 15 minutes on 2 cores
+	cd benchmarks && OMP_NUM_THREADS=1 ../$(BIN)/python -m reliability --out results/reliability.json
 
 clean: ## remove the environment and caches
 	rm -rf $(VENV) .pytest_cache .ruff_cache build dist

@@ -2,20 +2,23 @@
 
 import hashlib
 import json
+import os
 import shutil
 import signal
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from targetprop.experiments import checkpoint, run_folder
+from targetprop.experiments import checkpoint, keeper
 from targetprop.experiments import train as train_module
-from targetprop.experiments.checkpoint import load_checkpoint, save_checkpoint
+from targetprop.experiments.checkpoint import has_checkpoint, load_checkpoint, save_checkpoint, settle_checkpoint
 from targetprop.experiments.main import main
-from targetprop.experiments.run_folder import write_atomic
 from targetprop.experiments.screen import Screen
+from targetprop.report import atomic
+from targetprop.report.atomic import write_atomic
 
 SMALL = "--network.widths 12 12 --batch_size 256 --log_every 4 --device cpu".split()
 
@@ -36,7 +39,13 @@ def metrics(run: Path) -> list[dict]:
 
 def values(run: Path) -> dict:
     document = json.loads((run / "checkpoint.json").read_text())
-    del document["sha256"], document["state"]["counters"]["seconds"], document["state"]["counters"]["last"]["seconds"]
+    del (
+        document["sha256"],
+        document["own_sha256"],
+        document["state"]["metrics"],
+        document["state"]["counters"]["seconds"],
+        document["state"]["counters"]["last"]["seconds"],
+    )
     return document
 
 
@@ -47,7 +56,7 @@ def same_run(first: Path, second: Path) -> None:
     assert values(first) == values(second)
     assert metrics(first) == metrics(second)
     assert (first / "config.yaml").read_bytes() == (second / "config.yaml").read_bytes()
-    timed = ("seconds_per_step",)
+    timed = ("seconds_per_step", "pid", "updated")
     summaries = [json.loads((run / "summary.json").read_text()) for run in (first, second)]
     assert len({json.dumps({k: v for k, v in s.items() if k not in timed}) for s in summaries}) == 1
 
@@ -60,18 +69,18 @@ def hashes(folder: Path) -> dict[str, str]:
     }
 
 
-@pytest.mark.parametrize(
-    "recipe",
-    [
-        "--method iterated",
-        "--method l-drl --optimizer.name sgd",
-        "--method backprop --optimizer.name rmsprop",
-        "--method iterated --update.rule least-squares --optimizer.name adamw",
-        "--method drl --decoder.optimizer sgd",
-        "--method dtp --decoder.objective ridge",
-        "--method ddtp-linear",
-    ],
-)
+RECIPES = [
+    "--method iterated",
+    "--method l-drl --optimizer.name sgd",
+    "--method backprop --optimizer.name rmsprop",
+    "--method iterated --update.rule least-squares --optimizer.name adamw",
+    "--method drl --decoder.optimizer sgd",
+    "--method dtp --decoder.objective ridge",
+    "--method ddtp-linear",
+]
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
 def test_resuming_is_bit_for_bit(tmp_path, recipe):
     arguments = [*recipe.split(), *SMALL]
     assert train(*arguments, "--epochs", 4, "--out", tmp_path / "whole") == 0
@@ -80,20 +89,50 @@ def test_resuming_is_bit_for_bit(tmp_path, recipe):
     same_run(tmp_path / "whole", tmp_path / "parts")
 
 
-def train_and_interrupt(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Begin three epochs of six steps, and press Ctrl-C in the middle of the third."""
+def stop_after(step: int, monkeypatch: pytest.MonkeyPatch, number: int = signal.SIGTERM) -> None:
+    """Let a signal arrive in the middle of a step."""
     steps, plain = [], Screen.on_step
 
     def on_step(self, record):
         steps.append(record)
+        if len(steps) == step:
+            signal.raise_signal(number)
         plain(self, record)
-        if len(steps) == 2 * 6 + 4:
-            signal.raise_signal(signal.SIGINT)
 
+    monkeypatch.setattr(Screen, "on_step", on_step)
+
+
+@pytest.mark.parametrize("recipe", [*RECIPES, "--method backprop --data.crop 1 --data.flip true"])
+@pytest.mark.parametrize("step", [9])
+def test_stopping_within_an_epoch_is_bit_for_bit(tmp_path, monkeypatch, recipe, step):
+    arguments = [*recipe.split(), *SMALL, "--epochs", 2]
+    assert train(*arguments, "--out", tmp_path / "whole") == 0
+    with monkeypatch.context() as patch:
+        stop_after(step, patch)
+        assert train(*arguments, "--out", tmp_path / "parts") == 143
+    assert load_checkpoint(tmp_path / "parts")["place"]["batches"] == step - 6
+    assert train("--resume", tmp_path / "parts") == 0
+    same_run(tmp_path / "whole", tmp_path / "parts")
+
+
+def test_checkpoints_by_the_clock_change_nothing(tmp_path, monkeypatch):
+    saved, plain = [], keeper.save_checkpoint
+    monkeypatch.setattr(keeper, "save_checkpoint", lambda *a: (saved.append(a[1]["counters"]["step"]), plain(*a)))
+    for name, minutes in (("seldom", "inf"), ("always", 0)):
+        assert train(*SMALL, "--epochs", 2, "--checkpoint_minutes", minutes, "--out", tmp_path / name) == 0
+    assert saved == [6, 12, *range(1, 7), 6, *range(7, 13), 12]
+    for name in ("seldom", "always"):
+        (tmp_path / name / "config.yaml").write_text("")
+    one, two = (load_checkpoint(tmp_path / name) for name in ("seldom", "always"))
+    assert str(one["model"]) == str(two["model"]) and metrics(tmp_path / "seldom") == metrics(tmp_path / "always")
+
+
+def train_and_interrupt(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Begin three epochs of six steps, and press Ctrl-C in the middle of the third."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background starts with it ignored
     try:
         with monkeypatch.context() as patch:
-            patch.setattr(Screen, "on_step", on_step)
+            stop_after(2 * 6 + 4, patch, signal.SIGINT)
             assert train(*SMALL, "--epochs", 3, "--out", run) == 130
     finally:
         signal.signal(signal.SIGINT, before)
@@ -118,8 +157,11 @@ def test_interrupted_run_says_so_and_goes_on_bit_for_bit(tmp_path, monkeypatch, 
     train_and_interrupt(run, monkeypatch)
     summary = json.loads((run / "summary.json").read_text())
     assert (summary["status"], summary["reason"], summary["epochs"]) == ("interrupted", "stopped by Ctrl-C", 2)
+    assert (summary["steps"], summary["checkpoint_step"]) == (16, 16)
     assert metrics(run)[-1]["epoch"] == 3, "the third epoch had begun"
     assert f"targetprop train --resume {run}" in capsys.readouterr().err
+    with (run / "metrics.jsonl").open("a") as file:  # as if it had been killed after two more measurements
+        file.write('{"kind": "step", "epoch": 3, "step": 17}\n{"kind": "st')
     assert train("--resume", run) == 0
     assert train(*SMALL, "--epochs", 3, "--out", tmp_path / "whole") == 0
     same_run(tmp_path / "whole", run)
@@ -147,13 +189,37 @@ def _other_network(run: Path) -> None:
     path.write_text(path.read_text().replace("[12, 12]", "[12, 13]"))
 
 
+def _other_rate(run: Path) -> None:
+    path = run / "config.yaml"
+    path.write_text(path.read_text().replace("lr: 0.001", "lr: 0.01"))
+
+
+def _other_metrics(run: Path) -> None:
+    path = run / "metrics.jsonl"
+    path.write_text(path.read_text().replace('"loss": 2', '"loss": 1', 1))
+
+
+def _other_value(run: Path) -> None:
+    path = run / "checkpoint.json"
+    path.write_text(path.read_text().replace('"lr": 0.001', '"lr": 0.002', 1))
+
+
+def _no_checkpoint(run: Path) -> None:
+    for name in ("checkpoint.json", "checkpoint.safetensors"):
+        (run / name).unlink()
+
+
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
         (_cut, "checkpoint.safetensors is damaged or does not belong"),
         (_flip, "checkpoint.safetensors is damaged or does not belong"),
-        (_other_version, "has version 99 and this release reads 1"),
-        (_other_network, "does not fit the run's config.yaml"),
+        (_other_version, "has version 99 and this release reads 1 to 2; resume with targetprop 0.1.0, which wrote it"),
+        (_other_network, "config.yaml, which has network.widths [12, 13] where it was [12, 12]; put that back"),
+        (_other_rate, "config.yaml, which has optimizer.lr 0.01 where it was 0.001; put that back"),
+        (_other_metrics, "metrics.jsonl is damaged (its first"),
+        (_other_value, "checkpoint.json is damaged (its checksum is another one)"),
+        (_no_checkpoint, "checkpoint.safetensors cannot be read"),
         (lambda run: (run / "checkpoint.json").unlink(), "checkpoint.json cannot be read"),
         (lambda run: (run / "checkpoint.safetensors").unlink(), "checkpoint.safetensors cannot be read"),
         (lambda run: (run / "checkpoint.json").write_text("{"), "checkpoint.json is damaged"),
@@ -162,6 +228,7 @@ def _other_network(run: Path) -> None:
         (lambda run: (run / "config.yaml").unlink(), "is not a run folder"),
         (lambda run: (run / "config.yaml").write_text("a: ["), "config.yaml is not valid YAML"),
         (lambda run: (run / "metrics.jsonl").write_text("{\n{}\n"), "metrics.jsonl is damaged"),
+        (lambda run: (run / "config.yaml").write_text("method: xyz"), "config.yaml cannot be used (unknown method"),
     ],
 )
 def test_damaged_checkpoint_is_refused_in_a_sentence(run, capsys, damage, message):
@@ -172,6 +239,39 @@ def test_damaged_checkpoint_is_refused_in_a_sentence(run, capsys, damage, messag
     error = capsys.readouterr().err
     assert message in error and error.count("\n") == 1 and "Traceback" not in error
     assert hashes(run) == before
+
+
+def test_a_run_without_its_metrics_goes_on_and_says_so(run, tmp_path, capsys):
+    (run / "metrics.jsonl").unlink()
+    assert train("--resume", run) == 0
+    assert "has lost its metrics, so its curves begin after step 16" in capsys.readouterr().err
+    assert [record["step"] for record in metrics(run)] == [18]
+
+
+def test_a_run_of_version_1_goes_on(tmp_path):
+    """What the first version wrote: between two epochs, no checksum of its own, no place, no configuration."""
+    assert train(*SMALL, "--epochs", 1, "--out", tmp_path / "run") == 0
+    path = tmp_path / "run" / "checkpoint.json"
+    document = json.loads(path.read_text())
+    old = {key: document["state"][key] for key in document["state"].keys() - {"place", "config", "metrics"}}
+    path.write_text(json.dumps({"version": 1, "sha256": document["sha256"], "state": old}))
+    with (tmp_path / "run" / "metrics.jsonl").open("a") as file:
+        file.write('{"kind": "step", "epoch": 2, "step": 8}\n')
+    assert train("--resume", tmp_path / "run", "--epochs", 2) == 0
+    assert train(*SMALL, "--epochs", 2, "--out", tmp_path / "whole") == 0
+    same_run(tmp_path / "whole", tmp_path / "run")
+
+
+def test_loading_a_checkpoint_runs_no_code(run):
+    load_checkpoint(run)  # imports what it needs
+    events = []
+    sys.addaudithook(lambda event, _: events.append(event) if events is not None else None)
+    try:
+        load_checkpoint(run)
+        seen = set(events)
+    finally:
+        events = None
+    assert "open" in seen and not seen & {"exec", "compile", "import", "marshal.loads", "pickle.find_class"}
 
 
 @pytest.mark.parametrize(
@@ -223,9 +323,8 @@ def test_objects_are_not_saved(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("survived", range(5))
-def test_a_crash_at_any_point_of_saving_keeps_one_whole_checkpoint(tmp_path, monkeypatch, survived):
-    save_checkpoint(tmp_path, {"epoch": 1, "x": torch.ones(2)})
+def crash_while_saving(folder: Path, monkeypatch: pytest.MonkeyPatch, survived: int, epoch: int = 2) -> None:
+    """Save an epoch, and crash after some of the four changes on the disk."""
     done = []
 
     def crash_after(action):
@@ -238,15 +337,54 @@ def test_a_crash_at_any_point_of_saving_keeps_one_whole_checkpoint(tmp_path, mon
         return act
 
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoint, "stage", crash_after(run_folder.stage))
-        patch.setattr(checkpoint, "commit", crash_after(run_folder.commit))
+        patch.setattr(checkpoint, "stage", crash_after(atomic.stage))
+        patch.setattr(checkpoint, "commit", crash_after(atomic.commit))
         try:
-            save_checkpoint(tmp_path, {"epoch": 2, "x": torch.zeros(2)})
+            save_checkpoint(folder, {"epoch": epoch, "x": torch.full((2,), float(epoch != 2))})
         except KeyboardInterrupt:
             assert survived < 4
+
+
+@pytest.mark.parametrize("survived", range(5))
+def test_a_crash_at_any_point_of_saving_keeps_one_whole_checkpoint(tmp_path, monkeypatch, survived):
+    save_checkpoint(tmp_path, {"epoch": 1, "x": torch.ones(2)})
+    crash_while_saving(tmp_path, monkeypatch, survived)
     loaded = load_checkpoint(tmp_path)
     assert loaded["epoch"] == (2 if survived >= 3 else 1)
     assert torch.equal(loaded["x"], torch.full((2,), float(loaded["epoch"] == 1)))
+
+
+@pytest.mark.parametrize("survived", range(4))
+def test_a_crash_at_any_point_of_the_first_save(tmp_path, monkeypatch, survived):
+    crash_while_saving(tmp_path, monkeypatch, survived)
+    assert has_checkpoint(tmp_path) == (survived == 3)
+    if survived == 3:
+        assert load_checkpoint(tmp_path)["epoch"] == 2
+
+
+@pytest.mark.parametrize("survived", range(4))
+def test_a_second_crash_keeps_what_the_first_one_left_half_done(tmp_path, monkeypatch, survived):
+    save_checkpoint(tmp_path, {"epoch": 1, "x": torch.ones(2)})
+    crash_while_saving(tmp_path, monkeypatch, 3)
+    settle_checkpoint(tmp_path)
+    crash_while_saving(tmp_path, monkeypatch, survived, epoch=3)
+    assert load_checkpoint(tmp_path)["epoch"] == (3 if survived == 3 else 2)
+
+
+def test_a_checkpoint_is_read_while_its_run_replaces_it(tmp_path, monkeypatch):
+    save_checkpoint(tmp_path, {"epoch": 1, "x": torch.ones(2)})
+    plain, reads = checkpoint._read, []
+
+    def read(path):
+        content = plain(path)
+        reads.append(path)
+        if len(reads) == 1:
+            save_checkpoint(tmp_path, {"epoch": 2, "x": torch.zeros(2)})
+        return content
+
+    monkeypatch.setattr(checkpoint, "_read", read)
+    loaded = load_checkpoint(tmp_path)
+    assert loaded["epoch"] == 2 and torch.equal(loaded["x"], torch.zeros(2))
 
 
 def test_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
@@ -256,7 +394,32 @@ def test_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
     def full(_):
         raise OSError("no space left on device")
 
-    monkeypatch.setattr(run_folder.os, "fsync", full)
+    monkeypatch.setattr(atomic.os, "fsync", full)
     with pytest.raises(OSError, match="no space"):
         write_atomic(path, b"new")
     assert hashes(tmp_path) == {"file": hashlib.sha256(b"old").hexdigest()}
+
+
+def test_failed_append_leaves_the_file_as_it_was(tmp_path, monkeypatch):
+    path = tmp_path / "file"
+    atomic.append(path, b"old\n")
+    plain, writes = os.write, []
+
+    def fill(file, content):
+        writes.append(content)
+        if len(writes) == 2:
+            raise OSError("no space left on device")
+        return plain(file, content[:2])
+
+    with monkeypatch.context() as patch:
+        patch.setattr(atomic.os, "write", fill)
+        with pytest.raises(OSError, match="no space"):
+            atomic.append(path, b"new\n")
+    assert path.read_bytes() == b"old\n"
+
+
+def test_a_write_that_takes_only_a_part_goes_on(tmp_path, monkeypatch):
+    plain = os.write
+    monkeypatch.setattr(atomic.os, "write", lambda file, content: plain(file, content[:3]))
+    write_atomic(tmp_path / "file", b"0123456789")
+    assert (tmp_path / "file").read_bytes() == b"0123456789"

@@ -196,6 +196,10 @@ REFUSED = {
     "--epochs 3 4": "--epochs must be a whole number",
     "--epochs 0": "epochs must be a whole number ≥ 1",
     "--epochs 2.5": "--epochs must be a whole number; got '2.5'",
+    "--batch_size 10000000000": "--batch_size 10000000000 is too large; give a whole number up to 2147483647",
+    "--optimizer.lr 1e300": "--optimizer.lr 1e+300 is too large",
+    "--network.widths 4 10000000000": "--network.widths 10000000000 is too large",
+    "--checkpoint_minutes -1": "checkpoint_minutes must be a number ≥ 0",
     "--seed -1": "seed must be a whole number from 0",
     "--out a b": "--out got 2 values",
     "stray": "unexpected 'stray'",
@@ -323,3 +327,25 @@ def test_library_does_not_import_the_command_line_needs():
     code = "import sys, targetprop; print(*{m.partition('.')[0] for m in sys.modules})"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert not {"jsonargparse", "rich", "matplotlib", "sklearn", "yaml", "safetensors"} & set(done.stdout.split())
+
+
+WRONG_FILES = {
+    "a: &x 1\nb: *x\n": "aliases are not supported",
+    "epochs: 1\nseed: 2\nepochs: 3\n": "epochs is given twice",
+    "data: {limit: 1, limit: 2}\n": "limit is given twice",
+    "out: 2026-13-45\n": "is not valid YAML: month must be in 1..12",
+    "[" * 5000: "nested too deeply",
+    'out: "\\ud800"\n': "holds a value that is neither number, text nor",
+    "? [1, 2]\n: 3\n": "is not valid YAML",
+    "out: !!python/object:os.system {}\n": "is not valid YAML",
+    "- 1\n": "must hold lines of the form 'name: value'",
+    "\0": "is not valid YAML",
+}
+
+
+@pytest.mark.parametrize("text", WRONG_FILES, ids=lambda text: text[:12].encode("unicode_escape").decode())
+def test_what_a_configuration_file_may_not_hold(capsys, text):
+    Path("c.yaml").write_text(text)
+    assert run("--config", "c.yaml", "--print_config") == 2
+    error = capsys.readouterr().err
+    assert WRONG_FILES[text] in error and "c.yaml" in error and error.count("\n") == 1

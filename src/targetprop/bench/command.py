@@ -20,8 +20,9 @@ from targetprop.bench.tune import tune
 from targetprop.experiments.arguments import read_command_line
 from targetprop.experiments.errors import FAILURE, CommandError, suggest
 from targetprop.experiments.options import attribute_texts
-from targetprop.experiments.run_folder import encode_json, write_atomic
+from targetprop.experiments.run_folder import encode_json
 from targetprop.experiments.screen import Steps, say
+from targetprop.report.atomic import write_atomic
 
 RUNS, RESULT, TABLE, CURVES = "runs.jsonl", "result.json", "table.md", "curves.png"
 _OWN = ("competitors", "trials", "seeds", "length", "settings", "out")

@@ -18,7 +18,7 @@ from targetprop.claims.records import write_records
 from targetprop.claims.table import format_table
 from targetprop.experiments.arguments import read_command_line
 from targetprop.experiments.errors import FAILURE, CommandError, suggest
-from targetprop.experiments.run_folder import write_atomic
+from targetprop.report.atomic import write_atomic
 
 RECORDS, PAGE = "claims.json", "claims.html"
 _USAGE = f"""usage: targetprop verify [--claim NAME] [--seeds N] [--out DIR]

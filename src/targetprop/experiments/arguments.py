@@ -1,22 +1,17 @@
 """Raw values by dotted name, from the command line and from a YAML file; the command line wins."""
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from math import isinf, isnan
 from pathlib import Path
-from typing import Any
-
-import yaml
 
 from targetprop.experiments.config import PARTS, SECTIONS, base_method, default_sections
 from targetprop.experiments.errors import CommandError
+from targetprop.experiments.nested_file import read_values
 
 FLAGS = {"--help": "help", "-h": "help", "--print_config": "print_config"}
 _WHOLE = ("cut", "propagation")
 _SWITCHES = ("compile", "deterministic")  # need no value
 _RENAMED = {("precision", "float32"): "fp32"}  # as earlier releases wrote it
-SPECIAL = {"inf": ".inf", "+inf": ".inf", "-inf": "-.inf", "nan": ".nan"}
 
 
 @dataclass
@@ -82,14 +77,13 @@ def read_file(path: str) -> dict[str, str]:
         CommandError: it cannot be read, or is not a mapping.
     """
     try:
-        content = yaml.safe_load(Path(path).expanduser().read_text(encoding="utf-8"))
+        text = Path(path).expanduser().read_bytes().decode()
     except (OSError, UnicodeDecodeError) as error:
         raise CommandError(f"--config {path} cannot be read ({error}); give a YAML file") from error
-    except yaml.YAMLError as error:
-        raise CommandError(f"--config {path} is not valid YAML: {error}; correct it") from error
-    if not isinstance(content, dict):
-        raise CommandError(f"--config {path} must hold lines of the form 'name: value', as --print_config writes them")
-    values = dict(_flatten(content, ""))
+    try:
+        values = read_values(text)
+    except ValueError as error:
+        raise CommandError(f"--config {path} {error}") from error
     return {name: _RENAMED.get((name, text), text) for name, text in values.items()}
 
 
@@ -133,19 +127,3 @@ def _named(file: Mapping[str, str], switch: str) -> str | None:
         return file.get("method")
     default = default_sections(base_method(file)).get(switch.partition(".")[0])
     return file.get(switch, getattr(default, "name", None))
-
-
-def _flatten(content: Mapping[Any, Any], prefix: str) -> Iterator[tuple[str, str]]:
-    for key, value in content.items():
-        if isinstance(value, dict):
-            yield from _flatten(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", _text(value)
-
-
-def _text(value: Any) -> str:
-    if isinstance(value, str):
-        return value
-    if isinstance(value, float) and (isinf(value) or isnan(value)):
-        return SPECIAL[str(value)]
-    return json.dumps(value, default=str)

@@ -1,7 +1,8 @@
 """Checkpoints without pickle: every tensor in ``checkpoint.safetensors``, everything else in ``checkpoint.json``.
 
-The JSON holds the SHA-256 of the tensors' file, so a pair that does not belong together is noticed. Both files are on
-disk before either takes its place: after a crash between the two, the staged JSON still completes the pair.
+The JSON holds its own SHA-256 and that of the tensors' file, so damage and a pair that does not belong together are
+noticed. Both files are on disk before either takes its place: after a crash between the two, the staged JSON still
+completes the pair.
 """
 
 import json
@@ -14,11 +15,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
+import targetprop
 from targetprop.experiments.errors import FAILURE, CommandError
-from targetprop.experiments.run_folder import commit, stage, staged
+from targetprop.report.atomic import commit, stage, staged
 
-VERSION = 1
+VERSION, OLDEST = 2, 1
 TENSORS, VALUES = "checkpoint.safetensors", "checkpoint.json"
+_LOOKS = 3  # at a pair that its run may be replacing right now
 
 
 def save_checkpoint(folder: Path, state: dict[str, Any]) -> None:
@@ -31,11 +34,28 @@ def save_checkpoint(folder: Path, state: dict[str, Any]) -> None:
     tensors: dict[str, Tensor] = {}
     values = _encode(state, "", tensors)
     content = save(tensors)
-    document = {"version": VERSION, "sha256": sha256(content).hexdigest(), "state": values}
+    document = {
+        "version": VERSION,
+        "targetprop": targetprop.__version__,
+        "sha256": sha256(content).hexdigest(),
+        "state": values,
+    }
     stage(folder / TENSORS, content)
-    stage(folder / VALUES, json.dumps(document).encode())
+    stage(folder / VALUES, json.dumps({**document, "own_sha256": _digest(document)}).encode())
     commit(folder / TENSORS)
     commit(folder / VALUES)
+
+
+def has_checkpoint(folder: Path) -> bool:
+    """Tell whether a save has got so far that `load_checkpoint` finds one, or that something of one is left.
+
+    Args:
+        folder: the run's folder.
+
+    Returns:
+        Whether either file is there.
+    """
+    return (folder / TENSORS).exists() or (folder / VALUES).exists()
 
 
 def load_checkpoint(folder: Path) -> dict[str, Any]:
@@ -47,31 +67,67 @@ def load_checkpoint(folder: Path) -> dict[str, Any]:
     Returns:
         What was saved, with all tensors on the CPU; what is missing, damaged or of another version ends the command.
     """
-    content = _read(folder / TENSORS)
-    checksum = sha256(content).hexdigest()
-    document = _parse(folder / VALUES)
-    if document["sha256"] != checksum and staged(folder / VALUES).exists():
-        document = _parse(staged(folder / VALUES))
-    if document["sha256"] != checksum:
-        _damaged(folder / TENSORS, f"is damaged or does not belong to {VALUES}")
+    content, document, _ = _read_pair(folder)
     try:
         return _decode(document["state"], load(content))
-    except (SafetensorError, KeyError, TypeError, ValueError) as error:
+    except (SafetensorError, KeyError, TypeError, ValueError, RecursionError) as error:
         _damaged(folder / VALUES, f"cannot be understood ({error})")
+
+
+def settle_checkpoint(folder: Path) -> None:
+    """Finish a save that a crash cut off between its two files, before the next one writes over the staged half.
+
+    Args:
+        folder: the run's folder, which nobody else writes to.
+    """
+    path = _read_pair(folder)[2]
+    if path != folder / VALUES:
+        commit(folder / VALUES)
+
+
+def _read_pair(folder: Path) -> tuple[bytes, dict[str, Any], Path]:
+    """Read the tensors' file and the JSON that belongs to it, and say where that was."""
+    for _ in range(_LOOKS):
+        content = _read(folder / TENSORS)
+        checksum = sha256(content).hexdigest()
+        waiting = staged(folder / VALUES)
+        if waiting.exists() and _claims(waiting) == checksum and _claims(folder / VALUES) != checksum:
+            return content, _parse(waiting), waiting
+        document = _parse(folder / VALUES)
+        if document["sha256"] == checksum:
+            return content, document, folder / VALUES
+    _damaged(folder / TENSORS, f"is damaged or does not belong to {VALUES}")
+
+
+def _claims(path: Path) -> str | None:
+    """Find the tensors' checksum in a JSON file, if it has one."""
+    try:
+        return json.loads(path.read_bytes())["sha256"]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return None
 
 
 def _parse(path: Path) -> dict[str, Any]:
     try:
         document = json.loads(_read(path))
         version = document["version"]
-        if version == VERSION and not {"sha256", "state"} <= document.keys():
+        known = isinstance(version, int) and OLDEST <= version <= VERSION
+        if known and not {"sha256", "state"} <= document.keys():
             raise ValueError("entries are missing")
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        if known and version > 1 and document.pop("own_sha256", None) != _digest(document):
+            raise ValueError("its checksum is another one")
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         _damaged(path, f"is damaged ({error})")
-    if version != VERSION:
-        problem = f"{path} has version {version!r} and this release reads {VERSION}"
-        raise CommandError(f"{problem}; resume with the release that wrote it, or start a new run", FAILURE)
+    if not known:
+        release = document.get("targetprop")
+        problem = f"{path} has version {version!r} and this release reads {OLDEST} to {VERSION}"
+        way_out = f"targetprop {release}, which wrote it" if isinstance(release, str) else "the release that wrote it"
+        raise CommandError(f"{problem}; resume with {way_out}, or start a new run", FAILURE)
     return document
+
+
+def _digest(document: dict[str, Any]) -> str:
+    return sha256(json.dumps(document).encode()).hexdigest()
 
 
 def _read(path: Path) -> bytes:

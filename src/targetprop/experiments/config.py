@@ -70,6 +70,7 @@ class LoopSettings:
         max_skipped: steps in a row that may be skipped because their numbers are not finite; so many stop the run.
         precision: fp64 trains everything in float64. With bf16, products and activations are in bfloat16; weights,
             gradients, optimisers, the loss and differences of nearly equal activations stay in float32.
+        checkpoint_minutes: minutes between two checkpoints within an epoch; every epoch ends with one in any case.
         compile: compile with torch.compile what layers and decoders compute while targets are sought; where that fails,
             a sentence says so.
         deterministic: use PyTorch's deterministic algorithms only, so that the same seed on the same machine gives the
@@ -83,6 +84,7 @@ class LoopSettings:
     log_every: int = 50
     max_skipped: int = 10
     precision: Precision = "fp32"
+    checkpoint_minutes: float = 5.0
     compile: bool = False
     deterministic: bool = False
 
@@ -95,6 +97,8 @@ class LoopSettings:
         for name in ("epochs", "batch_size", "log_every", "max_skipped"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be a whole number ≥ 1; got {getattr(self, name)}")
+        if not self.checkpoint_minutes >= 0:
+            raise ValueError(f"checkpoint_minutes must be a number ≥ 0; got {self.checkpoint_minutes}")
         if not 0 <= self.seed < 2**63:
             raise ValueError(f"seed must be a whole number from 0 to 2**63 − 1; got {self.seed}")
 

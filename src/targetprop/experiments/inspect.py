@@ -17,14 +17,17 @@ import targetprop as tp
 from targetprop.diagnostics import Inspection, advise, inspect_targets
 from targetprop.diagnostics.inverse_quality import EXTRA_STEPS, TRIAL_STEPS
 from targetprop.experiments.arguments import Arguments, read_command_line
-from targetprop.experiments.checkpoint import TENSORS, load_checkpoint
+from targetprop.experiments.checkpoint import has_checkpoint, load_checkpoint
 from targetprop.experiments.config import RunConfig
 from targetprop.experiments.errors import FAILURE, CommandError
 from targetprop.experiments.inspection_table import format_inspection
 from targetprop.experiments.parse import parse_config
-from targetprop.experiments.run_folder import encode_json, write_atomic
-from targetprop.experiments.stored_run import open_session, read_stored_values
+from targetprop.experiments.run_folder import encode_json
+from targetprop.experiments.screen import say
+from targetprop.experiments.stored_run import open_session, parse_stored, read_stored_values
+from targetprop.report.atomic import write_atomic
 from targetprop.report.inspection import INSPECTION, draw_inspection
+from targetprop.report.run_status import read_status
 
 PICTURE = "inspection.png"
 _PATIENCE = 2.0  # seconds that a layer takes without a word where there is no terminal
@@ -63,9 +66,13 @@ def inspect(argv: list[str]) -> int:
         return 0
     request = _read(argv)
     stored = read_stored_values(request.run, "targetprop inspect")
+    parse_stored(request.run, stored)
     config = parse_config(Arguments({**stored, **request.changes}))
-    if not (request.run / TENSORS).is_file():
+    if not has_checkpoint(request.run):
         raise CommandError(f"{request.run} has no checkpoint yet; wait for the end of its first epoch, or train again")
+    status = read_status(request.run)
+    if status.word != "finished":
+        say(f"note: {status.sentence}")
     found, epoch = _measure(config, request)
     record = _record(config, found, epoch)
     _write(request.run, record)

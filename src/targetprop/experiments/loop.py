@@ -11,6 +11,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from targetprop import Status, StepReport
 from targetprop.experiments.data import Dataset
+from targetprop.experiments.place import Place, begin_epoch
 from targetprop.experiments.skipped import Skipped
 from targetprop.precision import widened
 
@@ -64,6 +65,7 @@ class Session:
         best: best test accuracy so far.
         last: what the last epoch was like.
         skipped: the steps that were skipped, and how many may be.
+        place: where within its epoch the run stands; None between two epochs.
     """
 
     model: nn.Module
@@ -79,10 +81,11 @@ class Session:
     best: float = 0.0
     last: dict[str, Any] = field(default_factory=dict)
     skipped: Skipped = field(default_factory=lambda: Skipped(10))
+    place: Place | None = None
 
 
 def run_epoch(session: Session, data: Dataset, batch_size: int, log_every: int, watcher: Watcher) -> dict[str, Any]:
-    """Train for one epoch and evaluate.
+    """Train to the end of the epoch and evaluate.
 
     A step whose numbers are not finite is skipped and counted; weights and schedule stay where they are.
 
@@ -91,7 +94,7 @@ def run_epoch(session: Session, data: Dataset, batch_size: int, log_every: int, 
         data: the data, on the network's device.
         batch_size: samples per step.
         log_every: steps between two measurements.
-        watcher: hears of every step.
+        watcher: hears of every step once the session stands behind it; where it raises, the epoch can go on later.
 
     Returns:
         The epoch's record, also kept as ``session.last``.
@@ -102,10 +105,11 @@ def run_epoch(session: Session, data: Dataset, batch_size: int, log_every: int, 
     session.model.train()
     start, before = perf_counter(), session.seconds
     device = data.train_x.device
-    totals, counted, skipped = torch.zeros(2, dtype=torch.float64, device=device), 0, session.skipped.total
+    place = session.place = session.place or begin_epoch(session.order, device)
     order = torch.randperm(len(data.train_x), generator=session.order).to(device)
     augment = data.augmentation.begin_epoch(session.order, device)
-    for batch in order.split(batch_size):
+    place.enter(augment)
+    for batch in order.split(batch_size)[place.batches :]:
         x, y = augment(data.train_x[batch]), data.train_y[batch]
         session.step += 1
         measure = session.step == 1 or session.step % log_every == 0
@@ -115,29 +119,32 @@ def run_epoch(session: Session, data: Dataset, batch_size: int, log_every: int, 
         right = (report.output.argmax(1) == y).sum()
         if report.skipped is None:
             session.optimizer.step()
-            totals += torch.stack([report.loss.double() * len(y), right.double()])
-            counted += len(y)
         else:
-            place = {"epoch": session.epoch + 1, "step": session.step}
-            watcher.on_skip({"kind": "skip", **place, "reason": report.skipped})
+            at = {"epoch": session.epoch + 1, "step": session.step}
+            watcher.on_skip({"kind": "skip", **at, "reason": report.skipped})
         session.skipped.observe(report.skipped)
         session.seconds = before + perf_counter() - start
-        measured = measure and report.skipped is None
-        watcher.on_step(_step_record(session, report, float(right) / len(y)) if measured else None)
+        record = None
         if report.skipped is None:
+            record = _step_record(session, report, float(right) / len(y)) if measure else None
             session.schedule.step()
-    if not counted:
+            place.count(report.loss, right, len(y))
+        else:
+            place.skipped += 1
+        place.advance(augment)
+        watcher.on_step(record)
+    if not place.counted:
         raise FloatingPointError(f"all steps of epoch {session.epoch + 1} were skipped; metrics.jsonl says why")
-    train_loss, train_accuracy = (totals / counted).tolist()
+    train_loss, train_accuracy = (place.totals / place.counted).tolist()
     session.seconds = before + perf_counter() - start
     with casting(device, session.precision):
         test_loss, test_accuracy = evaluate(session.model, session.loss, data.test_x, data.test_y)
-    session.epoch += 1
+    session.epoch, session.place = session.epoch + 1, None
     session.best = max(session.best, test_accuracy)
     session.last = {
         "kind": "epoch", "epoch": session.epoch, "step": session.step, "train_loss": train_loss,
         "train_accuracy": train_accuracy, "test_loss": test_loss, "test_accuracy": test_accuracy,
-        "seconds": session.seconds, "skipped": session.skipped.total - skipped,
+        "seconds": session.seconds, "skipped": place.skipped,
     }  # fmt: skip
     return session.last
 

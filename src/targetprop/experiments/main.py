@@ -32,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: arguments after the program's name; those of the process if None.
 
     Returns:
-        Exit status: 0, 1 after a failed run, 2 for wrong usage, 130 after Ctrl-C.
+        Exit status: 0, 1 after a failed run, 2 for wrong usage, 130 after Ctrl-C, 143 after SIGTERM.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:

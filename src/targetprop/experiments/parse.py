@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 
 from jsonargparse import ArgumentError, ArgumentParser
 
-from targetprop.experiments.arguments import SPECIAL, Arguments
+from targetprop.experiments.arguments import Arguments
 from targetprop.experiments.config import (
     PARTS,
     SECTIONS,
@@ -21,6 +21,8 @@ from targetprop.experiments.config import (
     list_options,
 )
 from targetprop.experiments.errors import CommandError
+from targetprop.experiments.nested_file import SPECIAL
+from targetprop.experiments.number_range import check_numbers
 from targetprop.experiments.options import Option
 from targetprop.methods import Method
 
@@ -63,6 +65,7 @@ def parse_config(arguments: Arguments) -> RunConfig:
         _explain(error, arguments.values, options)
     values = {name: option.coerce(parsed[name]) for name, option in options.items()}
     values |= {n: None if text == "null" and options[n].kind is not str else text for n, text in plain.items()}
+    check_numbers(values)
     return assemble(recipe, sections, values)
 
 

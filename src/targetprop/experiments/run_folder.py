@@ -1,13 +1,13 @@
 """A run's folder: made once, never overwritten; every file in it is replaced as a whole or appended line by line."""
 
 import json
-import os
-from contextlib import suppress
+from hashlib import sha256
 from math import isfinite
 from pathlib import Path
 from typing import Any
 
 from targetprop.experiments.errors import FAILURE, CommandError
+from targetprop.report.atomic import append, staged, sync, write_atomic
 from targetprop.report.read_run import METRICS, SUMMARY, read_metrics
 
 CONFIG = "config.yaml"
@@ -21,8 +21,9 @@ class RunFolder:
     """
 
     def __init__(self, path: Path) -> None:
-        """Keep the path."""
+        """Keep the path, and count what is logged from here on."""
         self.path = path
+        self._size, self._hash = 0, sha256()
 
     def write_config(self, text: str) -> None:
         """Replace ``config.yaml``.
@@ -46,14 +47,54 @@ class RunFolder:
         Args:
             record: plain values; "kind" says what they are.
         """
-        with (self.path / METRICS).open("a", encoding="utf-8") as file:
-            file.write(json.dumps(_finite(record), allow_nan=False) + "\n")
+        line = f"{json.dumps(_finite(record), allow_nan=False)}\n".encode()
+        append(self.path / METRICS, line)
+        self._count(line)
 
-    def forget_after(self, epoch: int) -> None:
-        """Drop the metrics of later epochs, which will be run again.
+    def mark(self) -> dict[str, Any]:
+        """Bring ``metrics.jsonl`` down to the disk.
+
+        Returns:
+            How much it holds, for `cut_back` to find again.
+        """
+        if self._size:
+            sync(self.path / METRICS)
+        return {"bytes": self._size, "sha256": self._hash.hexdigest()}
+
+    def cut_back(self, mark: dict[str, Any]) -> bool:
+        """Drop the metrics that were logged after a mark, and will be logged again.
+
+        Args:
+            mark: what `mark` returned.
+
+        Returns:
+            Whether the metrics are there; a file that was taken away begins anew.
+
+        Raises:
+            CommandError: what was logged before the mark has changed since.
+        """
+        path, (size, known) = self.path / METRICS, (mark["bytes"], mark["sha256"])
+        if not path.exists():
+            return size == 0
+        content = path.read_bytes()
+        kept = content[:size]
+        if len(kept) < size or sha256(kept).hexdigest() != known:
+            problem = f"{path} is damaged (its first {size} bytes are not those that the run wrote)"
+            way_out = "put a copy back in its place, or take it away to go on without its curves"
+            raise CommandError(f"{problem}; {way_out}", FAILURE)
+        if kept != content:
+            write_atomic(path, kept)
+        self._count(kept)
+        return True
+
+    def forget_after(self, epoch: int) -> bool:
+        """Drop the metrics of later epochs, for a checkpoint that marks no place in them.
 
         Args:
             epoch: the last epoch that counts.
+
+        Returns:
+            True.
 
         Raises:
             CommandError: the file is damaged.
@@ -63,7 +104,14 @@ class RunFolder:
         except (ValueError, KeyError, TypeError) as error:
             problem = f"{self.path / METRICS} is damaged ({error})"
             raise CommandError(f"{problem}; put a copy back in its place, or start a new run", FAILURE) from error
-        write_atomic(self.path / METRICS, "".join(json.dumps(record) + "\n" for record in kept).encode())
+        content = "".join(json.dumps(record) + "\n" for record in kept).encode()
+        write_atomic(self.path / METRICS, content)
+        self._count(content)
+        return True
+
+    def _count(self, content: bytes) -> None:
+        self._size += len(content)
+        self._hash.update(content)
 
 
 def create_run_folder(out: str | None, name: str) -> RunFolder:
@@ -83,7 +131,7 @@ def create_run_folder(out: str | None, name: str) -> RunFolder:
         if out is not None:
             path = Path(out).expanduser()
             path.mkdir(parents=True, exist_ok=True)
-            if any(path.iterdir()):
+            if any(entry != staged(path / CONFIG) for entry in path.iterdir()):  # a crash at its first write is nothing
                 raise CommandError(f"--out {out} is not empty and nothing is overwritten; give a new folder")
             return RunFolder(path)
         return RunFolder(_make_unique(Path("runs") / name))
@@ -116,54 +164,6 @@ def encode_json(value: Any) -> bytes:
         The content of a file.
     """
     return f"{json.dumps(_finite(value), indent=2, allow_nan=False, ensure_ascii=False)}\n".encode()
-
-
-def write_atomic(path: Path, content: bytes) -> None:
-    """Replace a file, so that after a crash it is the old one or the new one.
-
-    Args:
-        path: the file.
-        content: what it will hold.
-    """
-    stage(path, content)
-    commit(path)
-
-
-def staged(path: Path) -> Path:
-    """Name the file that holds the next content of another until it is committed."""
-    return path.with_name(f"{path.name}.new")
-
-
-def stage(path: Path, content: bytes) -> None:
-    """Write the next content of a file beside it, down to the disk.
-
-    Args:
-        path: the file.
-        content: what it will hold; nothing is left of it where writing fails.
-    """
-    try:
-        with staged(path).open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-    except BaseException:
-        staged(path).unlink(missing_ok=True)
-        raise
-
-
-def commit(path: Path) -> None:
-    """Put the staged content in the file's place.
-
-    Args:
-        path: the file.
-    """
-    staged(path).replace(path)
-    with suppress(OSError):  # not every system can open a folder
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
 
 
 def _finite(value: Any) -> Any:

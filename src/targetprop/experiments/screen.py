@@ -18,11 +18,12 @@ class Screen:
 
     Args:
         epochs: epochs of the whole run.
-        epochs_done: epochs done before.
         steps_per_epoch: steps of an epoch.
+        epochs_done: epochs done before.
+        steps_done: steps done before.
     """
 
-    def __init__(self, epochs: int, epochs_done: int, steps_per_epoch: int) -> None:
+    def __init__(self, epochs: int, steps_per_epoch: int, epochs_done: int, steps_done: int) -> None:
         """Prepare the bar."""
         self._console = Console(stderr=True, highlight=False)
         self._epochs, self._epoch = epochs, epochs_done
@@ -39,7 +40,7 @@ class Screen:
         self._task = self._progress.add_task(
             "train",
             total=epochs * steps_per_epoch,
-            completed=epochs_done * steps_per_epoch,
+            completed=steps_done,
             epoch=self._place(),
             numbers=self._numbers(),
         )

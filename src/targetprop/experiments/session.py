@@ -14,6 +14,7 @@ from targetprop.experiments.config import RunConfig
 from targetprop.experiments.data import Dataset
 from targetprop.experiments.errors import FAILURE, CommandError
 from targetprop.experiments.loop import Session
+from targetprop.experiments.place import Place
 from targetprop.experiments.schedules import restore_schedule
 from targetprop.experiments.screen import say
 from targetprop.experiments.skipped import Skipped
@@ -96,17 +97,19 @@ def session_state(session: Session) -> dict[str, Any]:
     """Collect all that the rest of the run depends on.
 
     Args:
-        session: the session, between two epochs.
+        session: the session, between two steps.
 
     Returns:
         Nested tensors and plain values.
     """
+    place = session.place
     return {
         "model": dict(session.model.state_dict()),
         "engine": session.engine.state_dict(),
         "optimizer": session.optimizer.state_dict(),
         "schedule": session.schedule.state_dict(),
-        "order": session.order.get_state(),
+        "order": place.order if place else session.order.get_state(),
+        "place": place.state() if place else None,
         "random": random_state(),
         "counters": {name: getattr(session, name) for name in _COUNTERS},
         "skipped": {"total": session.skipped.total, "in_a_row": session.skipped.in_a_row},
@@ -130,6 +133,7 @@ def restore_session(session: Session, state: dict[str, Any]) -> None:
         restore_schedule(session.schedule, state["schedule"])
         session.order.set_state(state["order"])
         restore_random_state(state["random"])
+        session.place = _restore_place(session, state.get("place"))
         for name in _COUNTERS:
             setattr(session, name, state["counters"][name])
         for name, count in state.get("skipped", {}).items():  # earlier releases did not skip
@@ -137,3 +141,10 @@ def restore_session(session: Session, state: dict[str, Any]) -> None:
     except (KeyError, RuntimeError, TypeError, ValueError, AttributeError) as error:
         problem = f"the checkpoint does not fit the run's config.yaml ({error})"
         raise CommandError(f"{problem}; put back the file that the run began with", FAILURE) from error
+
+
+def _restore_place(session: Session, state: dict[str, Any] | None) -> Place | None:
+    if state is None:
+        return None
+    device = next(session.model.parameters()).device
+    return Place(session.order.get_state(), **{**state, "totals": state["totals"].to(device)})

@@ -3,12 +3,14 @@
 from pathlib import Path
 from typing import Any
 
-from targetprop.experiments.arguments import read_file
+from targetprop.experiments.arguments import Arguments, read_file
 from targetprop.experiments.config import RunConfig
 from targetprop.experiments.data import Dataset
-from targetprop.experiments.errors import CommandError
+from targetprop.experiments.errors import FAILURE, CommandError
 from targetprop.experiments.loop import Session
+from targetprop.experiments.parse import parse_config
 from targetprop.experiments.run_folder import CONFIG
+from targetprop.experiments.same_config import check_config
 from targetprop.experiments.session import build_session, load_data, restore_session
 
 
@@ -30,17 +32,39 @@ def read_stored_values(run: Path, command: str) -> dict[str, str]:
     return read_file(str(run / CONFIG))
 
 
+def parse_stored(run: Path, stored: dict[str, str]) -> RunConfig:
+    """Check the configuration of a run.
+
+    Args:
+        run: the run's folder.
+        stored: what `read_stored_values` returned.
+
+    Returns:
+        The configuration.
+
+    Raises:
+        CommandError: it is no longer a configuration of this release.
+    """
+    try:
+        return parse_config(Arguments(stored))
+    except CommandError as error:
+        way_out = "put back the file that the run began with, or use the release that wrote it"
+        raise CommandError(f"{run / CONFIG} cannot be used ({error}); {way_out}", FAILURE) from error
+
+
 def open_session(config: RunConfig, state: dict[str, Any]) -> tuple[Session, Dataset]:
     """Put a session where a checkpoint left it.
 
     Args:
         config: the run's configuration.
-        state: the content of its checkpoint.
+        state: the content of its checkpoint; empty for a run that has none yet.
 
     Returns:
         The session and its data, on the device that the configuration names.
     """
+    check_config(config, state)
     data = load_data(config)
     session = build_session(config, data)
-    restore_session(session, state)
+    if state:
+        restore_session(session, state)
     return session, data

@@ -1,29 +1,35 @@
 """``targetprop train``: from the command line to a run folder, for a new run or one that goes on."""
 
+import errno
 import sys
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from math import ceil
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 
-import targetprop
 from targetprop.experiments.arguments import Arguments, merge, read_command_line, read_file
-from targetprop.experiments.checkpoint import load_checkpoint, save_checkpoint
+from targetprop.experiments.checkpoint import has_checkpoint, load_checkpoint, settle_checkpoint
 from targetprop.experiments.config import RunConfig
 from targetprop.experiments.data import Dataset
 from targetprop.experiments.deterministic import COST, deterministic
 from targetprop.experiments.errors import FAILURE, CommandError
+from targetprop.experiments.keeper import Keeper
 from targetprop.experiments.loop import Session, run_epoch
 from targetprop.experiments.parse import format_help, parse_config
 from targetprop.experiments.run_folder import RunFolder, create_run_folder
+from targetprop.experiments.run_lock import hold
 from targetprop.experiments.screen import Screen, say, show_summary
-from targetprop.experiments.session import build_session, load_data, session_state
-from targetprop.experiments.stored_run import open_session, read_stored_values
+from targetprop.experiments.session import build_session, load_data
+from targetprop.experiments.stop_signals import Stopped, StopSignals
+from targetprop.experiments.stored_run import open_session, parse_stored, read_stored_values
 from targetprop.report.curves import draw_curves
+from targetprop.report.run_status import RunStatus, read_status
 
 _BESIDE_RESUME = {"epochs", "device"}
+_FULL = {getattr(errno, name, None) for name in ("ENOSPC", "EDQUOT", "EFBIG")}
 
 
 def train(argv: list[str]) -> int:
@@ -33,7 +39,7 @@ def train(argv: list[str]) -> int:
         argv: its arguments.
 
     Returns:
-        Exit status: 0, or 130 after Ctrl-C.
+        Exit status: 0, 130 after Ctrl-C, 143 after SIGTERM.
     """
     arguments = read_command_line(argv)
     resume = arguments.values.pop("resume", None)
@@ -57,8 +63,10 @@ def train(argv: list[str]) -> int:
         data = load_data(config)
         session = build_session(config, data)
         folder = create_run_folder(config.out, f"{config.method.name}-{config.data.name}-s{config.loop.seed}")
-        folder.write_config(config.to_yaml())
-        return _run(config, session, data, folder)
+        with hold(folder.path):
+            with _writing(folder.path):
+                folder.write_config(config.to_yaml())
+            return _run(config, session, data, folder)
 
 
 def _resume(run: Path, arguments: Arguments) -> int:
@@ -66,108 +74,128 @@ def _resume(run: Path, arguments: Arguments) -> int:
     refused += [f"--{flag}" for flag in arguments.flags]
     if refused:
         raise CommandError(f"--resume keeps the run's own configuration; leave {', '.join(refused)} out")
-    stored = read_stored_values(run, "--resume")
+    stored, status = read_stored_values(run, "--resume"), read_status(run)
+    with hold(run):
+        return _go_on(run, stored, arguments, status)
+
+
+def _go_on(run: Path, stored: dict[str, str], arguments: Arguments, status: RunStatus) -> int:
     kept = {name: text for name, text in arguments.values.items() if name != "device"}
-    before, after = (parse_config(Arguments({**stored, **changes})) for changes in ({}, kept))
+    before, after = parse_stored(run, stored), parse_config(Arguments({**stored, **kept}))
     config = parse_config(Arguments({**stored, **arguments.values}))
-    state = load_checkpoint(run)
-    _check_epochs(run, state, before.loop.epochs, after.loop.epochs)
+    with _writing(run):
+        state = _load_state(run, status.saved)
+    _check_epochs(run, state, before.loop.epochs, after.loop.epochs, status.word)
     with deterministic(config.loop.deterministic):
         session, data = open_session(config, state)
         folder = RunFolder(run)
-        folder.forget_after(session.epoch)
-        if after != before:
-            folder.write_config(after.to_yaml())
-        return _run(config, session, data, folder)
+        with _writing(run):
+            complete = folder.cut_back(state["metrics"]) if "metrics" in state else folder.forget_after(session.epoch)
+            if after != before:
+                folder.write_config(after.to_yaml())
+        if status.word != "finished":
+            say(f"{status.sentence}; it goes on after step {session.step}")
+        if not complete:
+            say(f"note: {run} has lost its metrics, so its curves begin after step {session.step}")
+        return _run(config, session, data, folder, saved=session.step if state else None)
 
 
-def _check_epochs(run: Path, state: dict[str, Any], before: int, after: int) -> None:
+@contextmanager
+def _writing(run: Path) -> Iterator[None]:
+    """Explain what keeps a run from beginning or going on."""
+    try:
+        yield
+    except OSError as error:
+        raise CommandError(f"{run} cannot be written to ({error}); put that right and try again", FAILURE) from error
+
+
+def _load_state(run: Path, saved: int | None) -> dict[str, Any]:
+    """Load the checkpoint; a run that has not got so far begins at its beginning."""
+    if saved is None and not has_checkpoint(run):
+        return {}
+    settle_checkpoint(run)
+    return load_checkpoint(run)
+
+
+def _check_epochs(run: Path, state: dict[str, Any], before: int, after: int, status: str) -> None:
     done = state.get("counters", {}).get("epoch", 0)
     if after < before:
         raise CommandError(f"--epochs {after} is less than the {before} that {run} was begun with; give more")
-    if after <= done:
+    if after <= done and status == "finished":
         raise CommandError(f"{run} has run its {done} epochs; give a larger --epochs to go on")
 
 
-class _Watcher:
-    """Passes what was measured to the run folder and to the screen."""
-
-    def __init__(self, folder: RunFolder, screen: Screen) -> None:
-        self._folder, self._screen = folder, screen
-
-    def on_step(self, record: dict[str, Any] | None) -> None:
-        if record is not None:
-            self._folder.log(record)
-        self._screen.on_step(record)
-
-    def on_skip(self, record: dict[str, Any]) -> None:
-        self._folder.log(record)
+def _run(config: RunConfig, session: Session, data: Dataset, folder: RunFolder, saved: int | None = None) -> int:
+    with StopSignals() as signals:
+        keeper = Keeper(config, session, data, folder, signals, saved)
+        try:
+            return _run_or_stop(keeper, data, signals)
+        except (FloatingPointError, torch.OutOfMemoryError, OSError) as error:
+            _fail(keeper, error)
+        except BaseException as error:
+            with suppress(OSError):
+                keeper.write("failed", f"{type(error).__name__}: {error}")
+            raise
 
 
-def _run(config: RunConfig, session: Session, data: Dataset, folder: RunFolder) -> int:
-    folder.write_summary(_summary(config, session, data, "running"))
+def _run_or_stop(keeper: Keeper, data: Dataset, signals: StopSignals) -> int:
     try:
-        _run_epochs(config, session, data, folder)
+        keeper.write("running")
+        _run_epochs(keeper, data)
+        draw_curves(keeper.folder.path)  # a run that is killed here is not finished, and draws when it goes on
+        summary = keeper.write("finished")
+    except Stopped:
+        return _stop(keeper, f"stopped by {signals.name}", signals.exit_status)
     except KeyboardInterrupt:
-        _end(config, session, data, folder, "interrupted", "stopped by Ctrl-C")
-        ending = f"targetprop train --resume {folder.path} goes on" if session.epoch else "there is nothing to resume"
-        say(f"stopped by Ctrl-C after {session.epoch} epochs; {ending}")
-        return 130
-    except (FloatingPointError, torch.OutOfMemoryError, OSError) as error:
-        with suppress(OSError):
-            _end(config, session, data, folder, "failed", str(error))
-        raise CommandError(f"the run in {folder.path} failed in epoch {session.epoch + 1}: {error}", FAILURE) from error
-    except BaseException as error:
-        _end(config, session, data, folder, "failed", f"{type(error).__name__}: {error}")
-        raise
-    show_summary(_end(config, session, data, folder, "finished"), folder.path)
+        return _stop(keeper, "stopped at once by a second Ctrl-C", 130)
+    show_summary(summary, keeper.folder.path)
     return 0
 
 
-def _run_epochs(config: RunConfig, session: Session, data: Dataset, folder: RunFolder) -> None:
-    loop = config.loop
-    with Screen(loop.epochs, session.epoch, ceil(len(data.train_x) / loop.batch_size)) as screen:
-        watcher = _Watcher(folder, screen)
+def _run_epochs(keeper: Keeper, data: Dataset) -> None:
+    session, loop = keeper.session, keeper.config.loop
+    with Screen(loop.epochs, ceil(len(data.train_x) / loop.batch_size), session.epoch, session.step) as screen:
+        watcher = _Both(keeper, screen)
         while session.epoch < loop.epochs:
             record = run_epoch(session, data, loop.batch_size, loop.log_every, watcher)
-            folder.log(record)
-            save_checkpoint(folder.path, session_state(session))
-            folder.write_summary(_summary(config, session, data, "running"))
             screen.on_epoch(record)
+            keeper.on_epoch(record)
 
 
-def _end(
-    config: RunConfig, session: Session, data: Dataset, folder: RunFolder, status: str, reason: str | None = None
-) -> dict[str, Any]:
-    summary = _summary(config, session, data, status, reason)
-    folder.write_summary(summary)
-    if session.epoch:
-        draw_curves(folder.path)
-    return summary
+class _Both:
+    """Passes what was measured to the screen and to the keeper, who may end the run there."""
+
+    def __init__(self, keeper: Keeper, screen: Screen) -> None:
+        self._keeper, self._screen = keeper, screen
+
+    def on_step(self, record: dict[str, Any] | None) -> None:
+        self._screen.on_step(record)
+        self._keeper.on_step(record)
+
+    def on_skip(self, record: dict[str, Any]) -> None:
+        self._keeper.on_skip(record)
 
 
-def _summary(
-    config: RunConfig, session: Session, data: Dataset, status: str, reason: str | None = None
-) -> dict[str, Any]:
-    last = session.last
-    return {
-        "method": config.method.name,
-        "data": config.data.name,
-        "seed": config.loop.seed,
-        "status": status,
-        "reason": reason,
-        "epochs": session.epoch,
-        "epochs_planned": config.loop.epochs,
-        "steps": last.get("step", 0),
-        "skipped_steps": session.skipped.total,
-        "train_loss": last.get("train_loss"),
-        "train_accuracy": last.get("train_accuracy"),
-        "test_loss": last.get("test_loss"),
-        "test_accuracy": last.get("test_accuracy"),
-        "best_test_accuracy": session.best if session.epoch else None,
-        "seconds_per_step": last["seconds"] / last["step"] if last else None,
-        "parameters": sum(p.numel() for p in session.model.parameters()),
-        "device": str(data.train_x.device),
-        "torch": torch.__version__,
-        "targetprop": targetprop.__version__,
-    }
+def _stop(keeper: Keeper, reason: str, status: int) -> int:
+    keeper.write("interrupted", reason)
+    if keeper.session.epoch:
+        draw_curves(keeper.folder.path)
+    say(f"{reason} after step {keeper.session.step}; {_way_on(keeper)}")
+    return status
+
+
+def _fail(keeper: Keeper, error: Exception) -> NoReturn:
+    with suppress(OSError):
+        keeper.write("failed", str(error))
+        if keeper.session.epoch:
+            draw_curves(keeper.folder.path)
+    epoch = min(keeper.session.epoch + 1, keeper.config.loop.epochs)
+    problem = f"the run in {keeper.folder.path} failed in epoch {epoch}: {error}"
+    if isinstance(error, OSError):
+        full = "free some space on its disk" if error.errno in _FULL else "put that right"
+        raise CommandError(f"{problem}; {full}, then {_way_on(keeper)}", FAILURE) from error
+    raise CommandError(problem, FAILURE) from error
+
+
+def _way_on(keeper: Keeper) -> str:
+    return f"targetprop train --resume {keeper.folder.path} goes on after step {keeper.saved or 0}"

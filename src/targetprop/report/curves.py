@@ -1,5 +1,6 @@
 """``curves.png``: loss, accuracy and inversion residual of one run, from its folder."""
 
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -7,7 +8,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
+from targetprop.report.atomic import write_atomic
 from targetprop.report.read_run import read_metrics, read_summary
+from targetprop.report.run_status import read_status
 
 _TRAIN, _TEST = "#1f5fa8", "#d1603d"
 
@@ -35,9 +38,11 @@ def draw_curves(run: Path) -> Path:
     title = f"{summary['method']} on {summary['data']}, seed {summary['seed']}"
     if summary["test_accuracy"] is not None:
         title += f": test accuracy {summary['test_accuracy']:.2%} after epoch {summary['epochs']}"
-    figure.suptitle(title)
-    path = run / "curves.png"
-    figure.savefig(path, dpi=120)
+    word = read_status(run).word
+    figure.suptitle(title if word in ("finished", "running") else f"{title} ({word})")
+    path, picture = run / "curves.png", BytesIO()
+    figure.savefig(picture, format="png", dpi=120)
+    write_atomic(path, picture.getvalue())
     return path
 
 

@@ -17,8 +17,8 @@ def read_metrics(run: Path) -> list[dict[str, Any]]:
         One record per complete line, in order; a last line that a crash cut off is left out.
     """
     path = run / METRICS
-    text = path.read_text(encoding="utf-8") if path.exists() else ""
-    return [json.loads(line) for line in text.split("\n")[:-1]]
+    lines = path.read_bytes().split(b"\n")[:-1] if path.exists() else []
+    return [_read_object(line, f"line {number} of {path}") for number, line in enumerate(lines, 1)]
 
 
 def read_summary(run: Path) -> dict[str, Any]:
@@ -30,4 +30,14 @@ def read_summary(run: Path) -> dict[str, Any]:
     Returns:
         Its entries.
     """
-    return json.loads((run / SUMMARY).read_text(encoding="utf-8"))
+    return _read_object((run / SUMMARY).read_bytes(), str(run / SUMMARY))
+
+
+def _read_object(content: bytes, place: str) -> dict[str, Any]:
+    try:
+        value = json.loads(content.decode())
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{place} is damaged ({error}); put a copy back in its place") from error
+    if not isinstance(value, dict):
+        raise ValueError(f"{place} is damaged (it holds no entries); put a copy back in its place")
+    return value

@@ -6,7 +6,6 @@
 torch.Size([2, 3, 4, 4])
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -26,7 +25,7 @@ class Augmentation:
     crop: int = 0
     flip: bool = False
 
-    def begin_epoch(self, seeds: torch.Generator, device: torch.device) -> Callable[[Tensor], Tensor]:
+    def begin_epoch(self, seeds: torch.Generator, device: torch.device) -> "Variation":
         """Make the function that varies the batches of one epoch.
 
         Its random numbers follow from one seed, so a run that goes on after an epoch repeats them, and from there on
@@ -40,12 +39,20 @@ class Augmentation:
             A function from images of shape ``(n, channels, height, width)`` to images of the same shape.
         """
         if not (self.crop or self.flip):
-            return lambda images: images
+            return Variation(self, None)
         seed = int(torch.randint(2**62, (), generator=seeds))
-        generator = torch.Generator(device).manual_seed(seed)
-        return lambda images: self._vary(images, generator)
+        return Variation(self, torch.Generator(device).manual_seed(seed))
 
-    def _vary(self, images: Tensor, generator: torch.Generator) -> Tensor:
+    def vary(self, images: Tensor, generator: torch.Generator) -> Tensor:
+        """Vary a batch.
+
+        Args:
+            images: shape ``(n, channels, height, width)``.
+            generator: what is drawn, on the images' device.
+
+        Returns:
+            Images of the same shape.
+        """
         n, device = len(images), images.device
         if self.crop:
             down, right = torch.randint(2 * self.crop + 1, (2, n), generator=generator, device=device)
@@ -54,6 +61,23 @@ class Augmentation:
             mirrored = torch.rand(n, 1, 1, 1, generator=generator, device=device) < 0.5
             images = torch.where(mirrored, images.flip(3), images)
         return images
+
+
+@dataclass(frozen=True)
+class Variation:
+    """Varies the batches of one epoch, one after another.
+
+    Attributes:
+        augmentation: how.
+        generator: its random numbers; None where there is nothing to draw.
+    """
+
+    augmentation: Augmentation
+    generator: torch.Generator | None
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """Vary the next batch; see `Augmentation.vary`."""
+        return images if self.generator is None else self.augmentation.vary(images, self.generator)
 
 
 def crop_images(images: Tensor, padding: int, down: Tensor, right: Tensor) -> Tensor:

@@ -1,5 +1,9 @@
 """A folder of class folders of images, with or without a split into training and test."""
 
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -13,6 +17,7 @@ from targetprop.experiments.errors import FAILURE, CommandError
 _ENDINGS = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".pgm", ".ppm")
 _GREY, _COLOUR = ("1", "L", "LA"), ("P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "HSV", "LAB")
 _Files = list[tuple[Path, int]]
+logging.getLogger("PIL").addHandler(logging.NullHandler())  # what is wrong with a file is said once, in the error
 
 
 @dataclass(frozen=True)
@@ -94,11 +99,8 @@ def _read_images(files: _Files, size: int | None) -> Tensor:
     colour = any(_is_colour(path) for path, _ in files)
     arrays, shape = [], None if size is None else (size, size)
     for path, _ in files:
-        try:
-            with Image.open(path) as opened:
-                image = opened.convert("RGB" if colour else "L")
-        except (OSError, SyntaxError, ValueError) as error:
-            raise _damaged(path, error) from error
+        with _judging(path), Image.open(path) as opened:
+            image = opened.convert("RGB" if colour else "L")
         shape = shape or image.size
         arrays.append(np.asarray(image if image.size == shape else image.resize(shape)))
     x = torch.from_numpy(np.stack(arrays)).float().div_(255)
@@ -108,15 +110,21 @@ def _read_images(files: _Files, size: int | None) -> Tensor:
 def _is_colour(path: Path) -> bool:
     from PIL import Image
 
-    try:
-        with Image.open(path) as image:
-            mode = image.mode
-    except (OSError, SyntaxError, ValueError) as error:
-        raise _damaged(path, error) from error
+    with _judging(path), Image.open(path) as image:
+        mode = image.mode
     if mode not in (*_GREY, *_COLOUR):
         raise CommandError(f"{path} has pixels of kind {mode!r}; convert it to 8-bit greyscale or colour", FAILURE)
     return mode in _COLOUR
 
 
-def _damaged(path: Path, error: Exception) -> CommandError:
-    return CommandError(f"{path} is no readable image ({error}); replace or remove it", FAILURE)
+@contextmanager
+def _judging(path: Path) -> Iterator[None]:
+    """Turn whatever a reader of one of the many formats raises about a damaged file into a sentence."""
+    from PIL import Image
+
+    try:
+        with warnings.catch_warnings(action="ignore"):
+            warnings.simplefilter("error", Image.DecompressionBombWarning)  # a size that no such file can have
+            yield
+    except Exception as error:
+        raise CommandError(f"{path} is no readable image ({error}); replace or remove it", FAILURE) from error

@@ -1,0 +1,101 @@
+"""Keeps a run while it trains: metrics, checkpoints every few minutes, a true summary, and a stop when asked for."""
+
+from time import monotonic
+from typing import Any
+
+from targetprop.experiments.checkpoint import save_checkpoint
+from targetprop.experiments.config import RunConfig
+from targetprop.experiments.data import Dataset
+from targetprop.experiments.loop import Session
+from targetprop.experiments.run_folder import RunFolder
+from targetprop.experiments.same_config import fixed_values
+from targetprop.experiments.session import session_state
+from targetprop.experiments.stop_signals import Stopped, StopSignals
+from targetprop.experiments.summary import summarise
+
+
+class Keeper:
+    """Writes what a run leaves behind, between its steps.
+
+    Args:
+        config: the run's configuration.
+        session: its session.
+        data: its data.
+        folder: its folder.
+        signals: what may ask it to stop.
+        saved: steps done by the checkpoint it goes on from; None without one.
+    """
+
+    def __init__(
+        self,
+        config: RunConfig,
+        session: Session,
+        data: Dataset,
+        folder: RunFolder,
+        signals: StopSignals,
+        saved: int | None = None,
+    ) -> None:
+        """Start the clock of the checkpoints."""
+        self.config, self.session, self.folder, self.saved = config, session, folder, saved
+        self._data, self._signals, self._fixed = data, signals, fixed_values(config)
+        self._patience, self._saved_at = 60 * config.loop.checkpoint_minutes, monotonic()
+
+    def on_step(self, record: dict[str, Any] | None) -> None:
+        """Log a step, and save the run if it is time to.
+
+        Args:
+            record: what was measured in the step, or None.
+
+        Raises:
+            Stopped: a signal asked for it.
+        """
+        if record is not None:
+            self.folder.log(record)
+        if self._signals.received is not None:
+            self.save()
+            raise Stopped
+        if monotonic() >= self._saved_at + self._patience:
+            self.save()
+
+    def on_skip(self, record: dict[str, Any]) -> None:
+        """Log a step that was skipped.
+
+        Args:
+            record: where, and why.
+        """
+        self.folder.log(record)
+
+    def on_epoch(self, record: dict[str, Any]) -> None:
+        """Log an epoch and save the run.
+
+        Args:
+            record: what the loop returned.
+
+        Raises:
+            Stopped: a signal asked for it, and there are epochs left.
+        """
+        self.folder.log(record)
+        self.save()
+        if self._signals.received is not None and self.session.epoch < self.config.loop.epochs:
+            raise Stopped
+
+    def save(self) -> None:
+        """Write a checkpoint, and the summary that belongs to it."""
+        mark = self.folder.mark()
+        save_checkpoint(self.folder.path, {**session_state(self.session), "config": self._fixed, "metrics": mark})
+        self.saved, self._saved_at = self.session.step, monotonic()
+        self.write("running")
+
+    def write(self, status: str, reason: str | None = None) -> dict[str, Any]:
+        """Write the summary.
+
+        Args:
+            status: running, interrupted, failed or finished.
+            reason: why it was interrupted or failed.
+
+        Returns:
+            Its content.
+        """
+        summary = summarise(self.config, self.session, self._data, status, reason, self.saved)
+        self.folder.write_summary(summary)
+        return summary

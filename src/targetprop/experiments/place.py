@@ -1,0 +1,78 @@
+"""Where within its epoch a run stands, so that it can be left and entered again between any two steps."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from targetprop.experiments.data.augment import Variation
+
+
+@dataclass
+class Place:
+    """What an epoch that has begun needs beside the session, to go on as if nothing had happened.
+
+    Attributes:
+        order: state of the generator of the data's order when the epoch began, so that its draws can be repeated.
+        totals: sums of loss and right answers over the samples so far, but for those of skipped steps.
+        counted: how many samples these are.
+        skipped: steps that were skipped.
+        batches: batches done.
+        variation: state of the augmentation's random numbers after them; None where it has none.
+    """
+
+    order: Tensor
+    totals: Tensor
+    counted: int = 0
+    skipped: int = 0
+    batches: int = 0
+    variation: Tensor | None = None
+
+    def enter(self, augment: Variation) -> None:
+        """Bring the augmentation to this place.
+
+        Args:
+            augment: the epoch's augmentation, at its beginning.
+        """
+        generator = augment.generator
+        # Generators of different kinds of device have states of different size; a fresh one then goes on.
+        if self.variation is not None and generator is not None and self.variation.shape == generator.get_state().shape:
+            generator.set_state(self.variation)
+
+    def count(self, loss: Tensor, right: Tensor, samples: int) -> None:
+        """Add a batch to the sums.
+
+        Args:
+            loss: mean over the batch.
+            right: right answers in it.
+            samples: size of the batch.
+        """
+        self.totals += torch.stack([loss.double() * samples, right.double()])
+        self.counted += samples
+
+    def advance(self, augment: Variation) -> None:
+        """Leave a batch behind.
+
+        Args:
+            augment: the epoch's augmentation.
+        """
+        self.batches += 1
+        self.variation = None if augment.generator is None else augment.generator.get_state()
+
+    def state(self) -> dict[str, Any]:
+        """Collect it for a checkpoint, without the order's state, which the session keeps."""
+        return {name: value for name, value in vars(self).items() if name != "order"}
+
+
+def begin_epoch(order: torch.Generator, device: torch.device) -> Place:
+    """Stand at the beginning of an epoch.
+
+    Args:
+        order: generator of the data's order, before the epoch draws from it.
+        device: where loss and right answers are summed.
+
+    Returns:
+        The place.
+    """
+    return Place(order.get_state(), torch.zeros(2, dtype=torch.float64, device=device))

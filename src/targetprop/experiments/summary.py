@@ -1,0 +1,57 @@
+"""The content of ``summary.json``."""
+
+import os
+import socket
+from datetime import UTC, datetime
+from typing import Any
+
+import torch
+
+import targetprop
+from targetprop.experiments.config import RunConfig
+from targetprop.experiments.data import Dataset
+from targetprop.experiments.loop import Session
+
+
+def summarise(
+    config: RunConfig, session: Session, data: Dataset, status: str, reason: str | None, saved: int | None
+) -> dict[str, Any]:
+    """Say how a run stands.
+
+    Args:
+        config: its configuration.
+        session: its session.
+        data: its data.
+        status: running, interrupted, failed or finished.
+        reason: why it was interrupted or failed.
+        saved: steps done by its checkpoint; None without one.
+
+    Returns:
+        Plain values.
+    """
+    last = session.last
+    return {
+        "method": config.method.name,
+        "data": config.data.name,
+        "seed": config.loop.seed,
+        "status": status,
+        "reason": reason,
+        "epochs": session.epoch,
+        "epochs_planned": config.loop.epochs,
+        "steps": session.step,
+        "skipped_steps": session.skipped.total,
+        "checkpoint_step": saved,
+        "train_loss": last.get("train_loss"),
+        "train_accuracy": last.get("train_accuracy"),
+        "test_loss": last.get("test_loss"),
+        "test_accuracy": last.get("test_accuracy"),
+        "best_test_accuracy": session.best if session.epoch else None,
+        "seconds_per_step": last["seconds"] / last["step"] if last else None,
+        "parameters": sum(p.numel() for p in session.model.parameters()),
+        "device": str(data.train_x.device),
+        "torch": torch.__version__,
+        "targetprop": targetprop.__version__,
+        "host": socket.gethostname(),
+        "pid": os.getpid(),
+        "updated": datetime.now(UTC).isoformat(timespec="seconds"),
+    }

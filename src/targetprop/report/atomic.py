@@ -1,0 +1,95 @@
+"""Files that are never half-written: new content goes beside a file, down to the disk, and then takes its place."""
+
+import os
+from contextlib import suppress
+from pathlib import Path
+
+_BINARY = getattr(os, "O_BINARY", 0)  # only Windows tells texts from bytes
+
+
+def write_atomic(path: Path, content: bytes) -> None:
+    """Replace a file, so that after a crash it is the old one or the new one.
+
+    Args:
+        path: the file.
+        content: what it will hold.
+    """
+    stage(path, content)
+    commit(path)
+
+
+def staged(path: Path) -> Path:
+    """Name the file that holds the next content of another until it is committed."""
+    return path.with_name(f"{path.name}.new")
+
+
+def stage(path: Path, content: bytes) -> None:
+    """Write the next content of a file beside it, down to the disk.
+
+    Args:
+        path: the file.
+        content: what it will hold; nothing is left of it where writing fails.
+    """
+    try:
+        file = os.open(staged(path), os.O_WRONLY | os.O_CREAT | os.O_TRUNC | _BINARY, 0o666)
+        try:
+            _write(file, content)
+            os.fsync(file)
+        finally:
+            os.close(file)
+    except BaseException:
+        staged(path).unlink(missing_ok=True)
+        raise
+
+
+def commit(path: Path) -> None:
+    """Put the staged content in the file's place.
+
+    Args:
+        path: the file.
+    """
+    os.replace(staged(path), path)
+    with suppress(OSError):  # not every system can open a folder
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+
+
+def append(path: Path, content: bytes) -> None:
+    """Write at the end of a file, which is left as it was where that fails.
+
+    Args:
+        path: the file, made if there is none.
+        content: what is added.
+    """
+    file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | _BINARY, 0o666)
+    try:
+        size = os.fstat(file).st_size
+        try:
+            _write(file, content)
+        except BaseException:
+            os.ftruncate(file, size)
+            raise
+    finally:
+        os.close(file)
+
+
+def sync(path: Path) -> None:
+    """Bring what was appended down to the disk.
+
+    Args:
+        path: the file.
+    """
+    file = os.open(path, os.O_WRONLY | _BINARY)
+    try:
+        os.fsync(file)
+    finally:
+        os.close(file)
+
+
+def _write(file: int, content: bytes) -> None:
+    rest = memoryview(content)
+    while rest:  # a full disk takes a part first, and refuses the next call
+        rest = rest[os.write(file, rest) :]
