@@ -20,6 +20,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from targetprop.settings import check_types
+
 Loss = Callable[[Tensor, Tensor], Tensor]
 
 
@@ -56,6 +58,7 @@ class OutputTarget(ABC):
         Raises:
             ValueError: a setting is out of its range.
         """
+        check_types(self)
         if not self.beta > 0:
             raise ValueError(f"beta must be > 0; got {self.beta}")
 
@@ -155,6 +158,16 @@ class GaussNewtonStep(OutputTarget):
 
     damping: float = 0.1
     name: ClassVar[str] = "gauss-newton"
+
+    def __post_init__(self) -> None:
+        """Check the settings.
+
+        Raises:
+            ValueError: a setting is out of its range.
+        """
+        super().__post_init__()
+        if self.damping < 0:
+            raise ValueError(f"damping must be ≥ 0; got {self.damping}")
 
     def direction(self, output: Tensor, y: Tensor, loss: Loss, gradient: Tensor) -> Tensor:
         """Solve with the damped Hessian; see `OutputTarget.direction`.

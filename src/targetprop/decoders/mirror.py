@@ -118,6 +118,7 @@ class WeightMirror(Objective):
         Raises:
             ValueError: a setting is out of its range.
         """
+        super().__post_init__()
         if self.probes < 1 or min(self.updates, self.warmup) < 0 or not 0 <= self.activity <= 1:
             raise ValueError(
                 "the mirror needs decoder probes ≥ 1, updates ≥ 0, warmup ≥ 0 and activity in [0, 1]; got"

@@ -69,8 +69,11 @@ class Exact(Objective):
         Raises:
             ValueError: a setting is out of its range.
         """
+        super().__post_init__()
         if self.w < 0 or self.damping < 0 or self.w == self.damping == 0:
             raise ValueError(f"decoder w and damping must be ≥ 0, and not both 0; got {self.w} and {self.damping}")
+        if self.max_steps < 1:
+            raise ValueError(f"decoder max_steps must be ≥ 1; got {self.max_steps}")
 
     def build(self, chain: Chain, example: Record, inner: Inner, custom: Mapping[str, nn.Module]) -> Bank:
         """Build linearised decoders; see `Objective.build`."""
@@ -94,6 +97,22 @@ class Ridge(Objective):
     decay: float = 0.95
     every: int = 5
     name: ClassVar[str] = "ridge"
+
+    def __post_init__(self) -> None:
+        """Check the settings.
+
+        Raises:
+            ValueError: a setting is out of its range.
+        """
+        super().__post_init__()
+        for name, good, meaning in (
+            ("damping", self.damping >= 0, "≥ 0"),
+            ("noise", self.noise > 0, "a scale > 0"),
+            ("decay", 0 <= self.decay < 1, "a share in [0, 1)"),
+            ("every", self.every >= 1, "a number of batches ≥ 1"),
+        ):
+            if not good:
+                raise ValueError(f"decoder {name} must be {meaning}; got {getattr(self, name)!r}")
 
     def build(self, chain: Chain, example: Record, inner: Inner, custom: Mapping[str, nn.Module]) -> Bank:
         """Build affine decoders with their running moments; see `Objective.build`.

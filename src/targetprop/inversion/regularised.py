@@ -36,6 +36,16 @@ class Regularised(Iteration):
     damping: float = 0.1
     name: ClassVar[str] = "regularised"
 
+    def __post_init__(self) -> None:
+        """Check the settings.
+
+        Raises:
+            ValueError: a setting is out of its range.
+        """
+        super().__post_init__()
+        if self.damping < 0:
+            raise ValueError(f"damping must be ≥ 0; got {self.damping}")
+
     @property
     def needs_decoder(self) -> bool:
         """Whether the rule calls ``g``: it does not."""
