@@ -6,9 +6,20 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from targetprop.admission import (
+    check_arguments,
+    check_batch,
+    check_fits,
+    check_optimizer,
+    check_place,
+    check_samples,
+    explained,
+    place,
+)
 from targetprop.black_box import check_derivatives
 from targetprop.chain import Model, build_chain
 from targetprop.decoders import OptimizerFactory
+from targetprop.finite import finite_gradients
 from targetprop.forward import Record, evaluating, run_forward
 from targetprop.inversion import Iteration
 from targetprop.methods import Method
@@ -71,6 +82,8 @@ class TargetPropagation:
     ) -> None:
         """Cut the model, build its decoders and their optimiser."""
         self.method = find_method(method) if isinstance(method, str) else method
+        check_arguments(loss, self.method, decoders, seed)
+        check_batch(example_input, "example_input")
         self.model, self.loss = model, loss
         reduction = getattr(loss, "reduction", "mean")
         if reduction not in ("mean", "sum"):
@@ -81,6 +94,8 @@ class TargetPropagation:
                 self.model = nn.Sequential(*(model.values() if isinstance(model, Mapping) else model))
             return
         self.chain = build_chain(model, self.method.cut)
+        self._place = place(self.chain)
+        check_place(example_input, self._place, self._place)
         seed = torch.initial_seed() if seed is None else seed
         self._generator = torch.Generator(device=example_input.device).manual_seed(seed % 2**63)
         with evaluating(self.chain):
@@ -92,6 +107,8 @@ class TargetPropagation:
         trainable = [p for p in self.bank.parameters() if p.requires_grad]
         make = decoder_optimizer or self.method.decoder.make_optimizer
         self.decoder_optimizer = make(trainable) if trainable else None
+        if decoder_optimizer and trainable:
+            check_optimizer(self.decoder_optimizer)
         self._update_state = self.method.update.build(self.chain)
         self._check_sweeps()
 
@@ -108,17 +125,17 @@ class TargetPropagation:
 
         Raises:
             FloatingPointError: the loss is not finite; nothing was changed then, but by the forward pass itself (batch
-                statistics, random numbers).
+                statistics, random numbers). Or the gradient is not; every ``.grad`` is None then.
             RuntimeError: gradients are disabled.
-            ValueError: the batch is empty, or the loss rejects output and labels.
+
+        A batch that is empty, or that the model or the loss do not accept, is a ``ValueError``.
         """
         if not torch.is_grad_enabled():
             raise RuntimeError("backward fills .grad, and gradients are disabled; call it outside torch.no_grad()")
-        if len(x) == 0:
-            raise ValueError("the batch is empty; drop it, or set drop_last=True in the data loader")
+        check_batch(x)
         if self.chain is None:
             return self._backprop(x, y)
-        record = run_forward(self.chain, x, keep_inner=self.method.update.needs_inner)
+        record = self._forward(x, self.method.update.needs_inner)
         change = self.method.output_target(record.output, y, self.loss)
         if not torch.isfinite(change.loss):
             raise FloatingPointError(_not_finite(x, record))
@@ -135,8 +152,9 @@ class TargetPropagation:
         report = StepReport(change.loss, record.output, decoder_loss, norms, targets.outcomes, asked)
         layers, scale = list(record.layers), change.scale
         del record, change, targets
-        while layers:  # top layer first; what a layer has used is freed before the next one's gradient is made
-            self.method.update.apply(layers.pop(), deltas.pop(), scale, self._update_state)
+        with finite_gradients([p for layer in self.chain.layers for p in layer.parameters()]):
+            while layers:  # top layer first; what a layer has used is freed before the next one's gradient is made
+                self.method.update.apply(layers.pop(), deltas.pop(), scale, self._update_state)
         return report
 
     def train_decoders(self, x: Tensor) -> Tensor | None:
@@ -151,10 +169,11 @@ class TargetPropagation:
         Raises:
             FloatingPointError: the network's output is not finite; no decoder was changed then.
         """
+        check_batch(x)
         if self.chain is None:
             return None
         with torch.no_grad():
-            record = run_forward(self.chain, x)
+            record = self._forward(x)
         if not torch.isfinite(record.output).all():
             raise FloatingPointError(_not_finite(x, record))
         return self.method.decoder.train(self.bank, record, self.decoder_optimizer, self._generator)
@@ -183,14 +202,18 @@ class TargetPropagation:
             state: the dictionary.
 
         Raises:
-            ValueError: it is of another version or another method.
+            ValueError: it is of another version, another method or another network; nothing was changed then.
         """
+        if not isinstance(state, Mapping):
+            raise ValueError(f"engine state must be what state_dict returned; got {type(state).__name__}")
         if state.get("version") != STATE_VERSION:
             raise ValueError(f"engine state has version {state.get('version')!r}; this release reads {STATE_VERSION}")
         if state["method"] != self.method.name:
             raise ValueError(f"engine state belongs to method {state['method']!r}, not {self.method.name!r}")
         if self.chain is None:
             return
+        check_fits(self.bank, state.get("decoders"), "decoders")
+        check_fits(self._update_state, state.get("update"), "update statistics")
         self.bank.load_state_dict(state["decoders"])
         if self.decoder_optimizer is not None:
             self.decoder_optimizer.load_state_dict(state["decoder_optimizer"])
@@ -213,20 +236,34 @@ class TargetPropagation:
 
     def _backprop(self, x: Tensor, y: Tensor) -> StepReport:
         assert isinstance(self.model, nn.Module)
-        output = self.model(x)
+        first = next(self.model.parameters())
+        now = first.device, first.dtype
+        check_place(x, now, now)
+        with explained(x, now):
+            output = self.model(x)
+        if not output.requires_grad:
+            raise ValueError("the model has no trainable parameter; call requires_grad_(True) on those to train")
         value, gradient = loss_gradient(output, y, self.loss)
         if not torch.isfinite(value):
             raise FloatingPointError(_not_finite(x, None))
-        output.backward(gradient)
+        with finite_gradients(list(self.model.parameters())):
+            output.backward(gradient)
         return StepReport(value, output.detach())
+
+    def _forward(self, x: Tensor, keep_inner: bool = False) -> Record:
+        assert self.chain is not None
+        now = place(self.chain)
+        check_place(x, now, self._place)
+        with explained(x, now):
+            record = run_forward(self.chain, x, keep_inner=keep_inner)
+        check_samples(record, len(x))
+        return record
 
     def _example(self, x: Tensor) -> tuple[Record, list[tuple[Tensor, ...]]]:
         assert self.chain is not None
-        try:
-            with torch.no_grad():
-                record = run_forward(self.chain, x[:2], keep_inner=True)
-        except (RuntimeError, IndexError) as error:
-            raise ValueError(f"the model does not accept example_input of shape {tuple(x.shape)}: {error}") from error
+        with torch.no_grad(), explained(x, self._place, "example_input"):
+            record = run_forward(self.chain, x[:2], keep_inner=True)
+        check_samples(record, len(x[:2]))
         return record, [layer.inner for layer in record.layers]
 
     def _check_sweeps(self) -> None:

@@ -35,6 +35,7 @@ from targetprop.decoders.linear import LinearDecoder
 from targetprop.decoders.objective import Objective
 from targetprop.decoders.registry import ModuleDecoder
 from targetprop.decoders.residual import CorrectedDecoder, PathDecoder
+from targetprop.finite import check_digits
 from targetprop.forward import Record, Side, widened
 from targetprop.residual import Residual
 
@@ -61,7 +62,9 @@ def mirror_linear(weight: Tensor, probes: Tensor, answers: Tensor) -> Tensor:
     missed = answers - probes @ weight
     share = _share(missed, answers)
     lengths = probes.square().sum(1, keepdim=True).clamp_min(torch.finfo(probes.dtype).tiny).rsqrt()
-    e, missed = probes * lengths, missed * lengths
+    # Probes and answers too large to be squared or compared say nothing.
+    e = torch.where(lengths > 0, probes * lengths, 0.0)
+    missed = (missed * lengths).nan_to_num(0.0, 0.0, 0.0)
     gram = e @ e.T
     gram.diagonal().add_(_DAMPING)
     weight.addmm_(e.T, torch.cholesky_solve(missed, torch.linalg.cholesky_ex(gram).L))
@@ -83,7 +86,7 @@ def mirror_conv(decoder: LearnedMap, probes: Tensor, answers: Tensor) -> Tensor:
     descent = decoder.weight_gradient(probes, missed)
     response = decoder.transpose(probes, descent).square().sum()
     length = descent.square().sum() / response.clamp_min(torch.finfo(response.dtype).tiny)
-    decoder.weight.add_(descent * length)
+    decoder.weight.add_((descent * length).nan_to_num(0.0, 0.0, 0.0))  # no step where one of them overflows
     return _share(missed, answers)
 
 
@@ -129,6 +132,7 @@ class WeightMirror(Objective):
         self, chain: Chain, example: Record, inner: list[tuple[Tensor, ...]], custom: Mapping[str, nn.Module]
     ) -> Bank:
         """Build decoders in style "transpose", and set those to zero that will be mirrors; see `Objective.build`."""
+        check_digits((p for layer in chain.layers for p in layer.parameters()), "a mirror")
         bank = build_layer_bank(chain, example, inner, "transpose", custom)
         for index in range(1, len(chain)):
             maps = [part for part, _, _ in mirrored_maps(bank, index, example)]

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from targetprop.chain import Chain
 from targetprop.decoders.bank import Bank, build_layer_bank
 from targetprop.decoders.registry import Style
+from targetprop.finite import squares_are_finite
 from targetprop.forward import LayerRecord, Record
 from targetprop.settings import check_types
 
@@ -189,7 +190,7 @@ class Learned(Objective):
     def train(
         self, bank: Bank, record: Record, optimizer: torch.optim.Optimizer | None, generator: torch.Generator
     ) -> Tensor | None:
-        """Take `updates` steps on fresh noise; see `Objective.train`."""
+        """Take `updates` steps on fresh noise, but none on a gradient that overflows; see `Objective.train`."""
         if optimizer is None or self.updates == 0:
             return None
         rows = max(1, round(self.share * len(record.output)))
@@ -202,7 +203,9 @@ class Learned(Objective):
             if not signals:
                 return None
             torch.autograd.backward([s.tensor for s in signals], [s.gradient for s in signals])
-            optimizer.step()
+            learned_by = (p for group in optimizer.param_groups for p in group["params"])
+            if squares_are_finite([p.grad for p in learned_by if p.grad is not None]):
+                optimizer.step()
             optimizer.zero_grad()
             total = torch.stack([signal.loss for signal in signals]).sum()
         return total

@@ -13,6 +13,7 @@ from targetprop.decoders.linear import LinearDecoder
 from targetprop.decoders.linearised import LinearisedDecoder
 from targetprop.decoders.objective import Noise, Objective, perturbed
 from targetprop.decoders.registry import Style
+from targetprop.finite import check_digits, squares_are_finite
 from targetprop.forward import Record
 from targetprop.regression import Covariance
 
@@ -129,6 +130,7 @@ class Ridge(Objective):
         Raises:
             ValueError: a layer's decoder is not one affine map.
         """
+        check_digits((p for layer in chain.layers for p in layer.parameters()), "ridge regression")
         bank = build_layer_bank(chain, example, inner, "identity", custom).requires_grad_(False)
         for index, name in enumerate(chain.names[1:], start=1):
             linear = bank.single_linear(index)
@@ -175,6 +177,8 @@ class _Moments(nn.Module):
     def fit(self, linear: LinearDecoder, seen: Tensor, clean: Tensor) -> None:
         seen, clean = seen.reshape(-1, linear.map.in_features), clean.reshape(-1, linear.map.out_features)
         a = torch.cat([seen, torch.ones_like(seen[:, :1])], dim=1).to(self.cross.dtype)
+        if not squares_are_finite([clean]):
+            raise FloatingPointError("a regression on activations overflows; scale the inputs down")
         self.inputs.observe(a)
         self.cross.mul_(self.inputs.decay).addmm_(clean.T.to(a.dtype), a, alpha=(1 - self.inputs.decay) / len(a))
         if (int(self.inputs.count) - 1) % self.inputs.every == 0:

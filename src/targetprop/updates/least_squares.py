@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from targetprop.chain import Chain
+from targetprop.finite import check_digits
 from targetprop.regression import Covariance
 from targetprop.updates.base import LinearUpdate, Pullback, linear_place
 
@@ -55,6 +56,7 @@ class LeastSquares(LinearUpdate):
 
     def build(self, chain: Chain) -> nn.ModuleDict:
         """Make one running covariance per linear map; see `Update.build`."""
+        check_digits((p for layer in chain.layers for p in layer.parameters()), "least squares")
         state = super().build(chain)
         for layer in chain.layers:
             place = linear_place(layer)
