@@ -240,7 +240,7 @@ class TargetPropagation:
         now = first.device, first.dtype
         check_place(x, now, now)
         with explained(x, now):
-            output = self.model(x)
+            output = self.model(x.detach())
         if not output.requires_grad:
             raise ValueError("the model has no trainable parameter; call requires_grad_(True) on those to train")
         value, gradient = loss_gradient(output, y, self.loss)

@@ -17,7 +17,8 @@ def squares_are_finite(values: Iterable[Tensor]) -> bool:
     Returns:
         False where a value is NaN or infinite, or too large for that.
     """
-    return bool(torch.nn.utils.get_total_norm(values).isfinite())
+    norm = torch.nn.utils.get_total_norm(values)
+    return bool(norm < torch.finfo(norm.dtype).max ** 0.5)
 
 
 def check_digits(parameters: Iterable[nn.Parameter], what: str) -> None:
