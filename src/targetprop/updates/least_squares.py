@@ -75,7 +75,8 @@ class LeastSquares(LinearUpdate):
         covariance.observe(a)
         if self.unit_scale:
             size = dz.square().mean().sqrt()
-            dz, scale = torch.where(size > 0, dz / size, dz), len(dz)
+            size = size.masked_fill(size == torch.inf, torch.nan)  # an overflow is to be seen, not divided by
+            dz, scale = torch.where(size == 0, dz, dz / size), len(dz)
         change = covariance.solve((dz / scale).T @ a)
         if not self.bounded:
             return change
