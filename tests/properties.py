@@ -232,10 +232,11 @@ class Flat(nn.Module):
 
 
 def zero(case: Case) -> str:
-    """Where the output's gradient is zero, so is every other."""
+    """Where the gradient in the output is zero, so is every other: exactly, or to rounding after an iteration there."""
     model = case.net.build(case.dtype)
     ended = step(case, model, case.batch(), case.labels(), Flat())
-    assert not any(bool(g.any()) for g in gradients(model))
+    rounding = 1e3 * torch.finfo(case.dtype).eps if case.method == "learned-inverse" else 0.0
+    assert all(float(g.abs().max()) <= rounding for g in gradients(model))
     return ended
 
 

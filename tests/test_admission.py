@@ -104,10 +104,10 @@ def test_a_want_of_memory_keeps_its_kind():
         engine.backward(X, Y)
 
 
-@pytest.mark.parametrize("name", ["iterated", "least-squares", "backprop"])
-def test_a_gradient_that_overflows_is_dropped(name):
+@pytest.mark.parametrize(("name", "slope"), [("iterated", 1e38), ("least-squares", 1e30), ("backprop", 1e38)])
+def test_a_gradient_that_overflows_is_dropped(name, slope):
     model = network()
-    engine = make(model, lambda h, y: (h - h.detach()).sum() * 1e38, method=name)  # a loss of 0
+    engine = make(model, lambda h, y: (h - h.detach()).sum() * slope, method=name)  # a loss of 0
     with pytest.raises(FloatingPointError, match="the gradient overflows and was dropped"):
         engine.backward(X * 100, Y)
     assert all(p.grad is None for p in model.parameters())

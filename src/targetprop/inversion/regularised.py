@@ -60,6 +60,6 @@ class Regularised(Iteration):
         if not direction:
             return Evaluation(u, problem.target - problem.f(problem.x0 + u) if error else None, None)
         reached = torch.func.vjp(problem.f, problem.x0 + u)
-        missing = problem.target - reached[0]
+        missing = problem.change if step == 0 else problem.target - reached[0]
         d = reached[1](missing)[0] - self.damping * u
         return Evaluation(u, missing if error else None, d)
