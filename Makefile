@@ -18,7 +18,7 @@ $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	@echo "installing into $(VENV) (a few minutes the first time)"
 	$(BIN)/python -m pip install -q -c constraints.txt torch==2.13.0
-	$(BIN)/python -m pip install -q -c constraints.txt -e '.[experiments,bench,dev]'
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[experiments,lightning,bench,dev]'
 	$(BIN)/python -m pip install -q -c constraints.txt einops einconv linear_operator jaxtyping opt-einsum scipy tqdm
 	$(BIN)/python -m pip install -q -c constraints.txt --no-deps curvlinops-for-pytorch
 	@touch $@

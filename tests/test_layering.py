@@ -12,8 +12,9 @@ import targetprop
 ROOT = Path(targetprop.__file__).parent
 # From the bottom up: a module may import what stands above it in this list, and its own folder.
 ORDER = [
-    "precision", "compiled", "guard", "residual", "chain", "forward", "output_target", "inversion", "regression",
-    "step_report", "decoders", "targets", "influence", "updates", "methods", "black_box", "engine", "check",
+    "settings", "precision", "compiled", "guard", "finite", "residual", "chain", "forward", "output_target",
+    "inversion", "regression", "step_report", "decoders", "targets", "influence", "updates", "methods", "admission",
+    "black_box", "engine", "check", "lightning",
     "diagnostics", "testing", "report", "experiments", "bench", "claims", "__main__",
 ]  # fmt: skip
 # These use the library through its public names, as anybody would.
@@ -37,6 +38,10 @@ EXTRAS = {
     "scipy",
     "optuna",
     "pytorch_optimizer",
+    "lightning",
+    "pytorch_lightning",
+    "torchmetrics",
+    "hypothesis",
 }
 FILES = sorted(path for path in ROOT.rglob("*.py") if path != ROOT / "__init__.py")
 
@@ -102,4 +107,4 @@ def test_importing_the_library_imports_no_extra() -> None:
     assert "targetprop.engine" in out
     assert not EXTRAS & {name.split(".")[0] for name in out}
     mine = {name.split(".")[1] for name in out if name.startswith("targetprop.")}
-    assert not mine & {"diagnostics", "testing", "experiments", "bench", "report", "claims"}
+    assert not mine & {"lightning", "diagnostics", "testing", "experiments", "bench", "report", "claims"}

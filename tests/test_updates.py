@@ -209,7 +209,7 @@ def test_inverse_pullback_refuses_what_is_not_elementwise() -> None:
 
 
 BAD = [
-    (lambda: tp.DeltaRule(pullback="none"), "pullback must be inverse or transpose; got 'none'"),
+    (lambda: tp.DeltaRule(pullback="none"), "pullback must be one of inverse, transpose; got 'none'"),
     (lambda: tp.DeltaRule(pullback_damping=-1.0), "pullback_damping must be ≥ 0"),
     (lambda: tp.LeastSquares(decay=1.0), r"decay in \[0, 1\)"),
     (lambda: tp.LeastSquares(every=0), "every ≥ 1"),

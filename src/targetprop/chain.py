@@ -14,7 +14,7 @@ are in use, and both describe the same network:
 ['Tanh', 'Linear']
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -113,10 +113,19 @@ def build_chain(model: Model, cut: Cut = "post-activation") -> Chain:
     if isinstance(model, nn.Module):
         layers = _cut(list(leaves(model)), cut)
     else:
-        items = model.items() if isinstance(model, Mapping) else ((str(i), m) for i, m in enumerate(model))
+        items = list(model.items() if isinstance(model, Mapping) else _numbered(model))
+        for name, module in items:
+            if not isinstance(module, nn.Module):
+                raise TypeError(f"layer {name} must be a module; got {type(module).__name__}")
         layers = [Layer(name, tuple(leaf for _, leaf in leaves(module))) for name, module in items]
     _check_modules(layers)
     return Chain(tuple(layers))
+
+
+def _numbered(model: Sequence[nn.Module]) -> list[tuple[str, nn.Module]]:
+    if not isinstance(model, Iterable):
+        raise TypeError(f"the model must be an nn.Sequential or a list of modules; got {type(model).__name__}")
+    return [(str(i), module) for i, module in enumerate(model)]
 
 
 def _is_sequential(module: nn.Module) -> bool:

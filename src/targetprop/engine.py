@@ -7,6 +7,16 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
+from targetprop.admission import (
+    check_arguments,
+    check_batch,
+    check_fits,
+    check_optimizer,
+    check_place,
+    check_samples,
+    explained,
+    place,
+)
 from targetprop.black_box import check_derivatives
 from targetprop.chain import Model, build_chain
 from targetprop.compiled import Stages
@@ -84,6 +94,8 @@ class TargetPropagation:
             raise ValueError(f"on_divergence must be 'raise' or 'skip'; got {on_divergence!r}")
         self.on_divergence = on_divergence
         self.method = find_method(method) if isinstance(method, str) else method
+        check_arguments(loss, self.method, decoders, seed)
+        check_batch(example_input, "example_input")
         self.model, self.loss = model, loss
         reduction = getattr(loss, "reduction", "mean")
         if reduction not in ("mean", "sum"):
@@ -94,6 +106,8 @@ class TargetPropagation:
                 self.model = nn.Sequential(*(model.values() if isinstance(model, Mapping) else model))
             return
         self.chain = build_chain(model, self.method.cut)
+        self._place = place(self.chain)
+        check_place(example_input, self._place, self._place)
         seed = torch.initial_seed() if seed is None else seed
         self._generator = torch.Generator(device=example_input.device).manual_seed(seed % 2**63)
         with evaluating(self.chain):
@@ -105,6 +119,8 @@ class TargetPropagation:
         trainable = [p for p in self.bank.parameters() if p.requires_grad]
         make = decoder_optimizer or self.method.decoder.make_optimizer
         self.decoder_optimizer = make(trainable) if trainable else None
+        if decoder_optimizer and trainable:
+            check_optimizer(self.decoder_optimizer)
         self._update_state = self.method.update.build(self.chain)
         self._check_sweeps()
         self._replays = self._compile(Stages() if compile is True else compile) if compile else None
@@ -126,12 +142,12 @@ class TargetPropagation:
                 random numbers); with "skip" the statistics are put back too. Only decoders that learned from finite
                 numbers keep that where a target or a gradient fails after them.
             RuntimeError: gradients are disabled.
-            ValueError: the batch is empty, or the loss rejects output and labels.
+
+        A batch that is empty, or that the model or the loss do not accept, is a ``ValueError``.
         """
         if not torch.is_grad_enabled():
             raise RuntimeError("backward fills .grad, and gradients are disabled; call it outside torch.no_grad()")
-        if len(x) == 0:
-            raise ValueError("the batch is empty; drop it, or set drop_last=True in the data loader")
+        check_batch(x)
         statistics = RunningStatistics(self._modules()) if self.on_divergence == "skip" else None
         report = self._backprop(x, y) if self.chain is None else self._step(x, y, measure)
         if report.skipped is not None:
@@ -144,7 +160,7 @@ class TargetPropagation:
         """Take the step if all its numbers are finite; otherwise leave everything alone and say why."""
         assert self.chain is not None
         guard, draws = Guard(), self._generator.get_state()
-        record = run_forward(self.chain, x, keep_inner=self.method.update.needs_inner, replays=self._replays)
+        record = self._forward(x, self.method.update.needs_inner, self._replays)
         change = self.method.output_target(record.output, y, self.loss)
         _watch_forward(guard, x, record)
         guard.watch(_BAD_LOSS, change.loss, change.delta)
@@ -195,10 +211,11 @@ class TargetPropagation:
         Raises:
             FloatingPointError: an activation or a decoder's loss is not finite; no decoder was changed then.
         """
+        check_batch(x)
         if self.chain is None:
             return None
         with torch.no_grad():
-            record = run_forward(self.chain, x)
+            record = self._forward(x)
         guard, draws = Guard(), self._generator.get_state()
         _watch_forward(guard, x, record)
         loss = self.method.decoder.train(self.bank, record, self.decoder_optimizer, self._generator, guard)
@@ -231,14 +248,18 @@ class TargetPropagation:
             state: the dictionary.
 
         Raises:
-            ValueError: it is of another version or another method.
+            ValueError: it is of another version, another method or another network; nothing was changed then.
         """
+        if not isinstance(state, Mapping):
+            raise ValueError(f"engine state must be what state_dict returned; got {type(state).__name__}")
         if state.get("version") != STATE_VERSION:
             raise ValueError(f"engine state has version {state.get('version')!r}; this release reads {STATE_VERSION}")
         if state["method"] != self.method.name:
             raise ValueError(f"engine state belongs to method {state['method']!r}, not {self.method.name!r}")
         if self.chain is None:
             return
+        check_fits(self.bank, state.get("decoders"), "decoders")
+        check_fits(self._update_state, state.get("update"), "update statistics")
         self.bank.load_state_dict(state["decoders"])
         if self.decoder_optimizer is not None:
             self.decoder_optimizer.load_state_dict(state["decoder_optimizer"])
@@ -261,8 +282,13 @@ class TargetPropagation:
 
     def _backprop(self, x: Tensor, y: Tensor) -> StepReport:
         assert isinstance(self.model, nn.Module)
-        guard = Guard()
-        output = self.model(x)
+        first, guard = next(self.model.parameters()), Guard()
+        now = first.device, first.dtype
+        check_place(x, now, now)
+        with explained(x, now):
+            output = self.model(x.detach())
+        if not output.requires_grad:
+            raise ValueError("the model has no trainable parameter; call requires_grad_(True) on those to train")
         value, gradient = loss_gradient(output, y, self.loss)
         guard.watch(_BAD_INPUT, x)
         guard.watch("the network returns NaN or infinite values; " + _LOWER, output)
@@ -282,13 +308,20 @@ class TargetPropagation:
             return self.model.modules()
         return (part for layer in self.chain.layers for module in layer.modules for part in module.modules())
 
+    def _forward(self, x: Tensor, keep_inner: bool = False, replays: list[Replay] | None = None) -> Record:
+        assert self.chain is not None
+        now = place(self.chain)
+        check_place(x, now, self._place)
+        with explained(x, now):
+            record = run_forward(self.chain, x, keep_inner=keep_inner, replays=replays)
+        check_samples(record, len(x))
+        return record
+
     def _example(self, x: Tensor) -> tuple[Record, list[tuple[Tensor, ...]]]:
         assert self.chain is not None
-        try:
-            with torch.no_grad():
-                record = run_forward(self.chain, x[:2], keep_inner=True)
-        except (RuntimeError, IndexError) as error:
-            raise ValueError(f"the model does not accept example_input of shape {tuple(x.shape)}: {error}") from error
+        with torch.no_grad(), explained(x, self._place, "example_input"):
+            record = run_forward(self.chain, x[:2], keep_inner=True)
+        check_samples(record, len(x[:2]))
         return record, [layer.inner for layer in record.layers]
 
     def _compile(self, stages: Stages) -> list[Replay]:
@@ -313,7 +346,7 @@ def _norms(record: Record, deltas: list[Tensor]) -> dict[str, Tensor]:
     return {**named, "all": named[record.layers[-1].layer.name]}
 
 
-_BAD_INPUT = "the input holds NaN or infinite values; clean the data before training"
+_BAD_INPUT = "the input holds NaN or infinite values, or some too large to be squared; clean the data before training"
 _BAD_LOSS = "the loss or its gradient is NaN or infinite though the outputs are finite; check the labels and the loss"
 _LOWER = "lower the learning rate or load an earlier checkpoint"
 _CURE = "look for roots, logarithms and divisions at zero"

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from targetprop.inversion import per_sample, sample_norm
+from targetprop.settings import check_types
 
 
 def normalise(delta: Tensor, delta_out: Tensor, limit: float = float("inf")) -> Tensor:
@@ -52,6 +53,7 @@ class Influence:
         Raises:
             ValueError: a setting is out of its range.
         """
+        check_types(self, "influence ")
         if not self.limit > 0:
             raise ValueError(f"influence limit must be > 0; got {self.limit}")
 

@@ -12,7 +12,7 @@ A `Method` is frozen settings; `dataclasses.replace` or the keyword arguments of
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields, is_dataclass, replace
-from typing import Any, get_args
+from typing import Any
 
 from targetprop.chain import Cut
 from targetprop.decoders import (
@@ -29,6 +29,7 @@ from targetprop.decoders import (
 from targetprop.influence import Influence
 from targetprop.inversion import Difference, Direct, InputSpace, Inversion, Krylov, OutputSpace, Regularised
 from targetprop.output_target import GradientStep, LabelTarget, OutputTarget
+from targetprop.settings import check_types
 from targetprop.targets import Propagation
 from targetprop.updates import Gradient, LeastSquares, Update
 
@@ -64,8 +65,7 @@ class Method:
         Raises:
             ValueError: they do not.
         """
-        if self.propagation not in get_args(Propagation):
-            raise ValueError(f"propagation must be one of {', '.join(get_args(Propagation))}; got {self.propagation!r}")
+        check_types(self)
         if self.propagation == "joint" and not isinstance(self.inversion, InputSpace):
             raise ValueError(
                 "joint sweeps are an input-space iteration; choose the inversion rule 'input-space', InputSpace(…)"

@@ -20,6 +20,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from targetprop.settings import check_types
+
 Loss = Callable[[Tensor, Tensor], Tensor]
 
 
@@ -56,6 +58,7 @@ class OutputTarget(ABC):
         Raises:
             ValueError: a setting is out of its range.
         """
+        check_types(self)
         if not self.beta > 0:
             raise ValueError(f"beta must be > 0; got {self.beta}")
 
@@ -109,16 +112,23 @@ def loss_gradient(output: Tensor, y: Tensor, loss: Loss) -> tuple[Tensor, Tensor
             value = loss(h, y)
         except (IndexError, RuntimeError, ValueError) as error:
             raise ValueError(_explain(h, y, error)) from error
+        if not isinstance(value, Tensor):
+            raise ValueError(f"the loss returns {type(value).__name__}; it must be a tensor, made from the output")
+        if value.device != h.device:
+            raise ValueError(f"the loss is on {value.device} and the output on {h.device}; move the labels there")
         if value.dim() != 0:
             raise ValueError(
                 f"the loss has shape {tuple(value.shape)}; it must be one number: use reduction='mean' or 'sum'"
             )
-        (gradient,) = torch.autograd.grad(value, h)
+        (gradient,) = torch.autograd.grad(value, h, allow_unused=True) if value.requires_grad else (None,)
+    if gradient is None:
+        raise ValueError("the loss does not depend on the output; compute it from that, without detach or item")
     return value.detach(), gradient
 
 
 def _explain(output: Tensor, y: Tensor, error: Exception) -> str:
-    if isinstance(y, Tensor) and not y.is_floating_point() and y.dim() == 1 and output.dim() == 2 and len(y):
+    labels = isinstance(y, Tensor) and not y.is_floating_point() and y.dim() == 1 and not y.is_meta
+    if labels and output.dim() == 2 and len(y):
         low, high, classes = int(y.min()), int(y.max()), output.shape[1]
         if low < 0 or high >= classes:
             return f"labels must lie in 0…{classes - 1}, one per network output; got {low}…{high}"
@@ -155,6 +165,16 @@ class GaussNewtonStep(OutputTarget):
 
     damping: float = 0.1
     name: ClassVar[str] = "gauss-newton"
+
+    def __post_init__(self) -> None:
+        """Check the settings.
+
+        Raises:
+            ValueError: a setting is out of its range.
+        """
+        super().__post_init__()
+        if self.damping < 0:
+            raise ValueError(f"damping must be ≥ 0; got {self.damping}")
 
     def direction(self, output: Tensor, y: Tensor, loss: Loss, gradient: Tensor) -> Tensor:
         """Solve with the damped Hessian; see `OutputTarget.direction`.

@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor, nn
 
+from targetprop.finite import squares_are_finite
+
 
 class Covariance(nn.Module):
     r"""Exponential average of ``a aᵀ`` with bias correction, factorised only every few solves.
@@ -44,7 +46,12 @@ class Covariance(nn.Module):
 
         Args:
             a: rows, shape ``(n, width)``.
+
+        Raises:
+            FloatingPointError: they are too large to be squared; nothing was added then.
         """
+        if not squares_are_finite([a]):
+            raise FloatingPointError("a regression on activations overflows; scale the inputs down")
         a = a.to(self.average.dtype)  # under autocast activations have fewer digits
         self.average.mul_(self.decay).addmm_(a.T, a, alpha=(1 - self.decay) / len(a))
         self.count += 1

@@ -159,11 +159,6 @@ class DifferenceReconstruction(Learned):
         super().__post_init__()
         if self.w < 0 or self.damping < 0 or self.w == self.damping == 0:
             raise ValueError(f"decoder w and damping must be ≥ 0, and not both 0; got {self.w} and {self.damping}")
-        if self.penalty not in ("expected", "matched") or self.start not in ("random", "zero"):
-            raise ValueError(
-                f"decoder penalty must be expected or matched, and start random or zero; got {self.penalty!r} and"
-                f" {self.start!r}"
-            )
 
     def build(
         self, chain: Chain, example: Record, inner: list[tuple[Tensor, ...]], custom: Mapping[str, nn.Module]

@@ -37,6 +37,16 @@ class GlobalReconstruction(Learned):
     damping: float = 0.1
     name: ClassVar[str] = "global-reconstruction"
 
+    def __post_init__(self) -> None:
+        """Check the settings.
+
+        Raises:
+            ValueError: a setting is out of its range.
+        """
+        super().__post_init__()
+        if self.damping < 0:
+            raise ValueError(f"decoder damping must be ≥ 0; got {self.damping}")
+
     def layer_loss(self, bank: Bank, index: int, record: Record, noise: Noise) -> Tensor:
         """Send a perturbation up to the output and back; see `Learned.layer_loss`."""
         return _global_loss(self._way_back(bank, index, record), index, record, noise, self.damping, self.noise)
@@ -74,6 +84,16 @@ class DirectFeedback(Learned):
 
     damping: float = 0.1
     name: ClassVar[str] = "direct-feedback"
+
+    def __post_init__(self) -> None:
+        """Check the settings.
+
+        Raises:
+            ValueError: a setting is out of its range.
+        """
+        super().__post_init__()
+        if self.damping < 0:
+            raise ValueError(f"decoder damping must be ≥ 0; got {self.damping}")
 
     def build(
         self, chain: Chain, example: Record, inner: list[tuple[Tensor, ...]], custom: Mapping[str, nn.Module]

@@ -36,6 +36,7 @@ from targetprop.decoders.mirror_step import Move, mirror_conv, mirror_linear
 from targetprop.decoders.objective import Objective, failed_decoder
 from targetprop.decoders.registry import ModuleDecoder
 from targetprop.decoders.residual import CorrectedDecoder, PathDecoder
+from targetprop.finite import check_digits
 from targetprop.forward import Record, Side
 from targetprop.guard import Guard
 from targetprop.precision import exactly, widened
@@ -71,6 +72,7 @@ class WeightMirror(Objective):
         Raises:
             ValueError: a setting is out of its range.
         """
+        super().__post_init__()
         if self.probes < 1 or min(self.updates, self.warmup) < 0 or not 0 <= self.activity <= 1:
             raise ValueError(
                 "the mirror needs decoder probes ≥ 1, updates ≥ 0, warmup ≥ 0 and activity in [0, 1]; got"
@@ -81,6 +83,7 @@ class WeightMirror(Objective):
         self, chain: Chain, example: Record, inner: list[tuple[Tensor, ...]], custom: Mapping[str, nn.Module]
     ) -> Bank:
         """Build decoders in style "transpose", and set those to zero that will be mirrors; see `Objective.build`."""
+        check_digits((p for layer in chain.layers for p in layer.parameters()), "a mirror")
         bank = build_layer_bank(chain, example, inner, "transpose", custom)
         for index in range(1, len(chain)):
             maps = [part for part, _, _ in mirrored_maps(bank, index, example)]

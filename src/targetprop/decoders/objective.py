@@ -14,6 +14,7 @@ from targetprop.decoders.bank import Bank, build_layer_bank
 from targetprop.decoders.registry import Style
 from targetprop.forward import LayerRecord, Record
 from targetprop.guard import Guard
+from targetprop.settings import check_types
 
 _CURE = "lower the decoders' learning rate or noise, or load an earlier checkpoint"
 OptimizerFactory = Callable[[list[nn.Parameter]], torch.optim.Optimizer]
@@ -67,6 +68,10 @@ class Objective(ABC):
     """How a chain is inverted, and how the decoders get there."""
 
     name: ClassVar[str]
+
+    def __post_init__(self) -> None:
+        """Check the settings, by a ``ValueError``."""
+        check_types(self, "decoder ")
 
     @abstractmethod
     def build(
@@ -145,13 +150,12 @@ class Learned(Objective):
         Raises:
             ValueError: a setting is out of its range.
         """
+        super().__post_init__()
         for name, good, meaning in (
-            ("activation", self.activation in ("identity", "inverse", "transpose"), "identity, inverse or transpose"),
             ("noise", self.noise > 0, "a scale > 0"),
             ("updates", self.updates >= 0, "a number of updates ≥ 0"),
             ("share", 0 < self.share <= 1, "a share of the batch in (0, 1]"),
             ("lr", self.lr > 0, "a learning rate > 0"),
-            ("optimizer", self.optimizer in ("adam", "sgd"), "adam or sgd"),
         ):
             if not good:
                 raise ValueError(f"decoder {name} must be {meaning}; got {getattr(self, name)!r}")

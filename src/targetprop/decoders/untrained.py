@@ -13,6 +13,7 @@ from targetprop.decoders.linear import LinearDecoder
 from targetprop.decoders.linearised import LinearisedDecoder
 from targetprop.decoders.objective import Noise, Objective, failed_decoder, perturbed
 from targetprop.decoders.registry import Style
+from targetprop.finite import check_digits, squares_are_finite
 from targetprop.forward import Record
 from targetprop.guard import Guard
 from targetprop.regression import Covariance
@@ -70,8 +71,11 @@ class Exact(Objective):
         Raises:
             ValueError: a setting is out of its range.
         """
+        super().__post_init__()
         if self.w < 0 or self.damping < 0 or self.w == self.damping == 0:
             raise ValueError(f"decoder w and damping must be ≥ 0, and not both 0; got {self.w} and {self.damping}")
+        if self.max_steps < 1:
+            raise ValueError(f"decoder max_steps must be ≥ 1; got {self.max_steps}")
 
     def build(self, chain: Chain, example: Record, inner: Inner, custom: Mapping[str, nn.Module]) -> Bank:
         """Build linearised decoders; see `Objective.build`."""
@@ -96,6 +100,22 @@ class Ridge(Objective):
     every: int = 5
     name: ClassVar[str] = "ridge"
 
+    def __post_init__(self) -> None:
+        """Check the settings.
+
+        Raises:
+            ValueError: a setting is out of its range.
+        """
+        super().__post_init__()
+        for name, good, meaning in (
+            ("damping", self.damping >= 0, "≥ 0"),
+            ("noise", self.noise > 0, "a scale > 0"),
+            ("decay", 0 <= self.decay < 1, "a share in [0, 1)"),
+            ("every", self.every >= 1, "a number of batches ≥ 1"),
+        ):
+            if not good:
+                raise ValueError(f"decoder {name} must be {meaning}; got {getattr(self, name)!r}")
+
     def build(self, chain: Chain, example: Record, inner: Inner, custom: Mapping[str, nn.Module]) -> Bank:
         """Build affine decoders with their running moments; see `Objective.build`.
 
@@ -111,6 +131,7 @@ class Ridge(Objective):
         Raises:
             ValueError: a layer's decoder is not one affine map.
         """
+        check_digits((p for layer in chain.layers for p in layer.parameters()), "ridge regression")
         bank = build_layer_bank(chain, example, inner, "identity", custom).requires_grad_(False)
         for index, name in enumerate(chain.names[1:], start=1):
             linear = bank.single_linear(index)
@@ -166,6 +187,8 @@ class _Moments(nn.Module):
     def fit(self, linear: LinearDecoder, seen: Tensor, clean: Tensor) -> None:
         seen, clean = seen.reshape(-1, linear.map.in_features), clean.reshape(-1, linear.map.out_features)
         a = torch.cat([seen, torch.ones_like(seen[:, :1])], dim=1).to(self.cross.dtype)
+        if not squares_are_finite([clean]):
+            raise FloatingPointError("a regression on activations overflows; scale the inputs down")
         self.inputs.observe(a)
         self.cross.mul_(self.inputs.decay).addmm_(clean.T.to(a.dtype), a, alpha=(1 - self.inputs.decay) / len(a))
         if (int(self.inputs.count) - 1) % self.inputs.every == 0:

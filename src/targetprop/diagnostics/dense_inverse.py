@@ -39,6 +39,16 @@ class DenseInverse(Objective):
     relative: bool = False
     name: ClassVar[str] = "dense"
 
+    def __post_init__(self) -> None:
+        """Check the settings.
+
+        Raises:
+            ValueError: a setting is out of its range.
+        """
+        super().__post_init__()
+        if self.w < 0 or self.damping < 0:
+            raise ValueError(f"decoder w and damping must be ≥ 0; got {self.w} and {self.damping}")
+
     def build(
         self, chain: Chain, example: Record, inner: list[tuple[Tensor, ...]], custom: Mapping[str, nn.Module]
     ) -> Bank:

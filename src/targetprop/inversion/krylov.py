@@ -49,7 +49,8 @@ class Krylov(Inversion):
         Raises:
             ValueError: a setting is out of its range.
         """
-        if self.steps < 1 or not self.damping >= 0:
+        super().__post_init__()
+        if self.steps < 1 or self.damping < 0:
             raise ValueError(f"krylov needs steps ≥ 1 and damping ≥ 0; got {self.steps} and {self.damping}")
 
     def start(self, problem: Problem) -> Tensor:

@@ -18,6 +18,7 @@ from torch import Tensor
 from targetprop.inversion.anderson import Anderson
 from targetprop.inversion.problem import Evaluation, Problem, Solution, Status, per_sample, sample_norm
 from targetprop.precision import exactly
+from targetprop.settings import check_types
 
 GROWTH = 10.0
 CHECK_EVERY = 10
@@ -28,6 +29,10 @@ class Inversion(ABC):
     """Settings of an inversion rule; a rule says where to start and what a step is."""
 
     name: ClassVar[str]
+
+    def __post_init__(self) -> None:
+        """Check the settings, by a ``ValueError``."""
+        check_types(self)
 
     @property
     def needs_decoder(self) -> bool:
@@ -83,6 +88,7 @@ class Iteration(Inversion):
         Raises:
             ValueError: a setting is out of its range.
         """
+        super().__post_init__()
         for name, good, meaning in (
             ("steps", self.steps >= 0, "must be ≥ 0"),
             ("alpha", 0 < self.alpha <= 2, "must lie in (0, 2]"),

@@ -36,6 +36,16 @@ class Regularised(Iteration):
     damping: float = 0.1
     name: ClassVar[str] = "regularised"
 
+    def __post_init__(self) -> None:
+        """Check the settings.
+
+        Raises:
+            ValueError: a setting is out of its range.
+        """
+        super().__post_init__()
+        if self.damping < 0:
+            raise ValueError(f"damping must be ≥ 0; got {self.damping}")
+
     @property
     def needs_decoder(self) -> bool:
         """Whether the rule calls ``g``: it does not."""
@@ -50,6 +60,6 @@ class Regularised(Iteration):
         if not direction:
             return Evaluation(u, problem.missing(problem.f_at(u)) if error else None, None)
         reached = torch.func.vjp(problem.f_at, u)
-        missing = problem.missing(reached[0])
+        missing = problem.asked if step == 0 else problem.missing(reached[0])
         d = reached[1](missing)[0] - self.damping * u
         return Evaluation(u, missing if error else None, d)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from targetprop.chain import Chain, Layer
 from targetprop.decoders import ELEMENTWISE
 from targetprop.forward import LayerRecord
+from targetprop.settings import check_types
 
 Pullback = Literal["inverse", "transpose"]
 
@@ -19,6 +20,10 @@ class Update(ABC):
     """Settings of a local update: make ``f_l(h_{l-1}; θ_l)`` move towards ``h_l + Δ_l`` with ``h_{l-1}`` held fixed."""
 
     name: ClassVar[str]
+
+    def __post_init__(self) -> None:
+        """Check the settings, by a ``ValueError``."""
+        check_types(self, "update ")
 
     @property
     def needs_inner(self) -> bool:
@@ -69,8 +74,7 @@ class LinearUpdate(Update):
         Raises:
             ValueError: a setting is out of its range.
         """
-        if self.pullback not in ("inverse", "transpose"):
-            raise ValueError(f"update pullback must be inverse or transpose; got {self.pullback!r}")
+        super().__post_init__()
         if self.pullback_damping < 0:
             raise ValueError(f"update pullback_damping must be ≥ 0; got {self.pullback_damping}")
 

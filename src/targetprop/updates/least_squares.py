@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from targetprop.chain import Chain
+from targetprop.finite import check_digits
 from targetprop.regression import Covariance
 from targetprop.updates.base import LinearUpdate, Pullback, linear_place
 
@@ -58,6 +59,7 @@ class LeastSquares(LinearUpdate):
 
     def build(self, chain: Chain) -> nn.ModuleDict:
         """Make one running covariance per linear map; see `Update.build`."""
+        check_digits((p for layer in chain.layers for p in layer.parameters()), "least squares")
         state = super().build(chain)
         for layer in chain.layers:
             place = linear_place(layer)
@@ -76,7 +78,8 @@ class LeastSquares(LinearUpdate):
         covariance.observe(a)
         if self.unit_scale:
             size = dz.square().mean().sqrt() * (len(state) if self.shared else 1)
-            dz, scale = torch.where(size > 0, dz / size, dz), len(dz)
+            size = size.masked_fill(size == torch.inf, torch.nan)  # an overflow is to be seen, not divided by
+            dz, scale = torch.where(size == 0, dz, dz / size), len(dz)
         change = covariance.solve((dz / scale).T @ a)
         if not self.bounded:
             return change
