@@ -27,8 +27,8 @@ from step_time import dense
 
 def alive() -> int:
     """Count the bytes of all storages that Python objects hold."""
-    tensors = (o for o in gc.get_objects() if issubclass(type(o), torch.Tensor))
-    return sum({t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}.values())
+    tensors = (o for o in gc.get_objects() if type(o) in (torch.Tensor, nn.Parameter))
+    return sum({t.untyped_storage()._cdata: t.untyped_storage().nbytes() for t in tensors}.values())
 
 
 def resident() -> int:
