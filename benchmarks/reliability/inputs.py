@@ -37,7 +37,8 @@ def measure(fast: bool) -> dict[str, Any]:
         kinds = {name: _try(*PROPERTIES[name], cases=25 if fast else 400) for name in PROPERTIES}
     totals = {key: sum(kind[key] for kind in kinds.values()) for key in ("tried", "failed")}
     endings = sum((Counter(kind["endings"]) for kind in kinds.values()), Counter())
-    return {"kinds": kinds, **totals, "endings": dict(endings)}
+    failures = [f"{name}: {failure}" for name, kind in kinds.items() for failure in kind["failures"]]
+    return {"kinds": kinds, **totals, "endings": dict(endings), "failures": failures}
 
 
 def _try(strategy: Any, check: Any, cases: int) -> dict[str, Any]:
