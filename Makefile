@@ -46,7 +46,7 @@ bench: env ## step time and memory against back-propagation, and MNIST accuracy 
 	$(if $(DATA),$(BIN)/python benchmarks/mnist.py --root $(DATA) --out benchmarks/results/mnist.json)
 
 bench-optimiser: env ## tuned optimisers on a small autoencoder, of MNIST if DATA=DIR is given
-	$(BIN)/targetprop bench $(if $(DATA),autoencoder-small --root $(DATA),autoencoder-digits) --trials 8 --seeds 5 --length 0.25
+	$(BIN)/targetprop bench $(if $(DATA),autoencoder-small --root $(DATA),autoencoder-digits) --trials 10 --seeds 5 --length 0.5
 
 reliability: env ## kills, stops, full disks, damaged files, odd input, memory: under 15 minutes on 2 cores
 	cd benchmarks && OMP_NUM_THREADS=1 ../$(BIN)/python -m reliability --out results/reliability.json
