@@ -1,19 +1,24 @@
 """`TargetPropagation`: replaces ``loss.backward()`` in an existing training loop."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from targetprop.black_box import check_derivatives
+from targetprop.buckets import Buckets
 from targetprop.chain import Model, build_chain
 from targetprop.decoders import OptimizerFactory
-from targetprop.forward import Record, evaluating, run_forward
-from targetprop.inversion import Iteration
+from targetprop.forward import LayerRecord, Record, evaluating, run_forward
+from targetprop.inversion import Iteration, Outcome
 from targetprop.methods import Method
 from targetprop.methods import method as find_method
-from targetprop.output_target import Loss, loss_gradient
+from targetprop.norm_statistics import check_norms
+from targetprop.output_target import Loss, shared_loss_gradient
+from targetprop.ranks import Ranks, Share
 from targetprop.step_report import StepReport, root_mean_square
 from targetprop.targets import propagate
 
@@ -37,6 +42,10 @@ class TargetPropagation:
         decoders: your own decoders by layer name, each a module from the layer's output to its input.
         decoder_optimizer: makes the decoders' optimiser from their parameters, if not the method's own.
         seed: seed of the decoders' initial values and of the noise that trains them; PyTorch's initial seed if None.
+        process_group: processes of `torch.distributed` that train together, each on its own rows of every batch. Model
+            and decoders then start as rank 0 has them, ``.grad`` is the whole batch's on every rank, and so is the
+            decoders' step: ranks whose rows are dealt as ``DistributedSampler`` does match one process with all of
+            them. All ranks make the same calls. Dropout draws from each rank's own random state.
 
     Raises:
         ValueError: the method is unknown, its parts do not fit the model, the example input does not fit, or a module
@@ -68,8 +77,10 @@ class TargetPropagation:
         decoders: Mapping[str, nn.Module] | None = None,
         decoder_optimizer: OptimizerFactory | None = None,
         seed: int | None = None,
+        process_group: "dist.ProcessGroup | None" = None,
     ) -> None:
         """Cut the model, build its decoders and their optimiser."""
+        self.ranks = Ranks(process_group, example_input.device)
         self.method = find_method(method) if isinstance(method, str) else method
         self.model, self.loss = model, loss
         reduction = getattr(loss, "reduction", "mean")
@@ -78,10 +89,11 @@ class TargetPropagation:
         if self.method.propagation == "backprop":
             self.chain = None
             if not isinstance(model, nn.Module):
-                self.model = nn.Sequential(*(model.values() if isinstance(model, Mapping) else model))
+                model = self.model = nn.Sequential(*(model.values() if isinstance(model, Mapping) else model))
+            self._start_alike(model)
             return
         self.chain = build_chain(model, self.method.cut)
-        seed = torch.initial_seed() if seed is None else seed
+        seed = self.ranks.first(torch.initial_seed() if seed is None else seed)
         self._generator = torch.Generator(device=example_input.device).manual_seed(seed % 2**63)
         with evaluating(self.chain):
             example, inner = self._example(example_input)
@@ -93,6 +105,7 @@ class TargetPropagation:
         make = decoder_optimizer or self.method.decoder.make_optimizer
         self.decoder_optimizer = make(trainable) if trainable else None
         self._update_state = self.method.update.build(self.chain)
+        self._start_alike(*(module for layer in self.chain.layers for module in layer.modules), self.bank)
         self._check_sweeps()
 
     def backward(self, x: Tensor, y: Tensor, *, measure: bool = False) -> StepReport:
@@ -114,14 +127,17 @@ class TargetPropagation:
         """
         if not torch.is_grad_enabled():
             raise RuntimeError("backward fills .grad, and gradients are disabled; call it outside torch.no_grad()")
-        if len(x) == 0:
+        share = self.ranks.share(len(x))
+        if len(x) == share.total == 0:
             raise ValueError("the batch is empty; drop it, or set drop_last=True in the data loader")
         if self.chain is None:
-            return self._backprop(x, y)
-        record = run_forward(self.chain, x, keep_inner=self.method.update.needs_inner)
-        change = self.method.output_target(record.output, y, self.loss)
+            return self._backprop(x, y, share)
+        if not self.ranks.alone:
+            check_norms(module for layer in self.chain.layers for module in layer.modules)
+        record = run_forward(self.chain, x, keep_inner=self.method.update.needs_inner, share=share)
+        change = self.method.output_target(record.output, y, self.loss, share)
         if not torch.isfinite(change.loss):
-            raise FloatingPointError(_not_finite(x, record))
+            raise FloatingPointError(_not_finite(x, record.layers, share))
         decoder_loss = self.method.decoder.train(self.bank, record, self.decoder_optimizer, self._generator)
         with torch.no_grad():
             targets = propagate(
@@ -132,11 +148,14 @@ class TargetPropagation:
         if self.method.propagation == "composite":  # every inversion starts at the output
             asked = {name: asked["all"] for name in asked}
         norms = _norms(record, deltas) if measure else {}
-        report = StepReport(change.loss, record.output, decoder_loss, norms, targets.outcomes, asked)
-        layers, scale = list(record.layers), change.scale
+        outcomes = _gather(targets.outcomes, share) if measure else targets.outcomes
+        report = StepReport(change.loss, record.output, decoder_loss, norms, outcomes, asked)
+        layers, scale, buckets = list(record.layers), change.scale, Buckets(self.ranks)
         del record, change, targets
         while layers:  # top layer first; what a layer has used is freed before the next one's gradient is made
-            self.method.update.apply(layers.pop(), deltas.pop(), scale, self._update_state)
+            with buckets.collect(layers[-1].layer.parameters()):
+                self.method.update.apply(layers.pop(), deltas.pop(), scale, self._update_state)
+        buckets.finish()
         return report
 
     def train_decoders(self, x: Tensor) -> Tensor | None:
@@ -154,9 +173,11 @@ class TargetPropagation:
         if self.chain is None:
             return None
         with torch.no_grad():
-            record = run_forward(self.chain, x)
-        if not torch.isfinite(record.output).all():
-            raise FloatingPointError(_not_finite(x, record))
+            record = run_forward(self.chain, x, share=self.ranks.share(len(x)))
+        broken = (~torch.isfinite(record.output)).sum()
+        record.share.sum_([broken])
+        if broken:
+            raise FloatingPointError(_not_finite(x, record.layers, record.share))
         return self.method.decoder.train(self.bank, record, self.decoder_optimizer, self._generator)
 
     def state_dict(self) -> dict[str, Any]:
@@ -211,13 +232,25 @@ class TargetPropagation:
         ]
         return "\n".join([str(self.method), *rows])
 
-    def _backprop(self, x: Tensor, y: Tensor) -> StepReport:
+    def _start_alike(self, *modules: nn.Module) -> None:
+        """Give every rank the parameters and buffers of rank 0."""
+        tensors: dict[str, Tensor] = {}
+        for place, module in enumerate(modules):
+            tensors |= {f"{place}.{name}": p for name, p in (*module.named_parameters(), *module.named_buffers())}
+        self.ranks.copy_from_first(tensors.values(), tensors, "parameters")
+
+    def _backprop(self, x: Tensor, y: Tensor, share: Share) -> StepReport:
         assert isinstance(self.model, nn.Module)
+        if not self.ranks.alone:
+            check_norms([self.model], synchronised=True)
         output = self.model(x)
-        value, gradient = loss_gradient(output, y, self.loss)
+        value, gradient = shared_loss_gradient(output, y, self.loss, share)
         if not torch.isfinite(value):
-            raise FloatingPointError(_not_finite(x, None))
-        output.backward(gradient)
+            raise FloatingPointError(_not_finite(x, (), share))
+        buckets = Buckets(self.ranks)
+        with buckets.collect(self.model.parameters()):
+            output.backward(gradient)
+        buckets.finish()
         return StepReport(value, output.detach())
 
     def _example(self, x: Tensor) -> tuple[Record, list[tuple[Tensor, ...]]]:
@@ -240,15 +273,30 @@ class TargetPropagation:
 
 
 def _norms(record: Record, deltas: list[Tensor]) -> dict[str, Tensor]:
-    named = {r.layer.name: root_mean_square(d) for r, d in zip(record.layers, deltas, strict=True)}
+    named = {r.layer.name: root_mean_square(d, r.share) for r, d in zip(record.layers, deltas, strict=True)}
     return {**named, "all": named[record.layers[-1].layer.name]}
 
 
-def _not_finite(x: Tensor, record: Record | None) -> str:
-    if not torch.isfinite(x).all():
+def _gather(outcomes: dict[str, Outcome], share: Share) -> dict[str, Outcome]:
+    """Put the outcomes of all ranks together."""
+    if share.ranks.alone:
+        return outcomes
+    found = {}
+    for name, outcome in outcomes.items():
+        parts = {f.name: getattr(outcome, f.name) for f in fields(Outcome)}
+        kept = {field: values for field, values in parts.items() if values is not None}
+        found[name] = Outcome(**parts | dict(zip(kept, share.whole(list(kept.values())), strict=True)))
+    return found
+
+
+def _not_finite(x: Tensor, layers: Sequence[LayerRecord], share: Share) -> str:
+    """Say where the first value that is not finite stands, on whichever rank."""
+    broken = torch.stack([(~torch.isfinite(values)).sum() for values in (x, *(layer.h for layer in layers))])
+    share.sum_([broken])
+    if broken[0]:
         return "the input holds NaN or infinite values; clean the data before training"
-    for layer in () if record is None else record.layers:
-        if not torch.isfinite(layer.h).all():
+    for layer, count in zip(layers, broken[1:], strict=True):
+        if count:
             return (
                 f"layer {layer.layer.name} returns NaN or infinite values; lower the learning rate or load an earlier"
                 " checkpoint"

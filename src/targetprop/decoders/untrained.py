@@ -14,6 +14,7 @@ from targetprop.decoders.linearised import LinearisedDecoder
 from targetprop.decoders.objective import Noise, Objective, perturbed
 from targetprop.decoders.registry import Style
 from targetprop.forward import Record
+from targetprop.ranks import Share
 from targetprop.regression import Covariance
 
 Inner = list[tuple[Tensor, ...]]
@@ -137,8 +138,8 @@ class Ridge(Objective):
             with torch.no_grad():
                 clean = layer.x + noise.like(layer.x)
                 seen = perturbed(layer, noise.like(layer.x))
-                losses.append((bank.inverse(index, record)(seen) - clean).square().flatten(1).sum(1).mean())
-                moments.fit(linear, seen, clean)
+                losses.append(record.share.mean((bank.inverse(index, record)(seen) - clean).square().flatten(1).sum(1)))
+                moments.fit(linear, seen, clean, record.share)
         return torch.stack(losses).sum() if losses else None
 
 
@@ -153,11 +154,12 @@ class _Moments(nn.Module):
         self.inputs = Covariance(weight.shape[1] + 1, decay, damping, every).to(weight)
         self.register_buffer("cross", weight.new_zeros(weight.shape[0], weight.shape[1] + 1))
 
-    def fit(self, linear: LinearDecoder, seen: Tensor, clean: Tensor) -> None:
+    def fit(self, linear: LinearDecoder, seen: Tensor, clean: Tensor, share: Share) -> None:
+        rows = share.times(seen.shape[1:].numel() // linear.map.in_features)
         seen, clean = seen.reshape(-1, linear.map.in_features), clean.reshape(-1, linear.map.out_features)
         a = torch.cat([seen, torch.ones_like(seen[:, :1])], dim=1).to(self.cross.dtype)
-        self.inputs.observe(a)
-        self.cross.mul_(self.inputs.decay).addmm_(clean.T.to(a.dtype), a, alpha=(1 - self.inputs.decay) / len(a))
+        self.inputs.observe(a, rows)
+        rows.add_product_(self.cross, clean.to(a.dtype), a, self.inputs.decay)
         if (int(self.inputs.count) - 1) % self.inputs.every == 0:
             solution = self.inputs.solve(self.cross / (1 - self.inputs.decay ** int(self.inputs.count)))
             linear.map.weight.copy_(solution[:, :-1])

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from targetprop.chain import Chain
+from targetprop.ranks import Share
 from targetprop.regression import Covariance
 from targetprop.updates.base import LinearUpdate, Pullback, linear_place
 
@@ -66,16 +67,19 @@ class LeastSquares(LinearUpdate):
                 state[layer.name.replace(".", "/")] = covariance.to(linear.weight)
         return state
 
-    def solve(self, a: Tensor, dz: Tensor, scale: float, state: nn.ModuleDict, name: str) -> Tensor:
+    def solve(self, a: Tensor, dz: Tensor, scale: float, state: nn.ModuleDict, name: str, rows: Share) -> Tensor:
         """Solve the damped normal equations; see `LinearUpdate.solve`."""
         covariance = state[name.replace(".", "/")]
         assert isinstance(covariance, Covariance)
-        covariance.observe(a)
+        covariance.observe(a, rows)
         if self.unit_scale:
-            size = dz.square().mean().sqrt()
-            dz, scale = torch.where(size > 0, dz / size, dz), len(dz)
-        change = covariance.solve((dz / scale).T @ a)
+            size = rows.mean(dz.square()).sqrt()
+            dz, scale = torch.where(size > 0, dz / size, dz), rows.total
+        asked = (dz / scale).T @ a
         if not self.bounded:
-            return change
-        predicted, wanted = (a @ change.T).square().sum(), (dz * (len(dz) / scale)).square().sum()
-        return change * (wanted / predicted).sqrt().clamp(max=1.0).nan_to_num(nan=1.0)
+            return covariance.solve(asked)
+        rows.sum_([asked])  # the bound holds for the step as a whole, so every rank needs all of it
+        change = covariance.solve(asked)
+        predicted, wanted = (a @ change.T).square().sum(), (dz * (rows.total / scale)).square().sum()
+        rows.sum_([predicted, wanted])
+        return change * (wanted / predicted).sqrt().clamp(max=1.0).nan_to_num(nan=1.0) / rows.ranks.size
