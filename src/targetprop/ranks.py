@@ -12,6 +12,7 @@ One process is rank 0 of 1: it holds everything, nothing is sent, and no number 
 (3, tensor(3.))
 """
 
+import re
 from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
 from hashlib import sha256
@@ -330,7 +331,7 @@ class _Sending:
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         if isinstance(error, RuntimeError):
-            reason = str(error).partition("\n")[0].rstrip(". ")
+            reason = re.sub(r"^\[[^]]*\] *", "", str(error)).partition("\n")[0].partition(". ")[0].rstrip(".")
             raise ConnectionError(f"another rank has ended or does not answer ({reason})") from error
 
 

@@ -11,6 +11,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from targetprop import Status, StepReport
 from targetprop.experiments.data import Dataset
+from targetprop.ranks import Ranks
 
 EVALUATION_BATCH = 1024
 Precision = Literal["float32", "bf16"]
@@ -52,6 +53,7 @@ class Session:
         loss: the loss, a mean over the batch.
         order: draws the order of the data and the seed of each epoch's augmentation, on the CPU.
         precision: of the activations.
+        ranks: the processes that train together, each on its part of every batch.
         epoch: epochs done.
         step: steps done.
         seconds: time spent in steps.
@@ -66,6 +68,7 @@ class Session:
     loss: nn.Module
     order: torch.Generator
     precision: Precision = "float32"
+    ranks: Ranks = field(default_factory=Ranks)
     epoch: int = 0
     step: int = 0
     seconds: float = 0.0
@@ -79,7 +82,7 @@ def run_epoch(session: Session, data: Dataset, batch_size: int, log_every: int, 
     Args:
         session: what is trained.
         data: the data, on the network's device.
-        batch_size: samples per step.
+        batch_size: samples per step, over all ranks.
         log_every: steps between two measurements.
         watcher: hears of every step.
 
@@ -88,12 +91,13 @@ def run_epoch(session: Session, data: Dataset, batch_size: int, log_every: int, 
     """
     session.model.train()
     start, before = perf_counter(), session.seconds
-    device = data.train_x.device
+    device, ranks = data.train_x.device, session.ranks
+    own = slice(ranks.rank, None, ranks.size)
     totals = torch.zeros(2, dtype=torch.float64, device=device)
     order = torch.randperm(len(data.train_x), generator=session.order).to(device)
-    augment = data.augmentation.begin_epoch(session.order, device)
+    augment = data.augmentation.begin_epoch(session.order, device, own)
     for batch in order.split(batch_size):
-        x, y = augment(data.train_x[batch]), data.train_y[batch]
+        x, y = augment(data.train_x[batch[own]], len(batch)), data.train_y[batch[own]]
         session.step += 1
         measure = session.step == 1 or session.step % log_every == 0
         session.optimizer.zero_grad()
@@ -101,15 +105,17 @@ def run_epoch(session: Session, data: Dataset, batch_size: int, log_every: int, 
             report = session.engine.backward(x, y, measure=measure)
         session.optimizer.step()
         right = (report.output.argmax(1) == y).sum()
-        totals += torch.stack([report.loss.double() * len(y), right.double()])
+        totals += torch.stack([report.loss.double() * len(batch), right.double()])
+        ranks.sum_([right] if measure else [])
         session.seconds = before + perf_counter() - start
-        watcher.on_step(_step_record(session, report, float(right) / len(y)) if measure else None)
+        watcher.on_step(_step_record(session, report, float(right) / len(batch)) if measure else None)
         session.schedule.step()
+    ranks.sum_([totals[1:]])  # every rank has the loss of the whole batch already
     train_loss, train_accuracy = (totals / len(data.train_x)).tolist()
     session.seconds = before + perf_counter() - start
     session.epoch += 1
     with casting(device, session.precision):
-        test_loss, test_accuracy = evaluate(session.model, session.loss, data.test_x, data.test_y)
+        test_loss, test_accuracy = evaluate(session.model, session.loss, data.test_x, data.test_y, ranks)
     session.best = max(session.best, test_accuracy)
     session.last = {
         "kind": "epoch", "epoch": session.epoch, "step": session.step, "train_loss": train_loss,
@@ -132,7 +138,9 @@ def casting(device: torch.device, precision: Precision) -> torch.autocast:
     return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16", cache_enabled=False)
 
 
-def evaluate(model: nn.Module, loss: nn.Module, x: Tensor, y: Tensor) -> tuple[float, float]:
+def evaluate(
+    model: nn.Module, loss: nn.Module, x: Tensor, y: Tensor, ranks: Ranks | None = None
+) -> tuple[float, float]:
     """Compute loss and accuracy on labelled data.
 
     Args:
@@ -140,6 +148,7 @@ def evaluate(model: nn.Module, loss: nn.Module, x: Tensor, y: Tensor) -> tuple[f
         loss: a mean over the batch.
         x: inputs.
         y: labels.
+        ranks: the processes that share the work; this one alone if None.
 
     Returns:
         Mean loss and share of right answers.
@@ -148,15 +157,23 @@ def evaluate(model: nn.Module, loss: nn.Module, x: Tensor, y: Tensor) -> tuple[f
         FloatingPointError: the loss is not finite.
     """
     model.eval()
-    total, right = 0.0, 0
+    n, total, right = len(y), 0.0, 0
+    if ranks is not None:
+        x, y = x[ranks.rank :: ranks.size], y[ranks.rank :: ranks.size]
     with torch.no_grad():
         for inputs, labels in zip(x.split(EVALUATION_BATCH), y.split(EVALUATION_BATCH), strict=True):
+            if len(labels) == 0:  # fewer samples than ranks
+                continue
             output = model(inputs)
             total += float(loss(output.float(), labels)) * len(labels)
             right += int((output.argmax(1) == labels).sum())
+    if ranks is not None:
+        sums = torch.tensor([total, right], dtype=torch.double, device=x.device)
+        ranks.sum_([sums])
+        total, right = sums.tolist()
     if not abs(total) < float("inf"):
         raise FloatingPointError("the test loss is NaN or infinite; lower the learning rate")
-    return total / len(y), right / len(y)
+    return total / n, right / n
 
 
 def _step_record(session: Session, report: StepReport, accuracy: float) -> dict[str, Any]:

@@ -66,6 +66,19 @@ class RunFolder:
         write_atomic(self.path / METRICS, "".join(json.dumps(record) + "\n" for record in kept).encode())
 
 
+def end_for_another(path: Path, reason: str) -> None:
+    """Say in a run's summary that it failed, where the process that kept the run is gone.
+
+    Args:
+        path: the run's folder; nothing happens where it cannot be reached, or says already how it ended.
+        reason: why it failed.
+    """
+    with suppress(OSError, ValueError):
+        summary = json.loads((path / SUMMARY).read_text(encoding="utf-8"))
+        if summary["status"] == "running":
+            RunFolder(path).write_summary(summary | {"status": "failed", "reason": reason})
+
+
 def create_run_folder(out: str | None, name: str) -> RunFolder:
     """Make a new folder for a run.
 

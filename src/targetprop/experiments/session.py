@@ -4,6 +4,7 @@ from math import ceil
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import nn
 
 import targetprop as tp
@@ -17,31 +18,40 @@ from targetprop.experiments.schedules import restore_schedule
 _COUNTERS = ("epoch", "step", "seconds", "best", "last")
 
 
-def find_device(name: str) -> torch.device:
+def find_device(name: str, local: int | None = None) -> torch.device:
     """Choose the device.
 
     Args:
         name: "auto", "cpu" or "cuda".
+        local: which of the machine's GPUs; None leaves it to PyTorch.
 
     Returns:
         The device.
 
     Raises:
-        CommandError: there is no GPU.
+        CommandError: there is no GPU, or none for this process.
     """
     if name == "cuda" and not torch.cuda.is_available():
         raise CommandError("--device cuda was asked for and PyTorch finds no GPU; use --device cpu or auto")
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
-    return torch.device(name)
+    if name == "cpu" or local is None:
+        return torch.device(name)
+    if local >= torch.cuda.device_count():
+        raise CommandError(
+            f"there are {torch.cuda.device_count()} GPUs and at least {local + 1} processes here; give"
+            " --nproc-per-node the number of GPUs, or --device cpu"
+        )
+    return torch.device(name, local)
 
 
-def build_session(config: RunConfig, data: Dataset) -> Session:
+def build_session(config: RunConfig, data: Dataset, group: "dist.ProcessGroup | None" = None) -> Session:
     """Make network, engine and optimiser from the seed.
 
     Args:
         config: the configuration.
         data: the data, on the device that trains.
+        group: the processes that train together; None is this one alone.
 
     Returns:
         A session that has not begun.
@@ -54,14 +64,16 @@ def build_session(config: RunConfig, data: Dataset) -> Session:
     model = config.network.build(data.shape, data.classes).to(device)
     loss = nn.CrossEntropyLoss()
     try:
-        engine = tp.TargetPropagation(model, loss, example_input=data.train_x[:2], method=config.method, seed=seed)
+        engine = tp.TargetPropagation(
+            model, loss, example_input=data.train_x[:2], method=config.method, seed=seed, process_group=group
+        )
     except ValueError as error:
         raise CommandError(str(error)) from error
     optimizer = config.optimizer.make(model.parameters())
     steps = config.loop.epochs * ceil(len(data.train_x) / config.loop.batch_size)
     schedule = config.schedule.make(optimizer, steps)
     order = torch.Generator().manual_seed(seed)
-    return Session(model, engine, optimizer, schedule, loss, order, config.loop.precision)
+    return Session(model, engine, optimizer, schedule, loss, order, config.loop.precision, engine.ranks)
 
 
 def session_state(session: Session) -> dict[str, Any]:
@@ -106,3 +118,22 @@ def restore_session(session: Session, state: dict[str, Any]) -> None:
     except (KeyError, RuntimeError, TypeError, ValueError, AttributeError) as error:
         problem = f"the checkpoint does not fit the run's config.yaml ({error})"
         raise CommandError(f"{problem}; put back the file that the run began with", FAILURE) from error
+
+
+def check_in_step(session: Session) -> None:
+    """Make sure that all ranks have the same weights and decoders.
+
+    Args:
+        session: the session, between two epochs.
+
+    Raises:
+        CommandError: they do not.
+    """
+    if session.ranks.alone:
+        return
+    owned = session.engine.state_dict().get("decoders", {})
+    tensors = [*session.model.state_dict().values(), *owned.values()]
+    sums = torch.stack([tensor.detach().double().sum().to(session.ranks.device) for tensor in tensors])
+    if session.ranks.differs(sums):
+        problem = "the ranks no longer have the same weights, so their machines compute differently"
+        raise CommandError(f"{problem}; resume on machines of one kind", FAILURE)

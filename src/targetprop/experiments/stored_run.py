@@ -3,6 +3,9 @@
 from pathlib import Path
 from typing import Any
 
+import torch
+import torch.distributed as dist
+
 from targetprop.experiments.arguments import read_file
 from targetprop.experiments.config import RunConfig
 from targetprop.experiments.data import Dataset
@@ -30,17 +33,24 @@ def read_stored_values(run: Path, command: str) -> dict[str, str]:
     return read_file(str(run / CONFIG))
 
 
-def open_session(config: RunConfig, state: dict[str, Any]) -> tuple[Session, Dataset]:
+def open_session(
+    config: RunConfig,
+    state: dict[str, Any],
+    device: torch.device | None = None,
+    group: "dist.ProcessGroup | None" = None,
+) -> tuple[Session, Dataset]:
     """Put a session where a checkpoint left it.
 
     Args:
         config: the run's configuration.
         state: the content of its checkpoint.
+        device: where it goes on; None is the device that the configuration names.
+        group: the processes that train together; None is this one alone.
 
     Returns:
-        The session and its data, on the device that the configuration names.
+        The session and its data, on that device.
     """
-    data = config.data.load().to(find_device(config.loop.device))
-    session = build_session(config, data)
+    data = config.data.load().to(find_device(config.loop.device) if device is None else device)
+    session = build_session(config, data, group)
     restore_session(session, state)
     return session, data

@@ -26,7 +26,9 @@ class Augmentation:
     crop: int = 0
     flip: bool = False
 
-    def begin_epoch(self, seeds: torch.Generator, device: torch.device) -> Callable[[Tensor], Tensor]:
+    def begin_epoch(
+        self, seeds: torch.Generator, device: torch.device, own: slice = slice(None)
+    ) -> Callable[..., Tensor]:
         """Make the function that varies the batches of one epoch.
 
         Its random numbers follow from one seed, so a run that goes on after an epoch repeats them, and from there on
@@ -35,24 +37,26 @@ class Augmentation:
         Args:
             seeds: gives the seed; left alone where there is nothing to draw.
             device: the images' device.
+            own: which images of a batch this process holds.
 
         Returns:
-            A function from images of shape ``(n, channels, height, width)`` to images of the same shape.
+            A function from images of shape ``(n, channels, height, width)`` to images of the same shape; where others
+            hold a part of the batch, its second argument is the number of images in all of it.
         """
         if not (self.crop or self.flip):
-            return lambda images: images
+            return lambda images, total=None: images
         seed = int(torch.randint(2**62, (), generator=seeds))
         generator = torch.Generator(device).manual_seed(seed)
-        return lambda images: self._vary(images, generator)
+        return lambda images, total=None: self._vary(images, generator, len(images) if total is None else total, own)
 
-    def _vary(self, images: Tensor, generator: torch.Generator) -> Tensor:
-        n, device = len(images), images.device
+    def _vary(self, images: Tensor, generator: torch.Generator, n: int, own: slice) -> Tensor:
+        device = images.device
         if self.crop:
             down, right = torch.randint(2 * self.crop + 1, (2, n), generator=generator, device=device)
-            images = crop_images(images, self.crop, down, right)
+            images = crop_images(images, self.crop, down[own], right[own])
         if self.flip:
             mirrored = torch.rand(n, 1, 1, 1, generator=generator, device=device) < 0.5
-            images = torch.where(mirrored, images.flip(3), images)
+            images = torch.where(mirrored[own], images.flip(3), images)
         return images
 
 
