@@ -307,7 +307,7 @@ class Share:
         if self.ranks.alone:
             average.mul_(decay).addmm_(a.T, b, alpha=(1 - decay) / len(a))
             return
-        product = a.T @ b
+        product = torch.zeros_like(average).addmm_(a.T, b)  # in place, which autocast leaves alone
         self.sum_([product])
         average.mul_(decay).add_(product, alpha=(1 - decay) / self.total)
 

@@ -14,6 +14,7 @@ from targetprop.experiments.data import Dataset
 from targetprop.experiments.errors import FAILURE, CommandError
 from targetprop.experiments.loop import Session
 from targetprop.experiments.schedules import restore_schedule
+from targetprop.norm_statistics import check_norms
 
 _COUNTERS = ("epoch", "step", "seconds", "best", "last")
 
@@ -67,6 +68,8 @@ def build_session(config: RunConfig, data: Dataset, group: "dist.ProcessGroup | 
         engine = tp.TargetPropagation(
             model, loss, example_input=data.train_x[:2], method=config.method, seed=seed, process_group=group
         )
+        if not engine.ranks.alone:
+            check_norms([model], synchronised=config.method.propagation == "backprop")
     except ValueError as error:
         raise CommandError(str(error)) from error
     optimizer = config.optimizer.make(model.parameters())
