@@ -182,6 +182,21 @@ def test_rank_1_notices_that_rank_0_is_gone(crew, tmp_path, monkeypatch):
     assert crew(1, dist.HashStore()).find_folder() is None
 
 
+def test_a_finished_run_is_left_by_rank_0_first(crew, monkeypatch):
+    store, order = dist.HashStore(), []
+    first, second = crew(0, store), crew(1, store)
+    monkeypatch.setattr(second, "_read", lambda key, seconds: order.append(store.check([key])))
+    for one in (first, second):
+        one.work(lambda: None, lambda status, reason: None)
+        one.leave()
+    assert order == [True]
+    failed = crew(2, store)
+    ended(failed)
+    monkeypatch.setattr(failed, "_read", lambda key, seconds: order.append(key))
+    failed.leave()
+    assert order == [True], "there is nothing to wait for"
+
+
 @pytest.mark.parametrize(
     ("number", "reason"), [(signal.SIGINT, "stopped by Ctrl-C"), (signal.SIGTERM, "stopped by SIGTERM")]
 )

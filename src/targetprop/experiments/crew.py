@@ -83,7 +83,7 @@ class Crew:
     def __init__(self, place: Place, group: "dist.ProcessGroup | None" = None, store: Store | None = None) -> None:
         """Keep all."""
         self.place, self.group, self._store = place, group, store
-        self._signals, self.bereft = Signals(), False
+        self._signals, self.bereft, self._finished = Signals(), False, False
 
     @property
     def keeps(self) -> bool:
@@ -116,6 +116,7 @@ class Crew:
         with self._signals.noting(lambda reason: last_words(*self._explain("interrupted", reason))):
             try:
                 action()
+                self._finished = True
                 self._tell(_NOTHING)
             except ConnectionError as error:
                 self._tell(_NOTHING)
@@ -144,6 +145,15 @@ class Crew:
         """
         path = self._read("folder", TIMEOUT.total_seconds())
         return None if path is None else Path(path)
+
+    def leave(self) -> None:
+        """Let rank 0 leave a finished run first: where one leaves badly, ``torchrun`` ends the others at once."""
+        if self.keeps:
+            with suppress(RuntimeError):
+                assert self._store is not None
+                self._store.set("over", "")
+        elif self._finished:
+            self._read("over", TIMEOUT.total_seconds())
 
     def _tell(self, reason: str) -> None:
         with suppress(RuntimeError):
@@ -200,8 +210,10 @@ def join(place: Place, device: torch.device) -> Iterator[Crew]:
         dist.init_process_group(backend, store=store, rank=place.rank, world_size=place.size, timeout=TIMEOUT)
     except (RuntimeError, ValueError) as error:
         raise CommandError(f"the {place.size} processes of the run did not meet: {error}", FAILURE) from error
+    crew = Crew(place, dist.group.WORLD, store)
     try:
-        yield Crew(place, dist.group.WORLD, store)
+        yield crew
     finally:
+        crew.leave()
         with suppress(RuntimeError):
             dist.destroy_process_group()

@@ -162,9 +162,14 @@ def _follow(config: RunConfig, session: Session, data: Dataset, crew: Crew) -> i
 def _run(config: RunConfig, session: Session, data: Dataset, folder: RunFolder, crew: Crew) -> int:
     folder.write_summary(_summary(config, session, data, "running"))
     crew.leave_folder(folder.path)
+
+    def run() -> None:
+        _run_epochs(config, session, data, folder, crew)
+        show_summary(_end(config, session, data, folder, "finished"), folder.path)
+
     try:
         crew.work(
-            lambda: _run_epochs(config, session, data, folder, crew),
+            run,
             lambda status, reason: folder.write_summary(_summary(config, session, data, status, reason)),
         )
     except Stopped as stop:
@@ -182,7 +187,6 @@ def _run(config: RunConfig, session: Session, data: Dataset, folder: RunFolder, 
     except BaseException as error:
         _end(config, session, data, folder, "failed", f"{type(error).__name__}: {error}")
         raise
-    show_summary(_end(config, session, data, folder, "finished"), folder.path)
     return 0
 
 
