@@ -5,15 +5,16 @@ from collections.abc import Callable
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-from torch import nn
+from torch import Tensor, nn
 
 import targetprop as tp
 from cases import LOSSES, NETWORKS, gradients, parameters, rand
+from targetprop.influence import Influence
 from targetprop.ranks import Ranks
 from targetprop.regression import Covariance
 
@@ -94,20 +95,30 @@ SPOILT = {
     ("dtp", "gradient"): "the gradient of layer 0 is NaN",
     ("least-squares", "input"): "the input holds NaN",
     ("least-squares", "labels"): "the loss or its gradient is NaN",
+    ("least-squares", "targets"): "the target of layer 0 is NaN",
 }
+
+
+class Spoiler(Influence):
+    """Makes targets that are not numbers, on the rank where it is told to."""
+
+    spoilt: ClassVar[Tensor] = torch.tensor(False)
+
+    def __call__(self, deltas: list[Tensor]) -> list[Tensor]:
+        return [torch.where(self.spoilt, torch.nan, delta) for delta in deltas]
 
 
 def skips(group: Any, rank: int = 0, size: int = 1) -> dict[tuple[str, str], tuple[list[str | None], Any]]:
     """Take a good step, one that the last rank spoils, and a good one; why each was skipped, and what all end with."""
     found = {}
-    for method, what in SPOILT:
-        network, spoilt = NETWORKS["tanh"], torch.tensor(False)
-        model = network.build()
+    for name, what in SPOILT:
+        network, spoilt, last = NETWORKS["tanh"], torch.tensor(False), rank == size - 1
+        model, method = network.build(), tp.method(name, influence=Spoiler()) if what == "targets" else name
         engine = tp.TargetPropagation(
             model, nn.MSELoss(), example_input=network.batch(), method=method, seed=3, on_divergence="skip",
             process_group=group,
         )  # fmt: skip
-        if what in ("decoder", "gradient") and rank == size - 1:
+        if what in ("decoder", "gradient") and last:
             parameter = next(engine.bank.parameters()) if what == "decoder" else parameters(model)[0]
             parameter.register_hook(lambda grad, spoilt=spoilt: torch.where(spoilt, torch.nan, grad))
         reasons = []
@@ -115,9 +126,10 @@ def skips(group: Any, rank: int = 0, size: int = 1) -> dict[tuple[str, str], tup
             x, y = network.batch(6, seed=50), rand(6, 3, seed=51)
             (x if what == "input" else y)[5] += float("nan") if bad and what in ("input", "labels") else 0.0
             spoilt.fill_(bad)
+            Spoiler.spoilt.fill_(bad and last)
             reasons.append(engine.backward(x[rank::size], y[rank::size]).skipped)
         state = engine.state_dict()
-        found[method, what] = reasons, (gradients(model), state.get("decoders"), state.get("update"))
+        found[name, what] = reasons, (gradients(model), state.get("decoders"), state.get("update"))
     return found
 
 

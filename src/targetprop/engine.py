@@ -62,7 +62,8 @@ class TargetPropagation:
         process_group: processes of `torch.distributed` that train together, each on its own rows of every batch. Model
             and decoders then start as rank 0 has them, ``.grad`` is the whole batch's on every rank, and so is the
             decoders' step: ranks whose rows are dealt as ``DistributedSampler`` does match one process with all of
-            them. All ranks make the same calls. Dropout draws from each rank's own random state.
+            them. All ranks make the same calls, and none takes a step whose numbers are not finite on one of them.
+            Dropout draws from each rank's own random state.
 
     Raises:
         ValueError: a setting or the method is unknown, its parts do not fit the model, the example input does not fit,
