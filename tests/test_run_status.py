@@ -127,7 +127,7 @@ def test_a_second_ctrl_c_while_saving_leaves_the_checkpoint_before(tmp_path, mon
     def save(keeper):
         saves.append(keeper)
         if len(saves) == 2:
-            keeper._signals.received = signal.SIGTERM
+            keeper._crew.signals.received = signal.SIGTERM
             signal.raise_signal(signal.SIGINT)
         plain(keeper)
 

@@ -50,12 +50,13 @@ def check_optimizer(made: object) -> None:
         raise TypeError(f"decoder_optimizer must return an optimiser; got {type(made).__name__}")
 
 
-def check_batch(x: object, what: str = "the batch") -> None:
+def check_batch(x: object, what: str = "the batch", *, may_be_empty: bool = False) -> None:
     """Refuse what is no batch of samples.
 
     Args:
         x: to be a tensor of shape ``(n, …)`` with ``n ≥ 1``.
         what: its name, for the message.
+        may_be_empty: whether ``n = 0`` is fine, as other ranks hold the batch.
 
     Raises:
         TypeError: it is no tensor.
@@ -67,7 +68,7 @@ def check_batch(x: object, what: str = "the batch") -> None:
         raise ValueError(f"{what} must be a dense tensor; got the layout {x.layout}")
     if x.dim() == 0:
         raise ValueError(f"{what} must have shape (n, …); got a single number")
-    if len(x) == 0:
+    if len(x) == 0 and not may_be_empty:
         raise ValueError(f"{what} is empty; drop it, or set drop_last=True in the data loader")
 
 

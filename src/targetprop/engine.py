@@ -1,10 +1,11 @@
 """`TargetPropagation`: replaces ``loss.backward()`` in an existing training loop."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any, Literal, get_args
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from targetprop.admission import (
@@ -18,15 +19,18 @@ from targetprop.admission import (
     place,
 )
 from targetprop.black_box import check_derivatives
+from targetprop.buckets import Buckets
 from targetprop.chain import Model, build_chain
 from targetprop.compiled import Stages
 from targetprop.decoders import LayerDecoder, OptimizerFactory
 from targetprop.forward import LayerRecord, Record, Replay, evaluating, replay_modules, run_forward
 from targetprop.guard import Gradients, Guard, RunningStatistics
-from targetprop.inversion import Iteration
+from targetprop.inversion import Iteration, Outcome
 from targetprop.methods import Method
 from targetprop.methods import method as find_method
-from targetprop.output_target import Loss, loss_gradient
+from targetprop.norm_statistics import check_norms
+from targetprop.output_target import Loss, shared_loss_gradient
+from targetprop.ranks import Ranks, Share
 from targetprop.step_report import StepReport, root_mean_square
 from targetprop.targets import propagate
 
@@ -55,6 +59,11 @@ class TargetPropagation:
             chooses the backend. Where that fails, a warning says so and nothing is compiled.
         on_divergence: what a step does whose loss, targets, decoder losses or gradients are not finite: "raise" a
             `FloatingPointError`, or "skip", which reports why. Either way nothing of it stays.
+        process_group: processes of `torch.distributed` that train together, each on its own rows of every batch. Model
+            and decoders then start as rank 0 has them, ``.grad`` is the whole batch's on every rank, and so is the
+            decoders' step: ranks whose rows are dealt as ``DistributedSampler`` does match one process with all of
+            them. All ranks make the same calls, and none takes a step whose numbers are not finite on one of them.
+            Dropout draws from each rank's own random state.
 
     Raises:
         ValueError: a setting or the method is unknown, its parts do not fit the model, the example input does not fit,
@@ -88,6 +97,7 @@ class TargetPropagation:
         seed: int | None = None,
         compile: bool | Stages = False,
         on_divergence: OnDivergence = "raise",
+        process_group: "dist.ProcessGroup | None" = None,
     ) -> None:
         """Cut the model, build its decoders and their optimiser."""
         if on_divergence not in get_args(OnDivergence):
@@ -96,6 +106,7 @@ class TargetPropagation:
         self.method = find_method(method) if isinstance(method, str) else method
         check_arguments(loss, self.method, decoders, seed)
         check_batch(example_input, "example_input")
+        self.ranks = Ranks(process_group, example_input.device)
         self.model, self.loss = model, loss
         reduction = getattr(loss, "reduction", "mean")
         if reduction not in ("mean", "sum"):
@@ -103,12 +114,13 @@ class TargetPropagation:
         if self.method.propagation == "backprop":
             self.chain = None
             if not isinstance(model, nn.Module):
-                self.model = nn.Sequential(*(model.values() if isinstance(model, Mapping) else model))
+                model = self.model = nn.Sequential(*(model.values() if isinstance(model, Mapping) else model))
+            self._start_alike(model)
             return
         self.chain = build_chain(model, self.method.cut)
         self._place = place(self.chain)
         check_place(example_input, self._place, self._place)
-        seed = torch.initial_seed() if seed is None else seed
+        seed = self.ranks.first(torch.initial_seed() if seed is None else seed)
         self._generator = torch.Generator(device=example_input.device).manual_seed(seed % 2**63)
         with evaluating(self.chain):
             example, inner = self._example(example_input)
@@ -122,6 +134,7 @@ class TargetPropagation:
         if decoder_optimizer and trainable:
             check_optimizer(self.decoder_optimizer)
         self._update_state = self.method.update.build(self.chain)
+        self._start_alike(*(module for layer in self.chain.layers for module in layer.modules), self.bank)
         self._check_sweeps()
         self._replays = self._compile(Stages() if compile is True else compile) if compile else None
 
@@ -147,21 +160,23 @@ class TargetPropagation:
         """
         if not torch.is_grad_enabled():
             raise RuntimeError("backward fills .grad, and gradients are disabled; call it outside torch.no_grad()")
-        check_batch(x)
+        share = self._share(x)
         statistics = RunningStatistics(self._modules()) if self.on_divergence == "skip" else None
-        report = self._backprop(x, y) if self.chain is None else self._step(x, y, measure)
+        report = self._backprop(x, y, share) if self.chain is None else self._step(x, y, share, measure)
         if report.skipped is not None:
             if statistics is None:
                 raise FloatingPointError(report.skipped)
             statistics.restore()
         return report
 
-    def _step(self, x: Tensor, y: Tensor, measure: bool) -> StepReport:
+    def _step(self, x: Tensor, y: Tensor, share: Share, measure: bool) -> StepReport:
         """Take the step if all its numbers are finite; otherwise leave everything alone and say why."""
         assert self.chain is not None
-        guard, draws = Guard(), self._generator.get_state()
-        record = self._forward(x, self.method.update.needs_inner, self._replays)
-        change = self.method.output_target(record.output, y, self.loss)
+        if not self.ranks.alone:
+            check_norms(module for layer in self.chain.layers for module in layer.modules)
+        guard, draws = Guard(self.ranks), self._generator.get_state()
+        record = self._forward(x, share, self.method.update.needs_inner, self._replays)
+        change = self.method.output_target(record.output, y, self.loss, share)
         _watch_forward(guard, x, record)
         guard.watch(_BAD_LOSS, change.loss, change.delta)
         decoder_loss = self.method.decoder.train(self.bank, record, self.decoder_optimizer, self._generator, guard)
@@ -179,7 +194,8 @@ class TargetPropagation:
             asked = {name: asked["all"] for name in asked}
         norms = _norms(record, deltas) if measure else {}
         _watch_targets(guard, record, deltas)
-        report = replace(report, delta_norms=norms, outcomes=targets.outcomes, target_norms=asked)
+        outcomes = _gather(targets.outcomes, share) if measure else targets.outcomes
+        report = replace(report, delta_norms=norms, outcomes=outcomes, target_norms=asked)
         layers, scale = list(record.layers), change.scale
         del record, change, targets
         self._update(layers, deltas, scale, guard)
@@ -190,12 +206,16 @@ class TargetPropagation:
         keeps_state = next(self._update_state.children(), None) is not None
         if keeps_state and not guard.passes():
             return
-        with Gradients(p for layer in layers for p in layer.layer.parameters()) as gradients:
-            while layers:  # top layer first; what a layer has used is freed before the next one's gradient is made
-                name, written = layers[-1].layer.name, list(layers[-1].layer.parameters())
-                self.method.update.apply(layers.pop(), deltas.pop(), scale, self._update_state)
+        written = [(layer.layer.name, list(layer.layer.parameters())) for layer in reversed(layers)]
+        buckets = Buckets(self.ranks)
+        with Gradients(p for _, parameters in written for p in parameters) as gradients:
+            for _, parameters in written:  # what a layer has used is freed before the next one's gradient is made
+                with buckets.collect(parameters):
+                    self.method.update.apply(layers.pop(), deltas.pop(), scale, self._update_state)
+            buckets.finish()
+            for name, parameters in written:
                 problem = f"the gradient of layer {name} is NaN or infinite though its target is finite; {_CURE}"
-                guard.watch(problem, *(p.grad for p in written if p.grad is not None))
+                guard.watch(problem, *(p.grad for p in parameters if p.grad is not None))
             if guard.passes():
                 gradients.add()
 
@@ -211,12 +231,12 @@ class TargetPropagation:
         Raises:
             FloatingPointError: an activation or a decoder's loss is not finite; no decoder was changed then.
         """
-        check_batch(x)
+        share = self._share(x)
         if self.chain is None:
             return None
         with torch.no_grad():
-            record = self._forward(x)
-        guard, draws = Guard(), self._generator.get_state()
+            record = self._forward(x, share)
+        guard, draws = Guard(self.ranks), self._generator.get_state()
         _watch_forward(guard, x, record)
         loss = self.method.decoder.train(self.bank, record, self.decoder_optimizer, self._generator, guard)
         if not guard.passes():
@@ -280,21 +300,32 @@ class TargetPropagation:
         ]
         return "\n".join([str(self.method), *rows])
 
-    def _backprop(self, x: Tensor, y: Tensor) -> StepReport:
+    def _start_alike(self, *modules: nn.Module) -> None:
+        """Give every rank the parameters and buffers of rank 0."""
+        tensors: dict[str, Tensor] = {}
+        for at, module in enumerate(modules):
+            tensors |= {f"{at}.{name}": p for name, p in (*module.named_parameters(), *module.named_buffers())}
+        self.ranks.copy_from_first(tensors.values(), tensors, "parameters")
+
+    def _backprop(self, x: Tensor, y: Tensor, share: Share) -> StepReport:
         assert isinstance(self.model, nn.Module)
-        first, guard = next(self.model.parameters()), Guard()
+        if not self.ranks.alone:
+            check_norms([self.model], synchronised=True)
+        first, guard, buckets = next(self.model.parameters()), Guard(self.ranks), Buckets(self.ranks)
         now = first.device, first.dtype
         check_place(x, now, now)
         with explained(x, now):
             output = self.model(x.detach())
         if not output.requires_grad:
             raise ValueError("the model has no trainable parameter; call requires_grad_(True) on those to train")
-        value, gradient = loss_gradient(output, y, self.loss)
+        value, gradient = shared_loss_gradient(output, y, self.loss, share)
         guard.watch(_BAD_INPUT, x)
         guard.watch("the network returns NaN or infinite values; " + _LOWER, output)
         guard.watch(_BAD_LOSS, value, gradient)
         with Gradients(self.model.parameters()) as gradients:
-            output.backward(gradient)
+            with buckets.collect(self.model.parameters()):
+                output.backward(gradient)
+            buckets.finish()
             for name, parameter in self.model.named_parameters():
                 if parameter.grad is not None:
                     guard.watch(f"the gradient of {name} is NaN or infinite; {_CURE}", parameter.grad)
@@ -302,18 +333,28 @@ class TargetPropagation:
                 gradients.add()
         return StepReport(value, output.detach(), skipped=guard.reason)
 
+    def _share(self, x: Tensor) -> Share:
+        """Find this rank's part of a batch, of which it may have none."""
+        check_batch(x, may_be_empty=not self.ranks.alone)
+        share = self.ranks.share(len(x))
+        if len(x) == 0:
+            check_batch(x, may_be_empty=share.total > 0)
+        return share
+
     def _modules(self) -> Iterator[nn.Module]:
         if self.chain is None:
             assert isinstance(self.model, nn.Module)
             return self.model.modules()
         return (part for layer in self.chain.layers for module in layer.modules for part in module.modules())
 
-    def _forward(self, x: Tensor, keep_inner: bool = False, replays: list[Replay] | None = None) -> Record:
+    def _forward(
+        self, x: Tensor, share: Share, keep_inner: bool = False, replays: list[Replay] | None = None
+    ) -> Record:
         assert self.chain is not None
         now = place(self.chain)
         check_place(x, now, self._place)
         with explained(x, now):
-            record = run_forward(self.chain, x, keep_inner=keep_inner, replays=replays)
+            record = run_forward(self.chain, x, keep_inner=keep_inner, replays=replays, share=share)
         check_samples(record, len(x))
         return record
 
@@ -342,7 +383,7 @@ class TargetPropagation:
 
 
 def _norms(record: Record, deltas: list[Tensor]) -> dict[str, Tensor]:
-    named = {r.layer.name: root_mean_square(d) for r, d in zip(record.layers, deltas, strict=True)}
+    named = {r.layer.name: root_mean_square(d, r.share) for r, d in zip(record.layers, deltas, strict=True)}
     return {**named, "all": named[record.layers[-1].layer.name]}
 
 
@@ -361,3 +402,15 @@ def _watch_forward(guard: Guard, x: Tensor, record: Record) -> None:
 def _watch_targets(guard: Guard, record: Record, deltas: list[Tensor]) -> None:
     for layer, delta in zip(record.layers, deltas, strict=True):
         guard.watch(f"the target of layer {layer.layer.name} is NaN or infinite; lower output_target.beta", delta)
+
+
+def _gather(outcomes: dict[str, Outcome], share: Share) -> dict[str, Outcome]:
+    """Put the outcomes of all ranks together."""
+    if share.ranks.alone:
+        return outcomes
+    found = {}
+    for name, outcome in outcomes.items():
+        parts = {f.name: getattr(outcome, f.name) for f in fields(Outcome)}
+        kept = {field: values for field, values in parts.items() if values is not None}
+        found[name] = Outcome(**parts | dict(zip(kept, share.whole(list(kept.values())), strict=True)))
+    return found

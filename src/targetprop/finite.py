@@ -5,17 +5,21 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
+from targetprop.ranks import Ranks
 
-def squares_are_finite(values: Iterable[Tensor]) -> bool:
+
+def squares_are_finite(values: Iterable[Tensor], ranks: Ranks) -> bool:
     """Say whether tensors can be squared and summed: where they can, so can an optimiser's second moments.
 
     Args:
         values: tensors of any shapes.
+        ranks: the processes that hold them, which all hear the same.
 
     Returns:
         False where a value is NaN or infinite, or too large for that.
     """
     norm = torch.nn.utils.get_total_norm(values)
+    ranks.sum_([norm])
     return bool(norm < torch.finfo(norm.dtype).max ** 0.5)
 
 

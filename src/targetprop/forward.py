@@ -25,6 +25,7 @@ from torch.nn.modules.dropout import _DropoutNd  # pyright: ignore[reportPrivate
 
 from targetprop.chain import Chain, Layer, visible
 from targetprop.precision import widened
+from targetprop.ranks import Ranks, Share
 
 
 @dataclass(frozen=True)
@@ -147,6 +148,7 @@ class LayerRecord:
         x: its input ``h_{l-1}``, shape ``(n, …)``, detached.
         y: its output ``h_l`` with the graph of ``θ_l``, shape ``(n, …)``.
         sides: side data, one per module of the layer.
+        share: which rows of the batch these are.
         inner: outputs of the layer's modules with their graph, one per module; empty unless asked for.
         replay: `replay_modules` of this layer, compiled; None if it is not.
     """
@@ -155,6 +157,7 @@ class LayerRecord:
     x: Tensor
     y: Tensor
     sides: tuple[Side, ...]
+    share: Share
     inner: tuple[Tensor, ...] = ()
     replay: Replay | None = None
 
@@ -186,18 +189,20 @@ class LayerRecord:
         return self.f(x) if self.replay is None else self.replay(self.layer.modules, x, self.sides)
 
     def head(self, rows: int) -> "LayerRecord":
-        """Restrict the record to its first samples.
+        """Restrict the record to the first samples of the batch.
 
         Args:
-            rows: how many samples to keep.
+            rows: how many samples to keep, of all that the ranks hold.
 
         Returns:
-            The same record on ``rows`` samples, without graph.
+            The same record on these samples, without graph.
         """
-        if rows >= len(self.x):
+        share = self.share.head(rows)
+        if share is self.share:
             return self
+        rows = share.rows
         sides = tuple(_head(side, rows) for side in self.sides)
-        return replace(self, x=self.x[:rows], y=self.h[:rows], sides=sides, inner=())
+        return replace(self, x=self.x[:rows], y=self.h[:rows], sides=sides, share=share, inner=())
 
 
 @dataclass(frozen=True, eq=False)
@@ -215,20 +220,30 @@ class Record:
         """The network's output ``h_L``, detached, shape ``(n, …)``."""
         return self.layers[-1].h
 
+    @property
+    def share(self) -> Share:
+        """Which rows of the batch the record holds."""
+        return self.layers[-1].share
+
     def head(self, rows: int) -> "Record":
-        """Restrict the record to its first ``rows`` samples.
+        """Restrict the record to the first ``rows`` samples of the batch.
 
         Args:
-            rows: how many samples to keep.
+            rows: how many samples to keep, of all that the ranks hold.
 
         Returns:
             The restricted record.
         """
-        return self if rows >= len(self.layers[0].x) else Record(tuple(layer.head(rows) for layer in self.layers))
+        return self if rows >= self.share.total else Record(tuple(layer.head(rows) for layer in self.layers))
 
 
 def run_forward(
-    chain: Chain, x: Tensor, *, keep_inner: bool = False, replays: Sequence[Replay] | None = None
+    chain: Chain,
+    x: Tensor,
+    *,
+    keep_inner: bool = False,
+    replays: Sequence[Replay] | None = None,
+    share: Share | None = None,
 ) -> Record:
     """Run a chain once, detached between layers.
 
@@ -237,6 +252,7 @@ def run_forward(
         x: input ``h_0`` of shape ``(n, …)``.
         keep_inner: keep the outputs of the modules inside each layer too.
         replays: `replay_modules` compiled for each layer; the pass itself is not.
+        share: which rows of a larger batch ``x`` is; all of it if None.
 
     Returns:
         The record.
@@ -246,6 +262,7 @@ def run_forward(
         ValueError: a module overwrote its input, or hides one that cannot be repeated.
     """
     records: list[LayerRecord] = []
+    share = Ranks().share(len(x)) if share is None else share
     h = x.detach()
     for index, layer in enumerate(chain.layers):
         for module in layer.modules:
@@ -260,7 +277,7 @@ def run_forward(
             raise ValueError(f"layer {layer.name}: {error}") from error
         y = inner[-1] if inner else h
         replay = None if replays is None else replays[index]
-        records.append(LayerRecord(layer, h, y, sides, inner if keep_inner else (), replay))
+        records.append(LayerRecord(layer, h, y, sides, share, inner if keep_inner else (), replay))
         h = y.detach()
     return Record(tuple(records))
 

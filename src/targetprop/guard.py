@@ -1,7 +1,8 @@
 """What keeps numbers that are not finite out of a step, with few transfers to the host.
 
 A step keeps things at two places, where decoders change and where ``.grad`` is written. In front of each,
-`Guard.passes` reads one number from the device, for however many layers; what it refuses leaves no trace.
+`Guard.passes` reads one number from the device, for however many layers; what it refuses leaves no trace. Several ranks
+add their numbers up before, so that all of them take a step or none does.
 """
 
 from collections.abc import Iterable
@@ -11,11 +12,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase  # pyright: ignore[reportPrivateUsage]
 
+from targetprop.ranks import Ranks
+
 
 class Guard:
     """Collects numbers, and tells whether all are finite.
 
     Each tensor is seen through its Euclidean norm: where two norms are finite, so is every product of the two tensors.
+
+    Args:
+        ranks: the processes that decide together, which all watch the same things in the same order.
 
     >>> guard = Guard()
     >>> guard.watch("the loss is not a number", torch.tensor(2.0))
@@ -26,8 +32,9 @@ class Guard:
     (False, 'the target is infinite')
     """
 
-    def __init__(self) -> None:
-        """Start with nothing to look at."""
+    def __init__(self, ranks: Ranks | None = None) -> None:
+        """Start with nothing to look at; without ranks, this process is alone."""
+        self._ranks = Ranks() if ranks is None else ranks
         self.reason: str | None = None
         self._pending: list[tuple[str, Tensor]] = []
 
@@ -47,11 +54,16 @@ class Guard:
         """Read what was collected; what was found once stays.
 
         Returns:
-            False if anything so far was not finite; the first problem is then the `reason`.
+            False if anything so far was not finite, on any rank; the first problem is then the `reason`.
         """
         pending, self._pending = self._pending, []
-        if self.reason is None and pending and not isfinite(float(torch.stack([norm for _, norm in pending]).sum())):
-            self.reason = next((problem for problem, norm in pending if not isfinite(float(norm))), pending[0][0])
+        if self.reason is None and pending:
+            total = torch.stack([norm for _, norm in pending]).sum()
+            self._ranks.sum_([total])
+            if not isfinite(float(total)):
+                broken = [place for place, (_, norm) in enumerate(pending) if not isfinite(float(norm))]
+                first = self._ranks.least(broken[0] if broken else len(pending))
+                self.reason = pending[first % len(pending)][0]  # where only the sum overflows, as good as any
         return self.reason is None
 
 

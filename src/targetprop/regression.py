@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from targetprop.finite import squares_are_finite
+from targetprop.ranks import Ranks, Share
 
 
 class Covariance(nn.Module):
@@ -41,21 +42,23 @@ class Covariance(nn.Module):
         self.register_buffer("count", torch.zeros((), dtype=torch.long, device="cpu"))
 
     @torch.no_grad()
-    def observe(self, a: Tensor) -> None:
+    def observe(self, a: Tensor, share: Share | None = None) -> None:
         """Add a batch.
 
         Args:
             a: rows, shape ``(n, width)``.
+            share: which rows of a larger batch these are; all of it if None.
 
         Raises:
             FloatingPointError: they are too large to be squared; nothing was added then.
         """
-        if not squares_are_finite([a]):
+        share = Ranks().share(len(a)) if share is None else share
+        if not squares_are_finite([a], share.ranks):
             raise FloatingPointError("a regression on activations overflows; scale the inputs down")
         a = a.to(self.average.dtype)  # under autocast activations have fewer digits
-        self.average.mul_(self.decay).addmm_(a.T, a, alpha=(1 - self.decay) / len(a))
+        share.add_product_(self.average, a, a, self.decay)
         self.count += 1
-        self.rows = len(a)
+        self.rows = share.total
 
     def worth(self) -> float:
         """Count the rows that the average is worth: ``n (1 − ρᵗ)(1 + ρ) / ((1 + ρᵗ)(1 − ρ))`` of batches of ``n``.

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from targetprop.inversion import Outcome, Status
+from targetprop.ranks import Share
 
 
 @dataclass(frozen=True, eq=False)
@@ -13,12 +14,13 @@ class StepReport:
     """Report of one `TargetPropagation.backward`.
 
     Attributes:
-        loss: the user's loss before the step, a scalar without graph.
-        output: the network's output, shape ``(n, …)``, without graph.
+        loss: the user's loss before the step, a scalar without graph; of several ranks, the whole batch's.
+        output: the network's output, shape ``(n, …)``, without graph; of several ranks, this one's.
         decoder_loss: loss of the decoders before their last update, summed over layers; None if nothing was trained.
         delta_norms: root mean square over samples of ``‖Δ_l‖`` as the updates used it, by layer name; empty unless
             measured.
-        outcomes: how the inversion of each layer ended, by layer name; joint sweeps have one, named ``"all"``.
+        outcomes: how the inversion of each layer ended, by layer name; joint sweeps have one, named ``"all"``. Of
+            several ranks, the whole batch's where it was measured, else this one's.
         target_norms: root mean square over samples of ``‖t − y₀‖``, what each inversion was asked for, by layer name;
             empty unless measured.
         skipped: why nothing was changed, a sentence that names the layer; None for a step that was taken.
@@ -68,13 +70,18 @@ class StepReport:
         return text if self.skipped is None else f"{text}, skipped: {self.skipped}"
 
 
-def root_mean_square(values: Tensor) -> Tensor:
+def root_mean_square(values: Tensor, share: Share | None = None) -> Tensor:
     """Root mean square over samples of each sample's norm.
 
     Args:
         values: shape ``(n, …)``.
+        share: which rows of a larger batch these are; all of it if None.
 
     Returns:
         A scalar.
     """
-    return torch.linalg.vector_norm(values) / len(values) ** 0.5
+    if share is None or share.ranks.alone:
+        return torch.linalg.vector_norm(values) / len(values) ** 0.5
+    square = torch.linalg.vector_norm(values).square()
+    share.sum_([square])
+    return (square / share.total).sqrt()

@@ -88,7 +88,7 @@ def _joint(record: Record, bank: Bank, delta: Tensor, inversion: Inversion, meas
     assert isinstance(inversion, InputSpace)
     upper = record.layers[1:]
     start = [layer.x for layer in upper]
-    sizes = [x[0].numel() for x in start]
+    sizes = [x.shape[1:].numel() for x in start]
     problems = [
         Problem(layer.fast, bank.inverse(index, record), delta, layer.x, layer.h)
         for index, layer in enumerate(upper, start=1)

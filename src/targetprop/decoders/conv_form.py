@@ -81,7 +81,7 @@ def expected_conv_loss(
     Returns:
         The loss, mean over samples, and its gradient, shape of ``V``.
     """
-    weight, n = form.map.weight.detach(), len(change)
+    weight, n = form.map.weight.detach(), max(len(change), 1)  # a rank may hold no samples
     moved = _push(form.above, change)
     noise, before = _pull(form, eps)
     after = None if _only_shapes(form.above) else _push(form.above, torch.ones_like(change)).square_()

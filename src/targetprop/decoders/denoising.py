@@ -31,12 +31,12 @@ class Denoising(Learned):
 
     def layer_loss(self, bank: Bank, index: int, record: Record, noise: Noise) -> Tensor:
         """Compute the squared reconstruction error; see `Learned.layer_loss`."""
-        return self._error(bank, index, record, noise)[1].square().sum() / len(record.output)
+        return self._error(bank, index, record, noise)[1].square().sum() / max(len(record.output), 1)
 
     def signal(self, bank: Bank, index: int, record: Record, noise: Noise) -> Signal:
         """Start autograd at the reconstruction, whose gradient is known; see `Learned.signal`."""
         rebuilt, error = self._error(bank, index, record, noise)
-        error, n = error.detach(), len(record.output)
+        error, n = error.detach(), max(len(record.output), 1)  # a rank may hold no samples
         return Signal(torch.linalg.vector_norm(error).square() / n, rebuilt, error * (2 / n))
 
     def _error(self, bank: Bank, index: int, record: Record, noise: Noise) -> tuple[Tensor, Tensor]:

@@ -47,7 +47,7 @@ def difference_loss(
     total = inner.sum()
     if isinstance(damping, Tensor) or damping > 0:
         total = total + damping * g.difference(y0, eta).square().sum()
-    return total / (s * s * len(y0))
+    return total / (s * s * max(len(y0), 1))
 
 
 def expected_difference_loss(
@@ -76,7 +76,7 @@ def expected_difference_loss(
     Returns:
         The loss, mean over samples, and its gradient, shape of ``V``.
     """
-    weight, n = form.weight.detach(), len(change)
+    weight, n = form.weight.detach(), max(len(change), 1)  # a rank may hold no samples
     inputs, outputs = weight.shape
     moved, noise = change.reshape(-1, outputs), eps.reshape(-1, inputs)
     moved = moved if form.after is None else moved * form.after
@@ -204,4 +204,4 @@ class DifferenceReconstruction(Learned):
         change = perturbed(layer, eps) - layer.h
         if not (self.relative and self.damping):
             return eps, change, self.damping
-        return eps, change, self.damping * change.square().mean() / self.noise**2
+        return eps, change, self.damping * layer.share.mean(change.square()) / self.noise**2

@@ -89,7 +89,7 @@ class LinearisedDecoder(nn.Module):
         x, r, p = torch.zeros_like(rhs), rhs, rhs
         rr = dot(r, r)
         stop = rr * relative**2
-        for _ in range(min(self.max_steps, 2 * rhs[0].numel())):
+        for _ in range(min(self.max_steps, 2 * rhs.shape[1:].numel())):
             active = rr > stop
             if not bool(active.any()):
                 break

@@ -40,6 +40,7 @@ from targetprop.finite import check_digits
 from targetprop.forward import Record, Side
 from targetprop.guard import Guard
 from targetprop.precision import exactly, widened
+from targetprop.ranks import Share
 from targetprop.residual import Residual
 
 _COVERAGE = 2.0  # probes of a convolution per dimension of a patch, beyond which more tell little
@@ -100,7 +101,7 @@ class WeightMirror(Objective):
         for index in sorted(bank.mirrored):
             for part, module, side in mirrored_maps(bank, index, record):
                 draw, new = _linear_probes if isinstance(part, LinearDecoder) else _conv_probes, None
-                for drawn in draw(module, side.per_sample[0], self.probes, self.activity, generator):
+                for drawn in draw(module, side.per_sample[0], self.probes, self.activity, generator, record.share):
                     probes = widened(drawn)
                     answers = module(probes) - module(torch.zeros_like(probes[:1]))
                     if isinstance(part, LinearDecoder):
@@ -196,18 +197,19 @@ def _find(parts: Sequence[nn.Module], modules: Sequence[nn.Module], sides: Seque
 
 
 def _linear_probes(
-    module: nn.Module, a: Tensor, probes: int, activity: float, generator: torch.Generator
+    module: nn.Module, a: Tensor, probes: int, activity: float, generator: torch.Generator, share: Share
 ) -> Iterator[Tensor]:
     """White noise and rows of the input drawn at random, in one block; more than its dimensions are of no use."""
-    a = a.reshape(-1, a.shape[-1])
+    share, a = share.times(a.shape[1:-1].numel()), a.reshape(-1, a.shape[-1])
     count = min(probes, a.shape[1])
     active = round(activity * count)
     noise = torch.empty(count - active, a.shape[1], dtype=a.dtype, device=a.device).normal_(generator=generator)
-    yield torch.cat([noise, a[torch.randint(len(a), (active,), generator=generator, device=a.device)]])
+    rows = torch.randint(share.total, (active,), generator=generator, device=a.device)
+    yield torch.cat([noise, share.take(a, rows)])
 
 
 def _conv_probes(
-    module: nn.Module, a: Tensor, probes: int, activity: float, generator: torch.Generator
+    module: nn.Module, a: Tensor, probes: int, activity: float, generator: torch.Generator, share: Share
 ) -> Iterator[Tensor]:
     """Likewise, as many images as the patches of the convolution need."""
     assert isinstance(module, _ConvNd)
@@ -216,4 +218,4 @@ def _conv_probes(
     if activity < 1:
         yield torch.empty(count, *a.shape[1:], dtype=a.dtype, device=a.device).normal_(generator=generator)
     if activity > 0:
-        yield a[torch.randint(len(a), (count,), generator=generator, device=a.device)]
+        yield share.take(a, torch.randint(share.total, (count,), generator=generator, device=a.device))

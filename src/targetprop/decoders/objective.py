@@ -23,6 +23,8 @@ OptimizerFactory = Callable[[list[nn.Parameter]], torch.optim.Optimizer]
 class Noise:
     """White noise of scale ``s``; one draw serves all layers, whose losses are separate expectations.
 
+    Every rank draws for the whole batch and keeps its own rows.
+
     Args:
         record: the forward pass whose activations are perturbed.
         scale: ``s``.
@@ -32,9 +34,9 @@ class Noise:
     def __init__(self, record: Record, scale: float, generator: torch.Generator) -> None:
         """Draw once, as wide as the widest activation."""
         like = record.output
-        width = max(values[0].numel() for layer in record.layers[1:] for values in (layer.x, layer.y))
-        self._values = torch.empty(len(like), width, dtype=like.dtype, device=like.device)
-        self._values.normal_(0.0, scale, generator=generator)
+        width = max(values.shape[1:].numel() for layer in record.layers[1:] for values in (layer.x, layer.y))
+        drawn = torch.empty(record.share.total, width, dtype=like.dtype, device=like.device)
+        self._values = record.share.keep(drawn.normal_(0.0, scale, generator=generator))
 
     def like(self, values: Tensor) -> Tensor:
         """Cut out noise of a shape.
@@ -45,7 +47,7 @@ class Noise:
         Returns:
             Noise of that shape.
         """
-        return self._values[:, : values[0].numel()].reshape(values.shape)
+        return self._values[:, : values.shape[1:].numel()].reshape(values.shape)
 
 
 @dataclass(frozen=True, eq=False)
@@ -206,8 +208,7 @@ class Learned(Objective):
         """Take `updates` steps on fresh noise, all or none; see `Objective.train`."""
         if optimizer is None or self.updates == 0:
             return None
-        rows = max(1, round(self.share * len(record.output)))
-        record, total = record.head(rows), None
+        record, total = record.head(max(1, round(self.share * record.share.total))), None
         learned = [index for index in range(1, len(record.layers)) if bank.learns(index)]
         take_back = _remember(optimizer) if self.updates > 1 else optimizer.zero_grad
         for _ in range(self.updates):
@@ -217,15 +218,17 @@ class Learned(Objective):
             if not signals:
                 return None
             torch.autograd.backward([s.tensor for s in signals.values()], [s.gradient for s in signals.values()])
-            for index, signal in signals.items():
-                guard.watch(failed_decoder(record.layers[index], "loss"), signal.loss)
-            guard.watch(f"the decoders' gradient is NaN or infinite; {_CURE}", *_gradients(optimizer))
+            losses, gradients = torch.stack([signal.loss for signal in signals.values()]), _gradients(optimizer)
+            record.share.average_([*gradients, losses])
+            for index, loss in zip(signals, losses.unbind(), strict=True):
+                guard.watch(failed_decoder(record.layers[index], "loss"), loss)
+            guard.watch(f"the decoders' gradient is NaN or infinite; {_CURE}", *gradients)
             if not guard.passes():
                 take_back()
                 return None
             optimizer.step()
             optimizer.zero_grad()
-            total = torch.stack([signal.loss for signal in signals.values()]).sum()
+            total = losses.sum()
         return total
 
     def make_optimizer(self, parameters: list[nn.Parameter]) -> torch.optim.Optimizer | None:

@@ -16,6 +16,7 @@ from targetprop.decoders.registry import Style
 from targetprop.finite import check_digits, squares_are_finite
 from targetprop.forward import Record
 from targetprop.guard import Guard
+from targetprop.ranks import Share
 from targetprop.regression import Covariance
 
 Inner = list[tuple[Tensor, ...]]
@@ -161,7 +162,7 @@ class Ridge(Objective):
             for index in map(int, bank.moments):
                 layer = record.layers[index]
                 clean, seen = layer.x + noise.like(layer.x), perturbed(layer, noise.like(layer.x))
-                losses.append((bank.inverse(index, record)(seen) - clean).square().flatten(1).sum(1).mean())
+                losses.append(record.share.mean((bank.inverse(index, record)(seen) - clean).square().flatten(1).sum(1)))
                 guard.watch(failed_decoder(layer, "loss"), losses[-1], clean, seen)
                 pairs.append((seen, clean))
             if not guard.passes():
@@ -169,7 +170,7 @@ class Ridge(Objective):
             for (key, moments), (seen, clean) in zip(bank.moments.items(), pairs, strict=True):
                 linear = bank.single_linear(int(key))
                 assert isinstance(moments, _Moments) and linear is not None
-                moments.fit(linear, seen, clean)
+                moments.fit(linear, seen, clean, record.share)
         return torch.stack(losses).sum() if losses else None
 
 
@@ -184,13 +185,14 @@ class _Moments(nn.Module):
         self.inputs = Covariance(weight.shape[1] + 1, decay, damping, every).to(weight)
         self.register_buffer("cross", weight.new_zeros(weight.shape[0], weight.shape[1] + 1))
 
-    def fit(self, linear: LinearDecoder, seen: Tensor, clean: Tensor) -> None:
+    def fit(self, linear: LinearDecoder, seen: Tensor, clean: Tensor, share: Share) -> None:
+        rows = share.times(seen.shape[1:].numel() // linear.map.in_features)
         seen, clean = seen.reshape(-1, linear.map.in_features), clean.reshape(-1, linear.map.out_features)
         a = torch.cat([seen, torch.ones_like(seen[:, :1])], dim=1).to(self.cross.dtype)
-        if not squares_are_finite([clean]):
+        if not squares_are_finite([clean], share.ranks):
             raise FloatingPointError("a regression on activations overflows; scale the inputs down")
-        self.inputs.observe(a)
-        self.cross.mul_(self.inputs.decay).addmm_(clean.T.to(a.dtype), a, alpha=(1 - self.inputs.decay) / len(a))
+        self.inputs.observe(a, rows)
+        rows.add_product_(self.cross, clean.to(a.dtype), a, self.inputs.decay)
         if (int(self.inputs.count) - 1) % self.inputs.every == 0:
             solution = self.inputs.solve(self.cross / (1 - self.inputs.decay ** int(self.inputs.count)))
             linear.map.weight.copy_(solution[:, :-1])

@@ -63,7 +63,8 @@ class LoopSettings:
 
     Attributes:
         epochs: passes over the training data.
-        batch_size: samples per step; the last batch of an epoch may be smaller.
+        batch_size: samples per step, dealt out to the processes if torchrun started several; the last batch of an epoch
+            may be smaller.
         seed: seed of the initial weights, the decoders, their noise and the order of the data.
         device: auto takes the GPU if there is one.
         log_every: steps between two measurements of the inversion residuals.

@@ -5,12 +5,13 @@ from typing import Any
 
 from targetprop.experiments.checkpoint import save_checkpoint
 from targetprop.experiments.config import RunConfig
+from targetprop.experiments.crew import Crew
 from targetprop.experiments.data import Dataset
 from targetprop.experiments.loop import Session
 from targetprop.experiments.run_folder import RunFolder
 from targetprop.experiments.same_config import fixed_values
 from targetprop.experiments.session import session_state
-from targetprop.experiments.stop_signals import Stopped, StopSignals
+from targetprop.experiments.stop_signals import Stopped
 from targetprop.experiments.summary import summarise
 
 
@@ -22,7 +23,7 @@ class Keeper:
         session: its session.
         data: its data.
         folder: its folder.
-        signals: what may ask it to stop.
+        crew: the processes that train it, which stop and save together.
         saved: steps done by the checkpoint it goes on from; None without one.
     """
 
@@ -32,12 +33,12 @@ class Keeper:
         session: Session,
         data: Dataset,
         folder: RunFolder,
-        signals: StopSignals,
+        crew: Crew,
         saved: int | None = None,
     ) -> None:
         """Start the clock of the checkpoints."""
         self.config, self.session, self.folder, self.saved = config, session, folder, saved
-        self._data, self._signals, self._fixed = data, signals, fixed_values(config)
+        self._data, self._crew, self._fixed = data, crew, fixed_values(config)
         self._patience, self._saved_at = 60 * config.loop.checkpoint_minutes, monotonic()
 
     def on_step(self, record: dict[str, Any] | None) -> None:
@@ -51,11 +52,11 @@ class Keeper:
         """
         if record is not None:
             self.folder.log(record)
-        if self._signals.received is not None:
+        stop, save = self._crew.agree(self.session, save=monotonic() >= self._saved_at + self._patience)
+        if save:
             self.save()
+        if stop:
             raise Stopped
-        if monotonic() >= self._saved_at + self._patience:
-            self.save()
 
     def on_skip(self, record: dict[str, Any]) -> None:
         """Log a step that was skipped.
@@ -75,8 +76,9 @@ class Keeper:
             Stopped: a signal asked for it, and there are epochs left.
         """
         self.folder.log(record)
+        stop, _ = self._crew.agree(self.session)
         self.save()
-        if self._signals.received is not None and self.session.epoch < self.config.loop.epochs:
+        if stop and self.session.epoch < self.config.loop.epochs:
             raise Stopped
 
     def save(self) -> None:

@@ -14,6 +14,7 @@ from targetprop.experiments.data import Dataset
 from targetprop.experiments.place import Place, begin_epoch
 from targetprop.experiments.skipped import Skipped
 from targetprop.precision import widened
+from targetprop.ranks import Ranks
 
 EVALUATION_BATCH = 1024
 Precision = Literal["fp32", "bf16", "fp64"]
@@ -59,6 +60,7 @@ class Session:
         loss: the loss, a mean over the batch.
         order: draws the order of the data and the seed of each epoch's augmentation, on the CPU.
         precision: of the activations; the network of "fp64" is in float64 itself.
+        ranks: the processes that train together, each on its part of every batch.
         epoch: epochs done.
         step: steps done.
         seconds: time spent in steps.
@@ -75,6 +77,7 @@ class Session:
     loss: nn.Module
     order: torch.Generator
     precision: Precision = "fp32"
+    ranks: Ranks = field(default_factory=Ranks)
     epoch: int = 0
     step: int = 0
     seconds: float = 0.0
@@ -92,7 +95,7 @@ def run_epoch(session: Session, data: Dataset, batch_size: int, log_every: int, 
     Args:
         session: what is trained.
         data: the data, on the network's device.
-        batch_size: samples per step.
+        batch_size: samples per step, over all ranks.
         log_every: steps between two measurements.
         watcher: hears of every step once the session stands behind it; where it raises, the epoch can go on later.
 
@@ -104,13 +107,14 @@ def run_epoch(session: Session, data: Dataset, batch_size: int, log_every: int, 
     """
     session.model.train()
     start, before = perf_counter(), session.seconds
-    device = data.train_x.device
+    device, ranks = data.train_x.device, session.ranks
+    own = slice(ranks.rank, None, ranks.size)
     place = session.place = session.place or begin_epoch(session.order, device)
     order = torch.randperm(len(data.train_x), generator=session.order).to(device)
-    augment = data.augmentation.begin_epoch(session.order, device)
+    augment = data.augmentation.begin_epoch(session.order, device, own)
     place.enter(augment)
     for batch in order.split(batch_size)[place.batches :]:
-        x, y = augment(data.train_x[batch]), data.train_y[batch]
+        x, y = augment(data.train_x[batch[own]], len(batch)), data.train_y[batch[own]]
         session.step += 1
         measure = session.step == 1 or session.step % log_every == 0
         session.optimizer.zero_grad()
@@ -126,19 +130,21 @@ def run_epoch(session: Session, data: Dataset, batch_size: int, log_every: int, 
         session.seconds = before + perf_counter() - start
         record = None
         if report.skipped is None:
-            record = _step_record(session, report, float(right) / len(y)) if measure else None
+            place.count(report.loss, right, len(batch))
+            ranks.sum_([right] if measure else [])
+            record = _step_record(session, report, float(right) / len(batch)) if measure else None
             session.schedule.step()
-            place.count(report.loss, right, len(y))
         else:
             place.skipped += 1
         place.advance(augment)
         watcher.on_step(record)
     if not place.counted:
         raise FloatingPointError(f"all steps of epoch {session.epoch + 1} were skipped; metrics.jsonl says why")
+    ranks.sum_([place.totals[1:]])  # every rank has the loss of the whole batch already
     train_loss, train_accuracy = (place.totals / place.counted).tolist()
     session.seconds = before + perf_counter() - start
     with casting(device, session.precision):
-        test_loss, test_accuracy = evaluate(session.model, session.loss, data.test_x, data.test_y)
+        test_loss, test_accuracy = evaluate(session.model, session.loss, data.test_x, data.test_y, ranks)
     session.epoch, session.place = session.epoch + 1, None
     session.best = max(session.best, test_accuracy)
     session.last = {
@@ -162,7 +168,9 @@ def casting(device: torch.device, precision: Precision) -> torch.autocast:
     return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16", cache_enabled=False)
 
 
-def evaluate(model: nn.Module, loss: nn.Module, x: Tensor, y: Tensor) -> tuple[float, float]:
+def evaluate(
+    model: nn.Module, loss: nn.Module, x: Tensor, y: Tensor, ranks: Ranks | None = None
+) -> tuple[float, float]:
     """Compute loss and accuracy on labelled data.
 
     Args:
@@ -170,6 +178,7 @@ def evaluate(model: nn.Module, loss: nn.Module, x: Tensor, y: Tensor) -> tuple[f
         loss: a mean over the batch.
         x: inputs.
         y: labels.
+        ranks: the processes that share the work; this one alone if None.
 
     Returns:
         Mean loss and share of right answers.
@@ -178,15 +187,23 @@ def evaluate(model: nn.Module, loss: nn.Module, x: Tensor, y: Tensor) -> tuple[f
         FloatingPointError: the loss is not finite.
     """
     model.eval()
-    total, right = 0.0, 0
+    n, total, right = len(y), 0.0, 0
+    if ranks is not None:
+        x, y = x[ranks.rank :: ranks.size], y[ranks.rank :: ranks.size]
     with torch.no_grad():
         for inputs, labels in zip(x.split(EVALUATION_BATCH), y.split(EVALUATION_BATCH), strict=True):
+            if len(labels) == 0:  # fewer samples than ranks
+                continue
             output = model(inputs)
             total += float(loss(widened(output), labels)) * len(labels)
             right += int((output.argmax(1) == labels).sum())
+    if ranks is not None:
+        sums = torch.tensor([total, right], dtype=torch.double, device=x.device)
+        ranks.sum_([sums])
+        total, right = sums.tolist()
     if not abs(total) < float("inf"):
         raise FloatingPointError("the test loss is NaN or infinite; lower the learning rate")
-    return total / len(y), right / len(y)
+    return total / n, right / n
 
 
 def _step_record(session: Session, report: StepReport, accuracy: float) -> dict[str, Any]:

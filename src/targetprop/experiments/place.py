@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from targetprop.experiments.data.augment import Variation
+from targetprop.ranks import Ranks
 
 
 @dataclass
@@ -15,7 +16,8 @@ class Place:
 
     Attributes:
         order: state of the generator of the data's order when the epoch began, so that its draws can be repeated.
-        totals: sums of loss and right answers over the samples so far, but for those of skipped steps.
+        totals: sums of loss and right answers over the samples so far, but for those of skipped steps. Of several
+            ranks, each has the loss of all samples, and its own right answers.
         counted: how many samples these are.
         skipped: steps that were skipped.
         batches: batches done.
@@ -45,11 +47,24 @@ class Place:
 
         Args:
             loss: mean over the batch.
-            right: right answers in it.
-            samples: size of the batch.
+            right: right answers among this rank's rows of it.
+            samples: size of the batch, over all ranks.
         """
         self.totals += torch.stack([loss.double() * samples, right.double()])
         self.counted += samples
+
+    def gather(self, ranks: Ranks) -> None:
+        """Give rank 0 the right answers of all ranks, so that it can save the place for any number of them.
+
+        Args:
+            ranks: the processes that train together.
+        """
+        ranks.sum_([self.totals[1:]])
+        self._leave_to_first(ranks)
+
+    def _leave_to_first(self, ranks: Ranks) -> None:
+        if ranks.rank:
+            self.totals[1] = 0.0
 
     def advance(self, augment: Variation) -> None:
         """Leave a batch behind.
@@ -63,6 +78,23 @@ class Place:
     def state(self) -> dict[str, Any]:
         """Collect it for a checkpoint, without the order's state, which the session keeps."""
         return {name: value for name, value in vars(self).items() if name != "order"}
+
+
+def restore_place(state: dict[str, Any], order: Tensor, device: torch.device, ranks: Ranks) -> Place:
+    """Stand where a checkpoint was made.
+
+    Args:
+        state: what `Place.state` returned, after `Place.gather`.
+        order: state of the generator of the data's order when the epoch began.
+        device: where loss and right answers are summed.
+        ranks: the processes that go on together.
+
+    Returns:
+        The place.
+    """
+    place = Place(order, **{**state, "totals": state["totals"].to(device)})
+    place._leave_to_first(ranks)
+    return place
 
 
 def begin_epoch(order: torch.Generator, device: torch.device) -> Place:

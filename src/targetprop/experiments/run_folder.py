@@ -1,6 +1,7 @@
 """A run's folder: made once, never overwritten; every file in it is replaced as a whole or appended line by line."""
 
 import json
+from contextlib import suppress
 from hashlib import sha256
 from math import isfinite
 from pathlib import Path
@@ -112,6 +113,19 @@ class RunFolder:
     def _count(self, content: bytes) -> None:
         self._size += len(content)
         self._hash.update(content)
+
+
+def end_for_another(path: Path, reason: str) -> None:
+    """Say in a run's summary that it failed, where the process that kept the run is gone.
+
+    Args:
+        path: the run's folder; nothing happens where it cannot be reached, or says already how it ended.
+        reason: why it failed.
+    """
+    with suppress(OSError, ValueError):
+        summary = json.loads((path / SUMMARY).read_text(encoding="utf-8"))
+        if summary["status"] == "running":
+            RunFolder(path).write_summary(summary | {"status": "failed", "reason": reason})
 
 
 def create_run_folder(out: str | None, name: str) -> RunFolder:

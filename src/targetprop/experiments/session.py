@@ -5,6 +5,7 @@ from math import ceil
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import nn
 
 import targetprop as tp
@@ -14,54 +15,65 @@ from targetprop.experiments.config import RunConfig
 from targetprop.experiments.data import Dataset
 from targetprop.experiments.errors import FAILURE, CommandError
 from targetprop.experiments.loop import Session
-from targetprop.experiments.place import Place
+from targetprop.experiments.place import Place, restore_place
 from targetprop.experiments.schedules import restore_schedule
 from targetprop.experiments.screen import say
 from targetprop.experiments.skipped import Skipped
+from targetprop.norm_statistics import check_norms
 
 _COUNTERS = ("epoch", "step", "seconds", "best", "last")
 
 
-def find_device(name: str) -> torch.device:
+def find_device(name: str, local: int | None = None) -> torch.device:
     """Choose the device.
 
     Args:
         name: "auto", "cpu" or "cuda".
+        local: which of the machine's GPUs; None leaves it to PyTorch.
 
     Returns:
         The device.
 
     Raises:
-        CommandError: there is no GPU.
+        CommandError: there is no GPU, or none for this process.
     """
     if name == "cuda" and not torch.cuda.is_available():
         raise CommandError("--device cuda was asked for and PyTorch finds no GPU; use --device cpu or auto")
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
-    return torch.device(name)
+    if name == "cpu" or local is None:
+        return torch.device(name)
+    if local >= torch.cuda.device_count():
+        raise CommandError(
+            f"there are {torch.cuda.device_count()} GPUs and at least {local + 1} processes here; give"
+            " --nproc-per-node the number of GPUs, or --device cpu"
+        )
+    return torch.device(name, local)
 
 
-def load_data(config: RunConfig) -> Dataset:
+def load_data(config: RunConfig, device: torch.device) -> Dataset:
     """Load the data in the precision and onto the device of a run.
 
     Args:
         config: the configuration.
+        device: where it trains.
 
     Returns:
         The data.
     """
-    data = config.data.load().to(find_device(config.loop.device))
+    data = config.data.load().to(device)
     if config.loop.precision != "fp64":
         return data
     return replace(data, train_x=data.train_x.double(), test_x=data.test_x.double())
 
 
-def build_session(config: RunConfig, data: Dataset) -> Session:
+def build_session(config: RunConfig, data: Dataset, group: "dist.ProcessGroup | None" = None) -> Session:
     """Make network, engine and optimiser from the seed.
 
     Args:
         config: the configuration.
         data: the data, on the device that trains.
+        group: the processes that train together; None is this one alone.
 
     Returns:
         A session that has not begun.
@@ -80,9 +92,12 @@ def build_session(config: RunConfig, data: Dataset) -> Session:
             example_input=data.train_x[:2],
             method=config.method,
             seed=seed,
-            compile=Stages(say=lambda sentence: say(f"note: {sentence}")) if config.loop.compile else False,
+            compile=Stages(say=_note if group is None or group.rank() == 0 else str) if config.loop.compile else False,
             on_divergence="skip",
+            process_group=group,
         )
+        if not engine.ranks.alone:
+            check_norms([model], synchronised=config.method.propagation == "backprop")
     except ValueError as error:
         raise CommandError(str(error)) from error
     optimizer = config.optimizer.make(model.parameters())
@@ -90,7 +105,13 @@ def build_session(config: RunConfig, data: Dataset) -> Session:
     schedule = config.schedule.make(optimizer, steps)
     order = torch.Generator().manual_seed(seed)
     skipped = Skipped(config.loop.max_skipped)
-    return Session(model, engine, optimizer, schedule, loss, order, config.loop.precision, skipped=skipped)
+    return Session(
+        model, engine, optimizer, schedule, loss, order, config.loop.precision, engine.ranks, skipped=skipped
+    )
+
+
+def _note(sentence: str) -> None:
+    say(f"note: {sentence}")
 
 
 def session_state(session: Session) -> dict[str, Any]:
@@ -147,4 +168,23 @@ def _restore_place(session: Session, state: dict[str, Any] | None) -> Place | No
     if state is None:
         return None
     device = next(session.model.parameters()).device
-    return Place(session.order.get_state(), **{**state, "totals": state["totals"].to(device)})
+    return restore_place(state, session.order.get_state(), device, session.ranks)
+
+
+def check_in_step(session: Session) -> None:
+    """Make sure that all ranks have the same weights and decoders.
+
+    Args:
+        session: the session, between two epochs.
+
+    Raises:
+        CommandError: they do not.
+    """
+    if session.ranks.alone:
+        return
+    owned = session.engine.state_dict().get("decoders", {})
+    tensors = [*session.model.state_dict().values(), *owned.values()]
+    sums = torch.stack([tensor.detach().double().sum().to(session.ranks.device) for tensor in tensors])
+    if session.ranks.differs(sums):
+        problem = "the ranks no longer have the same weights, so their machines compute differently"
+        raise CommandError(f"{problem}; resume on machines of one kind", FAILURE)

@@ -3,6 +3,9 @@
 from pathlib import Path
 from typing import Any
 
+import torch
+import torch.distributed as dist
+
 from targetprop.experiments.arguments import Arguments, read_file
 from targetprop.experiments.config import RunConfig
 from targetprop.experiments.data import Dataset
@@ -11,7 +14,7 @@ from targetprop.experiments.loop import Session
 from targetprop.experiments.parse import parse_config
 from targetprop.experiments.run_folder import CONFIG
 from targetprop.experiments.same_config import check_config
-from targetprop.experiments.session import build_session, load_data, restore_session
+from targetprop.experiments.session import build_session, find_device, load_data, restore_session
 
 
 def read_stored_values(run: Path, command: str) -> dict[str, str]:
@@ -52,19 +55,26 @@ def parse_stored(run: Path, stored: dict[str, str]) -> RunConfig:
         raise CommandError(f"{run / CONFIG} cannot be used ({error}); {way_out}", FAILURE) from error
 
 
-def open_session(config: RunConfig, state: dict[str, Any]) -> tuple[Session, Dataset]:
+def open_session(
+    config: RunConfig,
+    state: dict[str, Any],
+    device: torch.device | None = None,
+    group: "dist.ProcessGroup | None" = None,
+) -> tuple[Session, Dataset]:
     """Put a session where a checkpoint left it.
 
     Args:
         config: the run's configuration.
         state: the content of its checkpoint; empty for a run that has none yet.
+        device: where it goes on; None is the device that the configuration names.
+        group: the processes that train together; None is this one alone.
 
     Returns:
-        The session and its data, on the device that the configuration names.
+        The session and its data, on that device.
     """
     check_config(config, state)
-    data = load_data(config)
-    session = build_session(config, data)
+    data = load_data(config, find_device(config.loop.device) if device is None else device)
+    session = build_session(config, data, group)
     if state:
         restore_session(session, state)
     return session, data

@@ -49,6 +49,7 @@ def summarise(
         "seconds_per_step": last["seconds"] / last["step"] if last else None,
         "parameters": sum(p.numel() for p in session.model.parameters()),
         "device": str(data.train_x.device),
+        "ranks": session.ranks.size,
         "torch": torch.__version__,
         "targetprop": targetprop.__version__,
         "host": socket.gethostname(),

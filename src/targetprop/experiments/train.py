@@ -3,7 +3,7 @@
 import errno
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from math import ceil
 from pathlib import Path
 from typing import Any, NoReturn
@@ -13,17 +13,19 @@ import torch
 from targetprop.experiments.arguments import Arguments, merge, read_command_line, read_file
 from targetprop.experiments.checkpoint import has_checkpoint, load_checkpoint, settle_checkpoint
 from targetprop.experiments.config import RunConfig
+from targetprop.experiments.crew import Crew, Lost, Seat, find_seat, join
 from targetprop.experiments.data import Dataset
 from targetprop.experiments.deterministic import COST, deterministic
 from targetprop.experiments.errors import FAILURE, CommandError
+from targetprop.experiments.follower import Follower
 from targetprop.experiments.keeper import Keeper
 from targetprop.experiments.loop import Session, run_epoch
 from targetprop.experiments.parse import format_help, parse_config
-from targetprop.experiments.run_folder import RunFolder, create_run_folder
+from targetprop.experiments.run_folder import RunFolder, create_run_folder, end_for_another
 from targetprop.experiments.run_lock import hold
 from targetprop.experiments.screen import Screen, say, show_summary
-from targetprop.experiments.session import build_session, load_data
-from targetprop.experiments.stop_signals import Stopped, StopSignals
+from targetprop.experiments.session import build_session, check_in_step, find_device, load_data
+from targetprop.experiments.stop_signals import Stopped
 from targetprop.experiments.stored_run import open_session, parse_stored, read_stored_values
 from targetprop.report.curves import draw_curves
 from targetprop.report.run_status import RunStatus, read_status
@@ -40,54 +42,83 @@ def train(argv: list[str]) -> int:
 
     Returns:
         Exit status: 0, 130 after Ctrl-C, 143 after SIGTERM.
+
+    Raises:
+        CommandError: something the user can put right; ranks that all say the same leave it to rank 0.
     """
-    arguments = read_command_line(argv)
+    seat = find_seat()
+    try:
+        return _train(argv, seat)
+    except CommandError as error:
+        if seat.rank == 0:
+            raise
+        if error.status == FAILURE:
+            raise CommandError(f"rank {seat.rank}: {error}", FAILURE) from error
+        return error.status
+
+
+def _train(argv: list[str], seat: Seat) -> int:
+    arguments, say_once = read_command_line(argv), say if seat.rank == 0 else str
     resume = arguments.values.pop("resume", None)
     if resume is not None and "help" not in arguments.flags:
-        return _resume(Path(resume).expanduser(), arguments)
+        return _resume(Path(resume).expanduser(), arguments, seat)
     file = arguments.values.pop("config", None)
     if file is not None:
         arguments = merge(read_file(file), arguments)
     if "help" in arguments.flags:
-        sys.stdout.write(format_help(arguments))
+        _show(format_help(arguments), seat)
         return 0
     config = parse_config(arguments)
     for note in arguments.notes:
-        say(f"note: {note}")
+        say_once(f"note: {note}")
     if "print_config" in arguments.flags:
-        sys.stdout.write(config.to_yaml())
+        _show(config.to_yaml(), seat)
         return 0
     if config.loop.deterministic:
-        say(f"note: {COST}")
-    with deterministic(config.loop.deterministic):
-        data = load_data(config)
-        session = build_session(config, data)
+        say_once(f"note: {COST}")
+    device = _choose_device(config, seat)
+    data = load_data(config, device)
+    with deterministic(config.loop.deterministic), join(seat, device) as crew:
+        session = build_session(config, data, crew.group)
+        if not crew.keeps:
+            return _follow(config, session, data, crew)
         folder = create_run_folder(config.out, f"{config.method.name}-{config.data.name}-s{config.loop.seed}")
         with hold(folder.path):
             with _writing(folder.path):
                 folder.write_config(config.to_yaml())
-            return _run(config, session, data, folder)
+            return _run(config, session, data, folder, crew)
 
 
-def _resume(run: Path, arguments: Arguments) -> int:
+def _show(text: str, seat: Seat) -> None:
+    sys.stdout.write(text if seat.rank == 0 else "")
+
+
+def _choose_device(config: RunConfig, seat: Seat) -> torch.device:
+    return find_device(config.loop.device, seat.local if seat.size > 1 else None)
+
+
+def _resume(run: Path, arguments: Arguments, seat: Seat) -> int:
     refused = [f"--{name}" for name in arguments.values if name not in _BESIDE_RESUME]
     refused += [f"--{flag}" for flag in arguments.flags]
     if refused:
         raise CommandError(f"--resume keeps the run's own configuration; leave {', '.join(refused)} out")
     stored, status = read_stored_values(run, "--resume"), read_status(run)
-    with hold(run):
-        return _go_on(run, stored, arguments, status)
+    with hold(run) if seat.rank == 0 else nullcontext():
+        return _go_on(run, stored, arguments, status, seat)
 
 
-def _go_on(run: Path, stored: dict[str, str], arguments: Arguments, status: RunStatus) -> int:
+def _go_on(run: Path, stored: dict[str, str], arguments: Arguments, status: RunStatus, seat: Seat) -> int:
     kept = {name: text for name, text in arguments.values.items() if name != "device"}
     before, after = parse_stored(run, stored), parse_config(Arguments({**stored, **kept}))
     config = parse_config(Arguments({**stored, **arguments.values}))
     with _writing(run):
-        state = _load_state(run, status.saved)
+        state = _load_state(run, status.saved, seat)
     _check_epochs(run, state, before.loop.epochs, after.loop.epochs, status.word)
-    with deterministic(config.loop.deterministic):
-        session, data = open_session(config, state)
+    device = _choose_device(config, seat)
+    with deterministic(config.loop.deterministic), join(seat, device) as crew:
+        session, data = open_session(config, state, device, crew.group)
+        if not crew.keeps:
+            return _follow(config, session, data, crew)
         folder = RunFolder(run)
         with _writing(run):
             complete = folder.cut_back(state["metrics"]) if "metrics" in state else folder.forget_after(session.epoch)
@@ -97,7 +128,7 @@ def _go_on(run: Path, stored: dict[str, str], arguments: Arguments, status: RunS
             say(f"{status.sentence}; it goes on after step {session.step}")
         if not complete:
             say(f"note: {run} has lost its metrics, so its curves begin after step {session.step}")
-        return _run(config, session, data, folder, saved=session.step if state else None)
+        return _run(config, session, data, folder, crew, saved=session.step if state else None)
 
 
 @contextmanager
@@ -109,11 +140,12 @@ def _writing(run: Path) -> Iterator[None]:
         raise CommandError(f"{run} cannot be written to ({error}); put that right and try again", FAILURE) from error
 
 
-def _load_state(run: Path, saved: int | None) -> dict[str, Any]:
+def _load_state(run: Path, saved: int | None, seat: Seat) -> dict[str, Any]:
     """Load the checkpoint; a run that has not got so far begins at its beginning."""
     if saved is None and not has_checkpoint(run):
         return {}
-    settle_checkpoint(run)
+    if seat.rank == 0:
+        settle_checkpoint(run)
     return load_checkpoint(run)
 
 
@@ -125,11 +157,45 @@ def _check_epochs(run: Path, state: dict[str, Any], before: int, after: int, sta
         raise CommandError(f"{run} has run its {done} epochs; give a larger --epochs to go on")
 
 
-def _run(config: RunConfig, session: Session, data: Dataset, folder: RunFolder, saved: int | None = None) -> int:
-    with StopSignals() as signals:
-        keeper = Keeper(config, session, data, folder, signals, saved)
+def _follow(config: RunConfig, session: Session, data: Dataset, crew: Crew) -> int:
+    """Train beside rank 0, which keeps the run and says what happens to it."""
+    folder, follower = crew.find_folder(), Follower(config, session, crew)
+    with crew.signals:
         try:
-            return _run_or_stop(keeper, data, signals)
+            return crew.work(lambda: _follow_or_stop(follower, data), lambda status, reason: None)
+        except Lost as lost:
+            if crew.bereft and folder is not None:
+                end_for_another(folder, lost.reason)
+            return lost.code
+        except (FloatingPointError, torch.OutOfMemoryError, OSError) as error:
+            raise CommandError(str(error), FAILURE) from error
+
+
+def _follow_or_stop(follower: Follower, data: Dataset) -> int:
+    session, loop = follower.session, follower.config.loop
+    try:
+        while session.epoch < loop.epochs:
+            run_epoch(session, data, loop.batch_size, loop.log_every, follower)
+            check_in_step(session)
+            follower.on_epoch()
+    except Stopped:
+        return follower.crew.signals.exit_status
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+def _run(
+    config: RunConfig, session: Session, data: Dataset, folder: RunFolder, crew: Crew, saved: int | None = None
+) -> int:
+    with crew.signals:
+        keeper = Keeper(config, session, data, folder, crew, saved)
+        try:
+            return crew.work(lambda: _run_or_stop(keeper, data, crew), keeper.write)
+        except Lost as lost:
+            if lost.status == "failed":
+                _fail(keeper, lost)
+            return _stop(keeper, lost.reason, lost.code)
         except (FloatingPointError, torch.OutOfMemoryError, OSError) as error:
             _fail(keeper, error)
         except BaseException as error:
@@ -138,14 +204,15 @@ def _run(config: RunConfig, session: Session, data: Dataset, folder: RunFolder, 
             raise
 
 
-def _run_or_stop(keeper: Keeper, data: Dataset, signals: StopSignals) -> int:
+def _run_or_stop(keeper: Keeper, data: Dataset, crew: Crew) -> int:
     try:
         keeper.write("running")
+        crew.leave_folder(keeper.folder.path)
         _run_epochs(keeper, data)
         draw_curves(keeper.folder.path)  # a run that is killed here is not finished, and draws when it goes on
         summary = keeper.write("finished")
     except Stopped:
-        return _stop(keeper, f"stopped by {signals.name}", signals.exit_status)
+        return _stop(keeper, crew.signals.reason, crew.signals.exit_status)
     except KeyboardInterrupt:
         return _stop(keeper, "stopped at once by a second Ctrl-C", 130)
     show_summary(summary, keeper.folder.path)
@@ -158,6 +225,7 @@ def _run_epochs(keeper: Keeper, data: Dataset) -> None:
         watcher = _Both(keeper, screen)
         while session.epoch < loop.epochs:
             record = run_epoch(session, data, loop.batch_size, loop.log_every, watcher)
+            check_in_step(session)
             screen.on_epoch(record)
             keeper.on_epoch(record)
 

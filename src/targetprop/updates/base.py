@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from targetprop.chain import Chain, Layer
 from targetprop.decoders import ELEMENTWISE
 from targetprop.forward import LayerRecord
+from targetprop.ranks import Share
 from targetprop.settings import check_types
 
 Pullback = Literal["inverse", "transpose"]
@@ -120,7 +121,9 @@ class LinearUpdate(Update):
         a = (layer.x if place == 0 else layer.inner[place - 1].detach()).flatten(0, -2)
         if linear.bias is not None:
             a = torch.cat([a, torch.ones_like(a[:, :1])], dim=1)
-        change = self.solve(a, dz, scale * len(dz) / len(delta), state, layer.layer.name)
+        positions = layer.inner[place].shape[1:-1].numel()
+        rows = layer.share.times(positions)
+        change = self.solve(a, dz, scale * positions, state, layer.layer.name, rows)
         accumulate(linear.weight, -change[:, : linear.in_features])
         if linear.bias is not None:
             accumulate(linear.bias, -change[:, -1])
@@ -136,7 +139,7 @@ class LinearUpdate(Update):
         return slope * ordered / torch.where(raised == 0, torch.ones_like(raised), raised)
 
     @abstractmethod
-    def solve(self, a: Tensor, dz: Tensor, scale: float, state: nn.ModuleDict, name: str) -> Tensor:
+    def solve(self, a: Tensor, dz: Tensor, scale: float, state: nn.ModuleDict, name: str, rows: Share) -> Tensor:
         """Find the change of the map's parameters.
 
         Args:
@@ -145,9 +148,11 @@ class LinearUpdate(Update):
             scale: ``β n`` times the number of positions.
             state: what `build` returned.
             name: the layer's name.
+            rows: which rows of the batch these are.
 
         Returns:
-            ``ΔW`` divided by ``β``, with the bias as the last column, shape ``(k, d)``.
+            This rank's part of ``ΔW`` divided by ``β``, with the bias as the last column, shape ``(k, d)``; the parts
+            of all ranks will be summed.
         """
 
 

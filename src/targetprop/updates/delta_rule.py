@@ -5,6 +5,7 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
+from targetprop.ranks import Share
 from targetprop.updates.base import LinearUpdate
 
 
@@ -22,7 +23,7 @@ class DeltaRule(LinearUpdate):
 
     name: ClassVar[str] = "delta-rule"
 
-    def solve(self, a: Tensor, dz: Tensor, scale: float, state: nn.ModuleDict, name: str) -> Tensor:
+    def solve(self, a: Tensor, dz: Tensor, scale: float, state: nn.ModuleDict, name: str, rows: Share) -> Tensor:
         """Average the outer products; see `LinearUpdate.solve`."""
         size = a.square().sum(1, keepdim=True)
         return (dz / scale).T @ (a / size.clamp_min(1e-12))

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from targetprop.chain import Chain
 from targetprop.finite import check_digits
+from targetprop.ranks import Share
 from targetprop.regression import Covariance
 from targetprop.updates.base import LinearUpdate, Pullback, linear_place
 
@@ -71,17 +72,20 @@ class LeastSquares(LinearUpdate):
                 state[layer.name.replace(".", "/")] = covariance.to(linear.weight)
         return state
 
-    def solve(self, a: Tensor, dz: Tensor, scale: float, state: nn.ModuleDict, name: str) -> Tensor:
+    def solve(self, a: Tensor, dz: Tensor, scale: float, state: nn.ModuleDict, name: str, rows: Share) -> Tensor:
         """Solve the damped normal equations; see `LinearUpdate.solve`."""
         covariance = state[name.replace(".", "/")]
         assert isinstance(covariance, Covariance)
-        covariance.observe(a)
+        covariance.observe(a, rows)
         if self.unit_scale:
-            size = dz.square().mean().sqrt() * (len(state) if self.shared else 1)
+            size = rows.mean(dz.square()).sqrt() * (len(state) if self.shared else 1)
             size = size.masked_fill(size == torch.inf, torch.nan)  # an overflow is to be seen, not divided by
-            dz, scale = torch.where(size == 0, dz, dz / size), len(dz)
-        change = covariance.solve((dz / scale).T @ a)
+            dz, scale = torch.where(size == 0, dz, dz / size), rows.total
+        asked = (dz / scale).T @ a
         if not self.bounded:
-            return change
-        predicted, wanted = (a @ change.T).square().sum(), (dz * (len(dz) / scale)).square().sum()
-        return change * (wanted / predicted).sqrt().clamp(max=1.0).nan_to_num(nan=1.0)
+            return covariance.solve(asked)
+        rows.sum_([asked])  # the bound holds for the step as a whole, so every rank needs all of it
+        change = covariance.solve(asked)
+        predicted, wanted = (a @ change.T).square().sum(), (dz * (rows.total / scale)).square().sum()
+        rows.sum_([predicted, wanted])
+        return change * (wanted / predicted).sqrt().clamp(max=1.0).nan_to_num(nan=1.0) / rows.ranks.size

@@ -25,7 +25,7 @@ class Augmentation:
     crop: int = 0
     flip: bool = False
 
-    def begin_epoch(self, seeds: torch.Generator, device: torch.device) -> "Variation":
+    def begin_epoch(self, seeds: torch.Generator, device: torch.device, own: slice = slice(None)) -> "Variation":
         """Make the function that varies the batches of one epoch.
 
         Its random numbers follow from one seed, so a run that goes on after an epoch repeats them, and from there on
@@ -34,32 +34,36 @@ class Augmentation:
         Args:
             seeds: gives the seed; left alone where there is nothing to draw.
             device: the images' device.
+            own: which images of a batch this process holds.
 
         Returns:
-            A function from images of shape ``(n, channels, height, width)`` to images of the same shape.
+            A function from images of shape ``(n, channels, height, width)`` to images of the same shape; where others
+            hold a part of the batch, its second argument is the number of images in all of it.
         """
         if not (self.crop or self.flip):
-            return Variation(self, None)
+            return Variation(self, None, own)
         seed = int(torch.randint(2**62, (), generator=seeds))
-        return Variation(self, torch.Generator(device).manual_seed(seed))
+        return Variation(self, torch.Generator(device).manual_seed(seed), own)
 
-    def vary(self, images: Tensor, generator: torch.Generator) -> Tensor:
-        """Vary a batch.
+    def vary(self, images: Tensor, generator: torch.Generator, n: int, own: slice) -> Tensor:
+        """Vary a batch, or this process's part of it.
 
         Args:
-            images: shape ``(n, channels, height, width)``.
+            images: shape ``(rows, channels, height, width)``.
             generator: what is drawn, on the images' device.
+            n: images of the whole batch, for all of which it is drawn.
+            own: which of them these are.
 
         Returns:
             Images of the same shape.
         """
-        n, device = len(images), images.device
+        device = images.device
         if self.crop:
             down, right = torch.randint(2 * self.crop + 1, (2, n), generator=generator, device=device)
-            images = crop_images(images, self.crop, down, right)
+            images = crop_images(images, self.crop, down[own], right[own])
         if self.flip:
             mirrored = torch.rand(n, 1, 1, 1, generator=generator, device=device) < 0.5
-            images = torch.where(mirrored, images.flip(3), images)
+            images = torch.where(mirrored[own], images.flip(3), images)
         return images
 
 
@@ -70,14 +74,17 @@ class Variation:
     Attributes:
         augmentation: how.
         generator: its random numbers; None where there is nothing to draw.
+        own: which images of a batch this process holds.
     """
 
     augmentation: Augmentation
     generator: torch.Generator | None
+    own: slice
 
-    def __call__(self, images: Tensor) -> Tensor:
-        """Vary the next batch; see `Augmentation.vary`."""
-        return images if self.generator is None else self.augmentation.vary(images, self.generator)
+    def __call__(self, images: Tensor, total: int | None = None) -> Tensor:
+        """Vary the next batch, of ``total`` images where others hold a part of it; see `Augmentation.vary`."""
+        n = len(images) if total is None else total
+        return images if self.generator is None else self.augmentation.vary(images, self.generator, n, self.own)
 
 
 def crop_images(images: Tensor, padding: int, down: Tensor, right: Tensor) -> Tensor:

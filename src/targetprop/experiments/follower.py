@@ -1,0 +1,50 @@
+"""Stands in the keeper's place on every rank but the first, which leaves the run's folder to that one."""
+
+from typing import Any
+
+from targetprop.experiments.config import RunConfig
+from targetprop.experiments.crew import Crew
+from targetprop.experiments.loop import Session
+from targetprop.experiments.stop_signals import Stopped
+
+
+class Follower:
+    """Stops where the keeper does.
+
+    Args:
+        config: the run's configuration.
+        session: this rank's session.
+        crew: the processes that train it.
+    """
+
+    def __init__(self, config: RunConfig, session: Session, crew: Crew) -> None:
+        """Keep all."""
+        self.config, self.session, self.crew = config, session, crew
+
+    def on_step(self, record: dict[str, Any] | None) -> None:
+        """Agree with the other ranks after a step.
+
+        Args:
+            record: what rank 0 logs.
+
+        Raises:
+            Stopped: a signal asked some rank for it.
+        """
+        if self.crew.agree(self.session)[0]:
+            raise Stopped
+
+    def on_skip(self, record: dict[str, Any]) -> None:
+        """Leave it to rank 0 to log a step that was skipped.
+
+        Args:
+            record: what rank 0 logs.
+        """
+
+    def on_epoch(self) -> None:
+        """Agree with the other ranks after an epoch.
+
+        Raises:
+            Stopped: a signal asked some rank for it, and there are epochs left.
+        """
+        if self.crew.agree(self.session)[0] and self.session.epoch < self.config.loop.epochs:
+            raise Stopped

@@ -1,0 +1,302 @@
+"""Several processes on the command line: the same run as one, an honest end, and any number of ranks to go on with."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from datetime import timedelta
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+import torch.distributed as dist
+from safetensors.torch import load_file
+
+from targetprop.experiments import crew as crew_module
+from targetprop.experiments import stop_signals as stop_module
+from targetprop.experiments import train as train_module
+from targetprop.experiments.crew import Crew, Lost, Seat, find_seat, join
+from targetprop.experiments.errors import CommandError
+from targetprop.experiments.main import main
+from targetprop.experiments.run_folder import RunFolder, end_for_another
+from targetprop.experiments.screen import Screen
+from targetprop.experiments.session import check_in_step, find_device
+from targetprop.experiments.stop_signals import StopSignals, impatient
+
+# 1437 samples in batches of 359: the last one has a single sample, and rank 1 no part in it.
+SMALL = (
+    "--network.widths 12 12 --batch_size 359 --log_every 2 --device cpu --optimizer.name sgd --optimizer.lr 0.1"
+    " --data.crop 1 --data.flip true"
+).split()
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
+
+
+@pytest.fixture(autouse=True)
+def no_curves(monkeypatch):
+    monkeypatch.setattr(train_module, "draw_curves", lambda path: path)
+
+
+def train(*arguments: object) -> int:
+    return main(["train", *map(str, arguments)])
+
+
+def metrics(run: Path) -> list[dict]:
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in line.items() if key != "seconds"} for line in lines]
+
+
+def summary(run: Path) -> dict:
+    return json.loads((run / "summary.json").read_text())
+
+
+def same_run(first: Path, second: Path) -> None:
+    """Compare runs to the rounding of float32, which a few steps have made somewhat larger."""
+    one, two = (load_file(run / "checkpoint.safetensors") for run in (first, second))
+    torch.testing.assert_close(one, two, rtol=1e-3, atol=1e-5)
+    for a, b in zip(metrics(first), metrics(second), strict=True):
+        flat = [json.loads(json.dumps(line), object_pairs_hook=_leaves) for line in (a, b)]
+        assert flat[0] == pytest.approx(flat[1], rel=1e-3, abs=1e-5)
+    assert (first / "config.yaml").read_text() == (second / "config.yaml").read_text()
+
+
+def _leaves(pairs: list[tuple]) -> dict:
+    """Flatten nested dictionaries, which approx does not look into; it takes numbers only."""
+    flat = {}
+    for key, value in pairs:
+        value = hash(value) if isinstance(value, str) else value
+        flat |= {f"{key}/{k}": v for k, v in value.items()} if isinstance(value, dict) else {key: value}
+    return flat
+
+
+def test_two_ranks_make_the_run_of_one_and_either_goes_on_with_the_other(tmp_path):
+    made = subprocess.run(
+        [*TORCHRUN, "-m", "targetprop", "train", *SMALL, "--epochs", "2", "--out", tmp_path / "two"],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert made.stdout.count("run folder") == 1 and made.stderr.count("epoch 2/2: loss") == 1
+    assert train(*SMALL, "--epochs", 2, "--out", tmp_path / "one") == 0
+    same_run(tmp_path / "one", tmp_path / "two")
+    assert [summary(tmp_path / name)["ranks"] for name in ("one", "two")] == [1, 2]
+    assert train("--resume", tmp_path / "two", "--epochs", 3) == 0
+    assert start_both("nothing", 0, "--resume", tmp_path / "one", "--epochs", 3)[0] == [0, 0]
+    same_run(tmp_path / "one", tmp_path / "two")
+    assert [summary(tmp_path / name)["ranks"] for name in ("one", "two")] == [2, 1]
+    assert all(summary(tmp_path / name)["status"] == "finished" for name in ("one", "two"))
+
+
+def start_both(accident: str, rank: int, *words: object) -> tuple[list[int], str]:
+    """Train on two ranks, one with an accident at its eighth step; exit statuses of both and what rank 0 said.
+
+    That saves the time that torchrun itself takes to start.
+    """
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port = listener.getsockname()[1]
+    script = Path(__file__).with_name("ranks_command.py")
+    arguments = [sys.executable, script, accident, rank, 8, "train", *words]
+    processes = [
+        subprocess.Popen(
+            list(map(str, arguments)), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+            env=os.environ | {
+                "RANK": str(place), "LOCAL_RANK": str(place), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1",
+                "MASTER_PORT": str(port),
+            },
+        )
+        for place in range(2)
+    ]  # fmt: skip
+    said = [process.communicate(timeout=100)[1] for process in processes]
+    return [process.returncode for process in processes], said[0]
+
+
+def test_killed_rank_ends_the_run_with_a_reason_and_one_rank_goes_on(tmp_path):
+    codes, said = start_both("killed", 1, *SMALL, "--epochs", 3, "--out", tmp_path / "run")
+    assert codes == [1, -signal.SIGKILL]
+    found = summary(tmp_path / "run")
+    assert (found["status"], found["epochs"]) == ("failed", 1)
+    assert found["reason"].startswith("rank 1 gave no reason; the system may have killed it")
+    assert f"failed in epoch 2: {found['reason']}" in said and "Traceback" not in said
+    assert train("--resume", tmp_path / "run") == 0
+    assert train(*SMALL, "--epochs", 3, "--out", tmp_path / "whole") == 0
+    same_run(tmp_path / "whole", tmp_path / "run")
+
+
+def test_the_run_of_a_killed_rank_0_does_not_stay_running(tmp_path):
+    run, wrong = RunFolder(tmp_path / "run"), tmp_path / "none"
+    run.path.mkdir()
+    for before, after in (("running", "failed"), ("finished", "finished")):
+        run.write_summary({"status": before, "reason": None, "epochs": 2})
+        end_for_another(run.path, "rank 0 gave no reason")
+        assert (summary(run.path)["status"], summary(run.path)["epochs"]) == (after, 2)
+    end_for_another(wrong, "")
+    assert not wrong.exists()
+
+
+@pytest.fixture
+def crew(monkeypatch):
+    monkeypatch.setattr(crew_module, "_PATIENCE", 0.0)
+    return lambda rank, store: Crew(Seat(rank, 3), None, store)
+
+
+def lose_another() -> int:
+    raise ConnectionError("another rank has ended or does not answer (closed)")
+
+
+def fail() -> int:
+    raise MemoryError("no memory")
+
+
+def ended(crew: Crew, action=lose_another) -> tuple[str, str, int]:
+    with pytest.raises(Lost) as stop:
+        crew.work(action, lambda status, reason: None)
+    return stop.value.status, stop.value.reason, stop.value.code
+
+
+def test_the_rank_that_failed_is_heard(crew):
+    store = dist.HashStore()
+    with pytest.raises(MemoryError):
+        crew(2, store).work(fail, lambda status, reason: None)
+    for rank in (1, 0):
+        assert ended(crew(rank, store)) == ("failed", "rank 2: no memory", 1)
+
+
+def test_silent_ranks_are_named(crew):
+    store = dist.HashStore()
+    status, reason, code = ended(crew(0, store))
+    assert (status, code) == ("failed", 1) and reason.startswith("rank 1 or 2 gave no reason")
+    last = crew(1, store)
+    ended(last)
+    assert not last.bereft, "rank 0 has ended in good order"
+
+
+def test_rank_1_notices_that_rank_0_is_gone(crew, tmp_path, monkeypatch):
+    store = dist.HashStore()
+    crew(0, store).leave_folder(tmp_path)
+    heirs = [crew(rank, store) for rank in (2, 1)]
+    for heir in heirs:
+        assert ended(heir)[0] == "failed"
+    assert [heir.bereft for heir in heirs] == [False, True] and heirs[1].find_folder() == tmp_path
+    monkeypatch.setattr(crew_module, "TIMEOUT", timedelta(milliseconds=1))
+    assert crew(1, dist.HashStore()).find_folder() is None
+
+
+def test_a_finished_run_is_left_by_rank_0_first(crew, monkeypatch):
+    store, order = dist.HashStore(), []
+    first, second = crew(0, store), crew(1, store)
+    monkeypatch.setattr(second, "_read", lambda key, seconds: order.append(store.check([key])))
+    for one in (first, second):
+        one.work(lambda: None, lambda status, reason: None)
+        one.leave()
+    assert order == [True]
+    failed = crew(2, store)
+    ended(failed)
+    monkeypatch.setattr(failed, "_read", lambda key, seconds: order.append(key))
+    failed.leave()
+    assert order == [True], "there is nothing to wait for"
+
+
+@pytest.mark.parametrize(
+    ("number", "reason"), [(signal.SIGINT, "stopped by Ctrl-C"), (signal.SIGTERM, "stopped by SIGTERM")]
+)
+def test_rank_that_is_left_alone_after_a_signal_was_stopped_by_it(crew, number, reason):
+    store = dist.HashStore()
+    for rank in (2, 1, 0):
+        mine = crew(rank, store)
+
+        def work() -> int:
+            signal.raise_signal(number)
+            return lose_another()
+
+        with mine.signals:
+            status, said, code = ended(mine, work)
+        assert rank or (status, said, code) == ("interrupted", reason, 128 + number)
+
+
+def test_a_signal_to_one_rank_stops_all_and_either_number_of_ranks_goes_on_within_the_epoch(tmp_path, monkeypatch):
+    codes, said = start_both("stopped", 1, *SMALL, "--epochs", 2, "--out", tmp_path / "two")
+    assert codes == [143, 143] and "stopped by SIGTERM after step 7" in said
+    found = summary(tmp_path / "two")
+    assert (found["status"], found["steps"], found["checkpoint_step"]) == ("interrupted", 7, 7)
+    assert train("--resume", tmp_path / "two") == 0
+    assert train(*SMALL, "--epochs", 2, "--out", tmp_path / "whole") == 0
+    same_run(tmp_path / "whole", tmp_path / "two")
+    with monkeypatch.context() as patch:
+        patch.setattr(Screen, "on_step", lambda self, record: signal.raise_signal(signal.SIGTERM))
+        assert train(*SMALL, "--epochs", 2, "--out", tmp_path / "one") == 143
+    assert start_both("nothing", 0, "--resume", tmp_path / "one")[0] == [0, 0]
+    same_run(tmp_path / "whole", tmp_path / "one")
+
+
+def test_process_that_hangs_after_a_signal_is_ended(monkeypatch):
+    said = []
+    monkeypatch.setattr(stop_module, "GRACE", 0.0)
+    monkeypatch.setattr(stop_module.os, "_exit", said.append)
+    signals, before = StopSignals(), signal.getsignal(signal.SIGTERM)
+    with signals, impatient(signals, lambda: said.append(signals.reason)):
+        signal.raise_signal(signal.SIGTERM)
+        while len(said) < 2:
+            pass
+    assert said == ["stopped by SIGTERM", 143]
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_rank_0_alone_decides_by_the_clock(crew):
+    class Alone:
+        def largest(self, numbers: list[int]) -> list[int]:
+            return numbers
+
+    session = SimpleNamespace(ranks=Alone(), place=None)
+    assert [crew(rank, None).agree(session, save=True) for rank in (0, 1)] == [(False, True), (False, False)]
+
+
+@pytest.mark.parametrize(
+    ("told", "seat"),
+    [
+        ({}, Seat()),
+        ({"RANK": "1", "WORLD_SIZE": "4", "LOCAL_RANK": "0"}, Seat()),
+        ({"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "MASTER_ADDR": "x"}, Seat(5, 8, 1)),
+        ({"RANK": "", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "MASTER_ADDR": "x"}, Seat()),
+    ],
+)
+def test_seat_is_what_torchrun_says(monkeypatch, told, seat):
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in told.items():
+        monkeypatch.setenv(name, value)
+    assert find_seat() == seat
+
+
+def test_only_rank_0_speaks_of_what_all_ranks_see(monkeypatch, capsys):
+    for name, value in {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1", "MASTER_ADDR": "x"}.items():
+        monkeypatch.setenv(name, value)
+    assert train("--wrong", "1") == 2 and train("--help") == 0 and train("--print_config") == 0
+    assert capsys.readouterr() == ("", "")
+    monkeypatch.delenv("MASTER_PORT", raising=False)
+    assert train("--device", "cpu") == 1
+    assert "targetprop: rank 1: the 2 processes of the run did not meet" in capsys.readouterr().err
+
+
+def test_every_process_needs_a_gpu_of_its_own(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    assert find_device("auto", 0) == torch.device("cuda", 0) and find_device("cpu", 5) == torch.device("cpu")
+    with pytest.raises(CommandError, match="there are 1 GPUs and at least 2 processes here"):
+        find_device("cuda", 1)
+
+
+def test_one_process_meets_nobody():
+    with join(Seat(), torch.device("cpu")) as crew:
+        assert crew.group is None and crew.keeps
+    assert not dist.is_initialized()
+
+
+def test_ranks_that_drift_apart_are_noticed():
+    seen = []
+    ranks = SimpleNamespace(alone=False, device="cpu", differs=lambda sums: seen.append(sums.tolist()) or True)
+    engine = SimpleNamespace(state_dict=lambda: {"decoders": {"v": torch.ones(2)}})
+    session = SimpleNamespace(ranks=ranks, engine=engine, model=torch.nn.Linear(2, 1))
+    with pytest.raises(CommandError, match="no longer have the same weights"):
+        check_in_step(session)
+    assert len(seen[0]) == 3 and seen[0][2] == 2.0
