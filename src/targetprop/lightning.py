@@ -4,7 +4,6 @@ The engine fills ``.grad`` and the module takes the step (manual optimisation), 
 learning-rate schedules of Lightning serve as they do elsewhere.
 """
 
-import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -112,8 +111,6 @@ class TargetPropagationModule(LightningModule):
             raise ValueError(f"target propagation runs on one device or by strategy='ddp'; got {kind}")
         if precision not in PRECISIONS:
             raise ValueError(f"target propagation needs precision {', '.join(PRECISIONS)}; got {precision!r}")
-        if self.trainer.world_size > 1 and not takes_process_group():
-            raise ValueError("this release trains in one process only; set Trainer(devices=1)")
 
     def configure_optimizers(self) -> Any:
         """Make the optimiser of all trainable parameters, and its schedule.
@@ -272,8 +269,3 @@ class TargetPropagationModule(LightningModule):
         if not y.is_floating_point() and output.dim() == y.dim() + 1:
             found[f"{stage}_accuracy"] = (output.argmax(1) == y).float().mean()
         self.log_dict(found, prog_bar=True, batch_size=len(x), sync_dist=True)
-
-
-def takes_process_group() -> bool:
-    """Say whether the engine can average over processes."""
-    return "process_group" in inspect.signature(TargetPropagation).parameters
