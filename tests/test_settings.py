@@ -35,7 +35,7 @@ CLASSES = {
         *objectives(), *RULES.values(), *UPDATES.values(), *OUTPUT_TARGETS.values(),
         tp.Influence, tp.Method, DenseInverse,
     )
-    if kind.__module__.startswith("targetprop.")
+    if kind.__module__.startswith("targetprop.") and ".claims." not in kind.__module__
 }  # fmt: skip
 
 

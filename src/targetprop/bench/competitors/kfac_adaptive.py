@@ -34,12 +34,14 @@ class AdaptiveKfac(Competitor):
         damping: the first ``λ``.
         decay: share of the old factors that each batch keeps.
         every: steps that one factorisation and one ``λ`` serve.
+        least: where ``λ`` stops shrinking: as the learning rate falls, any model of the loss becomes exact.
     """
 
     lr: float = 1.0
     damping: float = 1e1
     decay: float = 0.95
     every: int = 5
+    least: float = 1e-3
     space: ClassVar = {
         "lr": Range(1e-1, 1.0), "damping": Range(1e0, 1e2), "decay": Range(5e-3, 5e-1, complement=True),
     }  # fmt: skip
@@ -126,7 +128,7 @@ class AdaptiveKfacStepper(Stepper):
         with torch.no_grad():
             reduction = (float(self._loss(self._network(x), y)) - before) / expected if expected < 0 else 0.0
         if reduction > 0.75:
-            self.damping *= _RATE**self._settings.every
+            self.damping = max(self.damping * _RATE**self._settings.every, self._settings.least)
         elif not reduction >= 0.25:
             self.damping /= _RATE**self._settings.every
 
