@@ -96,7 +96,9 @@ def bench(argv: list[str]) -> int:
     try:
         write_atomic(request.out / RESULT, encode_json({**values, "competitors": as_values(outcomes)}))
         write_atomic(request.out / TABLE, text.encode())
-        draw(outcomes, f"{request.problem.name}, mean of {request.seeds} seeds").savefig(request.out / CURVES, dpi=120)
+        draw(outcomes, times, f"{request.problem.name}, mean of {request.seeds} seeds").savefig(
+            request.out / CURVES, dpi=120
+        )
     except OSError as error:
         raise CommandError(f"the results cannot be written into {request.out} ({error})", FAILURE) from error
     sys.stdout.write(text + f"curves and all numbers: {request.out}\n")

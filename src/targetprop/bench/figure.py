@@ -1,7 +1,6 @@
 """``curves.png``: training loss of every competitor against steps and against seconds."""
 
 from collections.abc import Mapping
-from itertools import accumulate
 from math import isfinite
 from statistics import fmean
 
@@ -9,13 +8,15 @@ from matplotlib import colormaps
 from matplotlib.figure import Figure
 
 from targetprop.bench.results import Outcome
+from targetprop.bench.timing import Times
 
 
-def draw(outcomes: Mapping[str, Outcome], title: str) -> Figure:
+def draw(outcomes: Mapping[str, Outcome], times: Times, title: str) -> Figure:
     """Draw the mean over the seeds, smoothed as in the table; diverged runs are left out.
 
     Args:
         outcomes: by competitor.
+        times: times per step, measured by turns: the runs themselves may have met different loads of the machine.
         title: title of the figure.
 
     Returns:
@@ -28,12 +29,12 @@ def draw(outcomes: Mapping[str, Outcome], title: str) -> Figure:
         if not runs:
             continue
         losses = [fmean(values) for values in zip(*(run.smooth() for run in runs), strict=True)]
-        seconds = [fmean(values) for values in zip(*(accumulate(run.seconds) for run in runs), strict=True)]
+        seconds = [times.seconds[name] * step for step in range(1, len(losses) + 1)]
         style = {"label": name, "color": colormaps["tab10"](place % 10), "linewidth": 1.4}
         by_step.plot(range(1, len(losses) + 1), losses, **style)
         by_second.plot(seconds, losses, **style)
     by_step.set(xlabel="step", ylabel="training loss")
-    by_second.set(xlabel="seconds, as measured")
+    by_second.set(xlabel="seconds, steps times the time of a step measured by turns")
     if all(isfinite(v) and v > 0 for o in outcomes.values() for r in o.runs if not r.diverged for v in r.losses):
         by_step.set_yscale("log")
     by_second.legend(frameon=False)
