@@ -42,8 +42,7 @@ def test_what_one_rank_cannot_do_all_refuse(two, rank):
     assert "BatchNorm1d would normalise by each rank's own rows" in found["batch norm, iterated"]
     assert "nn.SyncBatchNorm.convert_sync_batchnorm(model)" in found["batch norm, backprop"]
     assert found["other model"].startswith("the ranks hold different parameters")
-    assert found["too large"].startswith("a regression on activations overflows")
-    assert len(found) == 10
+    assert len(found) == 9
 
 
 def test_a_step_that_one_rank_spoils_all_skip(two):

@@ -189,7 +189,7 @@ class _Moments(nn.Module):
         rows = share.times(seen.shape[1:].numel() // linear.map.in_features)
         seen, clean = seen.reshape(-1, linear.map.in_features), clean.reshape(-1, linear.map.out_features)
         a = torch.cat([seen, torch.ones_like(seen[:, :1])], dim=1).to(self.cross.dtype)
-        if not squares_are_finite([clean], share.ranks):
+        if not squares_are_finite([a, clean.to(a.dtype)], share.ranks):
             raise FloatingPointError("a regression on activations overflows; scale the inputs down")
         self.inputs.observe(a, rows)
         rows.add_product_(self.cross, clean.to(a.dtype), a, self.inputs.decay)
