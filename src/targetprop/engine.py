@@ -47,8 +47,7 @@ class TargetPropagation:
 
     Args:
         model: an ``nn.Sequential`` (nested or not), or a list or dictionary of modules, one per layer.
-            ``"backprop"`` takes
-            any module.
+            ``"backprop"`` takes any module.
         loss: ``loss(output, y)``, a scalar; a mean over the batch unless its ``reduction`` is ``"sum"``.
         method: a name from `METHODS` or a `Method`.
         example_input: an input of shape ``(n, …)``; its values do not matter, its shape and device do.
