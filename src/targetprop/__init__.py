@@ -35,6 +35,7 @@ from targetprop.inversion import (
 )
 from targetprop.methods import METHODS, Method, method
 from targetprop.output_target import GaussNewtonStep, GradientStep, LabelTarget
+from targetprop.placement import Placement
 from targetprop.residual import Residual
 from targetprop.step_report import StepReport
 from targetprop.updates import DeltaRule, Gradient, LeastSquares
@@ -66,6 +67,7 @@ __all__ = [
     "Method",
     "NoDecoder",
     "OutputSpace",
+    "Placement",
     "Regularised",
     "Residual",
     "Ridge",

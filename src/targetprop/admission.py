@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from targetprop.chain import Chain
 from targetprop.forward import Record
 from targetprop.methods import Method
+from targetprop.placement import Placement
 from targetprop.settings import whole
 
 
@@ -48,6 +49,29 @@ def check_optimizer(made: object) -> None:
     """
     if not isinstance(made, torch.optim.Optimizer):
         raise TypeError(f"decoder_optimizer must return an optimiser; got {type(made).__name__}")
+
+
+def check_placement(placement: object, method: Method) -> None:
+    """Refuse to spread a method over processes whose layers need each other.
+
+    Args:
+        placement: to be a `Placement`, or None.
+        method: the method.
+
+    Raises:
+        TypeError: it is none.
+        ValueError: the method is not local.
+    """
+    if placement is None:
+        return
+    if not isinstance(placement, Placement):
+        raise TypeError(f"the placement must be a Placement; got {type(placement).__name__}")
+    if method.propagation not in ("layerwise", "joint") or not method.decoder.local:
+        raise ValueError(
+            f"method {method.name!r} cannot be spread over processes by layer: its propagation {method.propagation!r}"
+            f" with decoder {method.decoder.name!r} needs other layers; choose 'layerwise' or 'joint' and a decoder"
+            " that learns from its own layer"
+        )
 
 
 def check_batch(x: object, what: str = "the batch", *, may_be_empty: bool = False) -> None:

@@ -1,7 +1,7 @@
 """`TargetPropagation`: replaces ``loss.backward()`` in an existing training loop."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import fields, replace
+from dataclasses import replace
 from typing import Any, Literal, get_args
 
 import torch
@@ -14,6 +14,7 @@ from targetprop.admission import (
     check_fits,
     check_optimizer,
     check_place,
+    check_placement,
     check_samples,
     explained,
     place,
@@ -24,14 +25,16 @@ from targetprop.chain import Model, build_chain
 from targetprop.compiled import Stages
 from targetprop.decoders import LayerDecoder, OptimizerFactory
 from targetprop.forward import LayerRecord, Record, Replay, evaluating, replay_modules, run_forward
+from targetprop.gathering import gather_norms, gather_optimizer, gather_outcomes, layer_states
 from targetprop.guard import Gradients, Guard, RunningStatistics
-from targetprop.inversion import Iteration, Outcome
+from targetprop.inversion import Iteration
 from targetprop.methods import Method
 from targetprop.methods import method as find_method
 from targetprop.norm_statistics import check_norms
 from targetprop.output_target import Loss, shared_loss_gradient
+from targetprop.placement import Placement, Places
 from targetprop.ranks import Ranks, Share
-from targetprop.step_report import StepReport, root_mean_square
+from targetprop.step_report import StepReport
 from targetprop.targets import propagate
 
 STATE_VERSION = 2
@@ -63,6 +66,10 @@ class TargetPropagation:
             decoders' step: ranks whose rows are dealt as ``DistributedSampler`` does match one process with all of
             them. All ranks make the same calls, and none takes a step whose numbers are not finite on one of them.
             Dropout draws from each rank's own random state.
+        placement: which process works on which layer. A process runs its own layers only, and only those have a
+            ``.grad`` there: where it stays None, optimisers do nothing. `gather` brings the layers together again. All
+            processes make the same calls with the same batches. It may go with a `process_group` of processes that
+            work on the same layers, each on its own rows.
 
     Raises:
         ValueError: a setting or the method is unknown, its parts do not fit the model, the example input does not fit,
@@ -97,6 +104,7 @@ class TargetPropagation:
         compile: bool | Stages = False,
         on_divergence: OnDivergence = "raise",
         process_group: "dist.ProcessGroup | None" = None,
+        placement: Placement | None = None,
     ) -> None:
         """Cut the model, build its decoders and their optimiser."""
         if on_divergence not in get_args(OnDivergence):
@@ -110,6 +118,7 @@ class TargetPropagation:
         reduction = getattr(loss, "reduction", "mean")
         if reduction not in ("mean", "sum"):
             raise ValueError(f"the loss has reduction={reduction!r}; use 'mean' or 'sum'")
+        check_placement(placement, self.method)
         if self.method.propagation == "backprop":
             self.chain = None
             if not isinstance(model, nn.Module):
@@ -119,7 +128,8 @@ class TargetPropagation:
         self.chain = build_chain(model, self.method.cut)
         self._place = place(self.chain)
         check_place(example_input, self._place, self._place)
-        seed = self.ranks.first(torch.initial_seed() if seed is None else seed)
+        self.places = Places() if placement is None else placement.places(self.chain, example_input.device)
+        seed = self.places.ranks.first(self.ranks.first(torch.initial_seed() if seed is None else seed))
         self._generator = torch.Generator(device=example_input.device).manual_seed(seed % 2**63)
         with evaluating(self.chain):
             example, inner = self._example(example_input)
@@ -127,6 +137,7 @@ class TargetPropagation:
                 torch.manual_seed(seed % 2**63)
                 self.bank = self.method.decoder.build(self.chain, example, inner, decoders or {})
             check_derivatives(self.chain, example, inner, self.bank, self.method.inversion.needs_decoder)
+        self._outlines = [layer.outline(0, example.share) for layer in example.layers]
         trainable = [p for p in self.bank.parameters() if p.requires_grad]
         make = decoder_optimizer or self.method.decoder.make_optimizer
         self.decoder_optimizer = make(trainable) if trainable else None
@@ -160,6 +171,8 @@ class TargetPropagation:
         if not torch.is_grad_enabled():
             raise RuntimeError("backward fills .grad, and gradients are disabled; call it outside torch.no_grad()")
         share = self._share(x)
+        if self.chain is not None:
+            self.places.check_same(x, y)
         statistics = RunningStatistics(self._modules()) if self.on_divergence == "skip" else None
         report = self._backprop(x, y, share) if self.chain is None else self._step(x, y, share, measure)
         if report.skipped is not None:
@@ -173,7 +186,7 @@ class TargetPropagation:
         assert self.chain is not None
         if not self.ranks.alone:
             check_norms(module for layer in self.chain.layers for module in layer.modules)
-        guard, draws = Guard(self.ranks), self._generator.get_state()
+        guard, draws = Guard(self.ranks, self.places.ranks), self._generator.get_state()
         record = self._forward(x, share, self.method.update.needs_inner, self._replays)
         change = self.method.output_target(record.output, y, self.loss, share)
         _watch_forward(guard, x, record)
@@ -187,15 +200,16 @@ class TargetPropagation:
             targets = propagate(
                 record, self.bank, change.delta, self.method.inversion, self.method.propagation, measure=measure
             )
-        deltas = list(self.method.influence(targets.deltas))
-        asked = _norms(record, targets.deltas) if measure else {}
+        own = record.own
+        deltas = list(self.method.influence(targets.deltas))[: len(own)]
+        asked = gather_norms(record, targets.deltas[: len(own)]) if measure else {}
         if self.method.propagation == "composite":  # every inversion starts at the output
             asked = {name: asked["all"] for name in asked}
-        norms = _norms(record, deltas) if measure else {}
+        norms = gather_norms(record, deltas) if measure else {}
         _watch_targets(guard, record, deltas)
-        outcomes = _gather(targets.outcomes, share) if measure else targets.outcomes
+        outcomes = gather_outcomes(targets.outcomes, record) if measure else targets.outcomes
         report = replace(report, delta_norms=norms, outcomes=outcomes, target_norms=asked)
-        layers, scale = list(record.layers), change.scale
+        layers, scale = [record.layers[index] for index in own], change.scale
         del record, change, targets
         self._update(layers, deltas, scale, guard)
         return report if guard.reason is None else StepReport(report.loss, report.output, skipped=guard.reason)
@@ -205,16 +219,17 @@ class TargetPropagation:
         keeps_state = next(self._update_state.children(), None) is not None
         if keeps_state and not guard.passes():
             return
-        written = [(layer.layer.name, list(layer.layer.parameters())) for layer in reversed(layers)]
+        assert self.chain is not None
+        written = {layer.layer.name: list(layer.layer.parameters()) for layer in reversed(layers)}
         buckets = Buckets(self.ranks)
-        with Gradients(p for _, parameters in written for p in parameters) as gradients:
-            for _, parameters in written:  # what a layer has used is freed before the next one's gradient is made
+        with Gradients(p for parameters in written.values() for p in parameters) as gradients:
+            for parameters in written.values():  # what a layer has used is freed before the next one's gradient is made
                 with buckets.collect(parameters):
                     self.method.update.apply(layers.pop(), deltas.pop(), scale, self._update_state)
             buckets.finish()
-            for name, parameters in written:
+            for name in reversed(self.chain.names):
                 problem = f"the gradient of layer {name} is NaN or infinite though its target is finite; {_CURE}"
-                guard.watch(problem, *(p.grad for p in parameters if p.grad is not None))
+                guard.watch(problem, *(p.grad for p in written.get(name, ()) if p.grad is not None))
             if guard.passes():
                 gradients.add()
 
@@ -233,9 +248,10 @@ class TargetPropagation:
         share = self._share(x)
         if self.chain is None:
             return None
+        self.places.check_same(x)
         with torch.no_grad():
             record = self._forward(x, share)
-        guard, draws = Guard(self.ranks), self._generator.get_state()
+        guard, draws = Guard(self.ranks, self.places.ranks), self._generator.get_state()
         _watch_forward(guard, x, record)
         loss = self.method.decoder.train(self.bank, record, self.decoder_optimizer, self._generator, guard)
         if not guard.passes():
@@ -243,19 +259,36 @@ class TargetPropagation:
             raise FloatingPointError(guard.reason)
         return loss
 
+    def gather(self) -> None:
+        """Give every process of a placement the layers as their owners have them, to evaluate or save the model.
+
+        Parameters and buffers of the model and the decoders are copied; optimisers' states are not. Without a
+        placement there is nothing to do.
+        """
+        if self.chain is not None:
+            self.places.gather(
+                {
+                    index: (*layer.modules, *self.bank.parts(index), *layer_states(self._update_state, layer.name))
+                    for index, layer in enumerate(self.chain.layers)
+                }
+            )
+
     def state_dict(self) -> dict[str, Any]:
         """Collect everything that the engine owns: decoders, their optimiser, update statistics, random state.
+
+        Of a placement, every process has to ask, and is given all of it; it does what `gather` does first.
 
         Returns:
             A dictionary of tensors and plain values.
         """
+        self.gather()
         if self.chain is None:
             return {"version": STATE_VERSION, "method": self.method.name}
         return {
             "version": STATE_VERSION,
             "method": self.method.name,
             "decoders": self.bank.state_dict(),
-            "decoder_optimizer": None if self.decoder_optimizer is None else self.decoder_optimizer.state_dict(),
+            "decoder_optimizer": gather_optimizer(self.decoder_optimizer, self._own_decoders(), self.places),
             "update": self._update_state.state_dict(),
             "generator": self._generator.get_state(),
         }
@@ -305,6 +338,8 @@ class TargetPropagation:
         for at, module in enumerate(modules):
             tensors |= {f"{at}.{name}": p for name, p in (*module.named_parameters(), *module.named_buffers())}
         self.ranks.copy_from_first(tensors.values(), tensors, "parameters")
+        if self.chain is not None:
+            self.places.ranks.copy_from_first(tensors.values(), tensors, "parameters")
 
     def _backprop(self, x: Tensor, y: Tensor, share: Share) -> StepReport:
         assert isinstance(self.model, nn.Module)
@@ -353,7 +388,15 @@ class TargetPropagation:
         now = place(self.chain)
         check_place(x, now, self._place)
         with explained(x, now):
-            record = run_forward(self.chain, x, keep_inner=keep_inner, replays=replays, share=share)
+            record = run_forward(
+                self.chain,
+                x,
+                keep_inner=keep_inner,
+                replays=replays,
+                share=share,
+                places=self.places,
+                outlines=self._outlines,
+            )
         check_samples(record, len(x))
         return record
 
@@ -371,6 +414,11 @@ class TargetPropagation:
                 decoder.compile_with(stages)
         return [stages.compile(replay_modules) for _ in self.chain.layers]
 
+    def _own_decoders(self) -> list[nn.Parameter]:
+        assert self.chain is not None
+        own = [index for index in range(len(self.chain)) if self.places.owns(index)]
+        return [p for index in own for part in self.bank.parts(index) for p in part.parameters()]
+
     def _check_sweeps(self) -> None:
         assert self.chain is not None
         rule, needed = self.method.inversion, len(self.chain) - 1
@@ -381,11 +429,6 @@ class TargetPropagation:
             )
 
 
-def _norms(record: Record, deltas: list[Tensor]) -> dict[str, Tensor]:
-    named = {r.layer.name: root_mean_square(d, r.share) for r, d in zip(record.layers, deltas, strict=True)}
-    return {**named, "all": named[record.layers[-1].layer.name]}
-
-
 _BAD_INPUT = "the input holds NaN or infinite values, or some too large to be squared; clean the data before training"
 _BAD_LOSS = "the loss or its gradient is NaN or infinite though the outputs are finite; check the labels and the loss"
 _LOWER = "lower the learning rate or load an earlier checkpoint"
@@ -394,22 +437,13 @@ _CURE = "look for roots, logarithms and divisions at zero"
 
 def _watch_forward(guard: Guard, x: Tensor, record: Record) -> None:
     guard.watch(_BAD_INPUT, x)
-    for layer in record.layers:
-        guard.watch(f"layer {layer.layer.name} returns NaN or infinite values; {_LOWER}", layer.h, *layer.inner[:-1])
+    for index, layer in enumerate(record.layers):
+        own = (layer.h, *layer.inner[:-1]) if record.places.owns(index) else ()
+        guard.watch(f"layer {layer.layer.name} returns NaN or infinite values; {_LOWER}", *own)
 
 
 def _watch_targets(guard: Guard, record: Record, deltas: list[Tensor]) -> None:
-    for layer, delta in zip(record.layers, deltas, strict=True):
-        guard.watch(f"the target of layer {layer.layer.name} is NaN or infinite; lower output_target.beta", delta)
-
-
-def _gather(outcomes: dict[str, Outcome], share: Share) -> dict[str, Outcome]:
-    """Put the outcomes of all ranks together."""
-    if share.ranks.alone:
-        return outcomes
-    found = {}
-    for name, outcome in outcomes.items():
-        parts = {f.name: getattr(outcome, f.name) for f in fields(Outcome)}
-        kept = {field: values for field, values in parts.items() if values is not None}
-        found[name] = Outcome(**parts | dict(zip(kept, share.whole(list(kept.values())), strict=True)))
-    return found
+    found = dict(zip(record.own, deltas, strict=True))
+    for index, layer in enumerate(record.layers):
+        own = (found[index],) if index in found else ()
+        guard.watch(f"the target of layer {layer.layer.name} is NaN or infinite; lower output_target.beta", *own)

@@ -15,7 +15,7 @@ True
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +24,7 @@ from torch.nn.modules.batchnorm import _BatchNorm  # pyright: ignore[reportPriva
 from torch.nn.modules.dropout import _DropoutNd  # pyright: ignore[reportPrivateUsage]
 
 from targetprop.chain import Chain, Layer, visible
+from targetprop.placement import Places
 from targetprop.precision import widened
 from targetprop.ranks import Ranks, Share
 
@@ -132,6 +133,17 @@ def replay_modules(modules: Sequence[nn.Module], x: Tensor, sides: Sequence[Side
     return x
 
 
+def _outline(values: Tensor, rows: int) -> Tensor:
+    return values.new_zeros(()).expand(rows, *values.shape[1:])
+
+
+def _outlines(side: Side, rows: int) -> Side:
+    if side is _NOTHING:
+        return side
+    kept = tuple(_outline(values, rows) for values in side.per_sample)
+    return Side(kept, side.shared, tuple(_outlines(inner, rows) for inner in side.inner))
+
+
 def _head(side: Side, rows: int) -> Side:
     if side is _NOTHING:
         return side
@@ -204,16 +216,36 @@ class LayerRecord:
         sides = tuple(_head(side, rows) for side in self.sides)
         return replace(self, x=self.x[:rows], y=self.h[:rows], sides=sides, share=share, inner=())
 
+    def outline(self, rows: int, share: Share) -> "LayerRecord":
+        """Keep the shapes of a record only: what another process' layer is known by.
+
+        Args:
+            rows: samples.
+            share: which rows of the batch they are.
+
+        Returns:
+            A record of zeros that take no memory.
+        """
+        sides = tuple(_outlines(side, rows) for side in self.sides)
+        return LayerRecord(self.layer, _outline(self.x, rows), _outline(self.h, rows), sides, share)
+
 
 @dataclass(frozen=True, eq=False)
 class Record:
     """The forward pass of a whole chain.
 
     Attributes:
-        layers: one record per layer, in forward order.
+        layers: one record per layer, in forward order; of another process' layers the shapes only, but the output.
+        places: which layers are this process'.
     """
 
     layers: tuple[LayerRecord, ...]
+    places: Places = field(default_factory=Places)
+
+    @property
+    def own(self) -> list[int]:
+        """This process' layers, counted from 0."""
+        return [index for index in range(len(self.layers)) if self.places.owns(index)]
 
     @property
     def output(self) -> Tensor:
@@ -234,7 +266,9 @@ class Record:
         Returns:
             The restricted record.
         """
-        return self if rows >= self.share.total else Record(tuple(layer.head(rows) for layer in self.layers))
+        if rows >= self.share.total:
+            return self
+        return Record(tuple(layer.head(rows) for layer in self.layers), self.places)
 
 
 def run_forward(
@@ -244,6 +278,8 @@ def run_forward(
     keep_inner: bool = False,
     replays: Sequence[Replay] | None = None,
     share: Share | None = None,
+    places: Places | None = None,
+    outlines: Sequence[LayerRecord] = (),
 ) -> Record:
     """Run a chain once, detached between layers.
 
@@ -253,6 +289,8 @@ def run_forward(
         keep_inner: keep the outputs of the modules inside each layer too.
         replays: `replay_modules` compiled for each layer; the pass itself is not.
         share: which rows of a larger batch ``x`` is; all of it if None.
+        places: which layers this process runs; all if None.
+        outlines: records of any batch that give the shapes of the layers which it does not run.
 
     Returns:
         The record.
@@ -263,8 +301,13 @@ def run_forward(
     """
     records: list[LayerRecord] = []
     share = Ranks().share(len(x)) if share is None else share
+    places = Places() if places is None else places
     h = x.detach()
     for index, layer in enumerate(chain.layers):
+        if not places.owns(index):
+            records.append(outlines[index].outline(len(x), share))
+            h = _hand_on(places, records[-1].h, index, len(chain))
+            continue
         for module in layer.modules:
             check_repeatable(layer, module)
         try:
@@ -278,8 +321,14 @@ def run_forward(
         y = inner[-1] if inner else h
         replay = None if replays is None else replays[index]
         records.append(LayerRecord(layer, h, y, sides, share, inner if keep_inner else (), replay))
-        h = y.detach()
-    return Record(tuple(records))
+        h = _hand_on(places, y.detach(), index, len(chain))
+    if not places.owns(len(chain) - 1):
+        records[-1] = replace(records[-1], y=h)
+    return Record(tuple(records), places)
+
+
+def _hand_on(places: Places, h: Tensor, index: int, layers: int) -> Tensor:
+    return places.spread(h, index) if index == layers - 1 else places.up(h, index)
 
 
 @contextmanager

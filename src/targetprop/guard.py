@@ -21,7 +21,8 @@ class Guard:
     Each tensor is seen through its Euclidean norm: where two norms are finite, so is every product of the two tensors.
 
     Args:
-        ranks: the processes that decide together, which all watch the same things in the same order.
+        *groups: the processes that decide together, which all watch for the same things in the same order; where they
+            form a grid, its rows and its columns.
 
     >>> guard = Guard()
     >>> guard.watch("the loss is not a number", torch.tensor(2.0))
@@ -32,23 +33,21 @@ class Guard:
     (False, 'the target is infinite')
     """
 
-    def __init__(self, ranks: Ranks | None = None) -> None:
-        """Start with nothing to look at; without ranks, this process is alone."""
-        self._ranks = Ranks() if ranks is None else ranks
+    def __init__(self, *groups: Ranks) -> None:
+        """Start with nothing to look at; without groups, this process is alone."""
+        self._groups = [group for group in groups if not group.alone]
         self.reason: str | None = None
-        self._pending: list[tuple[str, Tensor]] = []
+        self._pending: list[tuple[str, list[Tensor]]] = []
 
     def watch(self, problem: str, *values: Tensor) -> None:
         """Look at tensors the next time.
 
         Args:
             problem: what is wrong if one of them is not finite.
-            *values: tensors, of which nothing but their norms is kept; integers are finite.
+            *values: tensors, of which nothing but their norms is kept; integers are finite. There may be none, where
+                only other processes have any.
         """
-        for tensor in (value for value in values if value.is_floating_point()):
-            dtype, tensor = torch.promote_types(tensor.dtype, torch.float32), tensor.detach()
-            norm = torch.linalg.vector_norm(tensor, dtype=dtype) if tensor.dim() else tensor.to(dtype)
-            self._pending.append((problem, norm))
+        self._pending.append((problem, [_norm(v.detach()) for v in values if v.is_floating_point()]))
 
     def passes(self) -> bool:
         """Read what was collected; what was found once stays.
@@ -57,14 +56,27 @@ class Guard:
             False if anything so far was not finite, on any rank; the first problem is then the `reason`.
         """
         pending, self._pending = self._pending, []
-        if self.reason is None and pending:
-            total = torch.stack([norm for _, norm in pending]).sum()
-            self._ranks.sum_([total])
-            if not isfinite(float(total)):
-                broken = [place for place, (_, norm) in enumerate(pending) if not isfinite(float(norm))]
-                first = self._ranks.least(broken[0] if broken else len(pending))
-                self.reason = pending[first % len(pending)][0]  # where only the sum overflows, as good as any
+        if self.reason is None and pending and not isfinite(self._sum([norm for _, own in pending for norm in own])):
+            broken = [place for place, (_, own) in enumerate(pending) if not all(isfinite(float(norm)) for norm in own)]
+            first = broken[0] if broken else len(pending)
+            for group in self._groups:
+                first = group.least(first)
+            self.reason = pending[first % len(pending)][0]  # where only the sum overflows, as good as any
         return self.reason is None
+
+    def _sum(self, norms: list[Tensor]) -> float:
+        if not self._groups:
+            return float(torch.stack(norms).sum()) if norms else 0.0
+        total = torch.zeros((), dtype=torch.double, device=self._groups[0].device)
+        total = total + torch.stack(norms).sum() if norms else total
+        for group in self._groups:
+            group.sum_([total])
+        return float(total)
+
+
+def _norm(values: Tensor) -> Tensor:
+    dtype = torch.promote_types(values.dtype, torch.float32)
+    return torch.linalg.vector_norm(values, dtype=dtype) if values.dim() else values.to(dtype)
 
 
 class Gradients:

@@ -1,7 +1,11 @@
 """Half precision: where it may round, and where nothing of a small difference would be left."""
 
+from contextlib import AbstractContextManager, nullcontext
+
 import torch
 from torch import Tensor
+
+_NOTHING = nullcontext()  # an autocast context, even one that does nothing, costs as much as a small product
 
 
 def widened(x: Tensor) -> Tensor:
@@ -28,7 +32,7 @@ def is_cast(x: Tensor) -> bool:
     return torch.is_autocast_enabled(x.device.type)
 
 
-def exactly(x: Tensor) -> torch.autocast:
+def exactly(x: Tensor) -> AbstractContextManager[object]:
     """Make the context in which no operation is cast to half precision.
 
     Args:
@@ -37,4 +41,4 @@ def exactly(x: Tensor) -> torch.autocast:
     Returns:
         The context.
     """
-    return torch.autocast(x.device.type, enabled=False)
+    return torch.autocast(x.device.type, enabled=False) if is_cast(x) else _NOTHING

@@ -55,15 +55,15 @@ class Ranks:
         for dtype in dict.fromkeys(tensor.dtype for tensor in tensors):
             same = [tensor for tensor in tensors if tensor.dtype == dtype]
             flat = torch.cat([tensor.detach().reshape(-1) for tensor in same])
-            with _Sending():
+            with Sending():
                 parcels.append((same, flat, dist.all_reduce(flat, group=self._group, async_op=True)))
 
         def wait() -> None:
             for same, flat, work in parcels:
-                with _Sending():
+                with Sending():
                     assert work is not None
                     work.wait()
-                _unpack(flat, same)
+                unpack(flat, same)
 
         return wait
 
@@ -108,7 +108,7 @@ class Ranks:
         if self.alone:
             return number
         value = torch.tensor([number % 2**63], device=self.device)
-        with _Sending():
+        with Sending():
             dist.broadcast(value, group_src=0, group=self._group)
         return int(value)
 
@@ -124,7 +124,7 @@ class Ranks:
         if self.alone:
             return list(numbers)
         values = torch.tensor(numbers, device=self.device)
-        with _Sending():
+        with Sending():
             dist.all_reduce(values, dist.ReduceOp.MAX, group=self._group)
         return values.tolist()
 
@@ -162,9 +162,9 @@ class Ranks:
         for dtype in dict.fromkeys(tensor.dtype for tensor in tensors):
             same = [tensor for tensor in tensors if tensor.dtype == dtype]
             flat = torch.cat([tensor.detach().reshape(-1).to(self.device) for tensor in same])
-            with _Sending():
+            with Sending():
                 dist.broadcast(flat, group_src=0, group=self._group)
-            _unpack(flat, same)
+            unpack(flat, same)
 
     def differs(self, numbers: Tensor) -> bool:
         """Compare numbers over ranks.
@@ -179,7 +179,7 @@ class Ranks:
             return False
         numbers = numbers.to(self.device).nan_to_num()
         extremes = torch.cat([numbers, -numbers])
-        with _Sending():
+        with Sending():
             dist.all_reduce(extremes, dist.ReduceOp.MAX, group=self._group)
         high, low = extremes.chunk(2)
         return not torch.equal(high, -low)
@@ -350,7 +350,7 @@ class Share:
             self.sum_(tensors)
 
 
-class _Sending:
+class Sending:
     """Turns PyTorch's errors about lost processes into one that can be told from others."""
 
     def __enter__(self) -> None:
@@ -362,7 +362,13 @@ class _Sending:
             raise ConnectionError(f"another rank has ended or does not answer ({reason})") from error
 
 
-def _unpack(flat: Tensor, tensors: Sequence[Tensor]) -> None:
+def unpack(flat: Tensor, tensors: Sequence[Tensor]) -> None:
+    """Copy numbers that travelled together to where they belong.
+
+    Args:
+        flat: the numbers.
+        tensors: what to overwrite.
+    """
     with torch.no_grad():
         for tensor, part in zip(tensors, flat.split([tensor.numel() for tensor in tensors]), strict=True):
             tensor.copy_(part.view(tensor.shape))

@@ -6,6 +6,7 @@ r"""From the output's target to every layer's: ``ĥ_L → ĥ_{L-1} → … → �
 * *composite*: ``F = f_L∘…∘f_{l+1}`` is inverted in one piece for every ``l``, which corrects errors that pile up.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import reduce
 from typing import Literal
@@ -15,7 +16,8 @@ from torch import Tensor
 
 from targetprop.decoders import Bank
 from targetprop.forward import Record
-from targetprop.inversion import Evaluation, InputSpace, Inversion, Map, Outcome, Problem, iterate, solve
+from targetprop.inversion import Columns, Evaluation, InputSpace, Inversion, Map, Outcome, Problem, iterate, solve
+from targetprop.precision import widened
 
 Propagation = Literal["layerwise", "joint", "composite", "backprop"]
 
@@ -25,7 +27,7 @@ class Targets:
     """Changes of every layer and how they were found.
 
     Attributes:
-        deltas: ``Δ_1 … Δ_L``, shapes of ``h_1 … h_L``.
+        deltas: ``Δ_1 … Δ_L``, shapes of ``h_1 … h_L``; of several processes, for this one's layers and the output.
         outcomes: how the inversion ended that gave each ``Δ_l``, by name of the layer that was inverted; joint
             sweeps have one,
             named ``"all"``.
@@ -58,19 +60,21 @@ def propagate(
 
 
 def _layerwise(record: Record, bank: Bank, delta: Tensor, inversion: Inversion, measure: bool) -> Targets:
-    deltas, outcomes = [delta], {}
+    top = len(record.layers) - 1
+    deltas, outcomes = {top: delta}, {}
     for index in reversed(range(1, len(record.layers))):
-        layer = record.layers[index]
-        g = bank.inverse(index, record) if inversion.needs_decoder else _no_decoder
-        f = layer.fast if inversion.needs_decoder else layer.f
-        solution = solve(Problem(f, g, deltas[-1], layer.x, layer.h), inversion, measure=measure)
-        deltas.append(solution.delta)
-        outcomes[layer.layer.name] = solution.outcome
-    return Targets(deltas[::-1], outcomes)
+        layer, found = record.layers[index], {}
+        if record.places.owns(index):
+            g = bank.inverse(index, record) if inversion.needs_decoder else _no_decoder
+            f = layer.fast if inversion.needs_decoder else layer.f
+            solution = solve(Problem(f, g, deltas[index], layer.x, layer.h), inversion, measure=measure)
+            outcomes[layer.layer.name], found = solution.outcome, {index: solution.delta}
+        deltas |= record.places.down(found, {index: widened(layer.x)})
+    return Targets(_in_order(deltas), outcomes)
 
 
 def _composite(record: Record, bank: Bank, delta: Tensor, inversion: Inversion, measure: bool) -> Targets:
-    deltas, outcomes = [delta], {}
+    deltas, outcomes = {len(record.layers) - 1: delta}, {}
     for index in reversed(range(1, len(record.layers))):
         layer, above = record.layers[index], record.layers[index:]
 
@@ -79,50 +83,63 @@ def _composite(record: Record, bank: Bank, delta: Tensor, inversion: Inversion, 
 
         g = bank.composite(index, record) if inversion.needs_decoder else _no_decoder
         solution = solve(Problem(forward, g, delta, layer.x, record.output), inversion, measure=measure)
-        deltas.append(solution.delta)
+        deltas[index - 1] = solution.delta
         outcomes[layer.layer.name] = solution.outcome
-    return Targets(deltas[::-1], outcomes)
+    return Targets(_in_order(deltas), outcomes)
 
 
 def _joint(record: Record, bank: Bank, delta: Tensor, inversion: Inversion, measure: bool) -> Targets:
     assert isinstance(inversion, InputSpace)
-    upper = record.layers[1:]
-    start = [layer.x for layer in upper]
-    sizes = [x.shape[1:].numel() for x in start]
-    problems = [
-        Problem(layer.fast, bank.inverse(index, record), delta, layer.x, layer.h)
-        for index, layer in enumerate(upper, start=1)
-    ]
+    layers, places, top = record.layers, record.places, len(record.layers) - 1
+    problems = {
+        index: Problem(layers[index].fast, bank.inverse(index, record), delta, layers[index].x, layers[index].h)
+        for index in record.own
+        if index > 0
+    }
+    likes = {index: widened(layers[index].x) for index in range(1, len(layers))}
+    sizes = [problem.x0.shape[1:].numel() for problem in problems.values()]
 
-    def split(u: Tensor) -> list[Tensor]:
-        return [part.reshape(x.shape) for part, x in zip(u.split(sizes, dim=1), start, strict=True)]
+    def split(u: Tensor) -> dict[int, Tensor]:
+        parts = u.split(sizes, dim=1) if sizes else ()
+        return {index: part.reshape(p.x0.shape) for (index, p), part in zip(problems.items(), parts, strict=True)}
+
+    def join(parts: Iterable[Tensor]) -> Tensor:
+        return torch.cat([delta.new_zeros(len(delta), 0), *(part.flatten(1) for part in parts)], dim=1)
 
     def evaluate(u: Tensor, step: int, error: bool, direction: bool) -> Evaluation:
         changes = split(u)
-        reached = [p.base if step == 0 else p.f_at(v) for p, v in zip(problems, changes, strict=True)]
-        missing = [p.base - y + v for p, y, v in zip(problems, reached, [*changes[1:], delta], strict=True)]
+        asked = {top: delta} | places.down(changes, likes)
+        reached = {index: p.base if step == 0 else p.f_at(changes[index]) for index, p in problems.items()}
+        missing = {index: p.base - reached[index] + asked[index] for index, p in problems.items()}
         if not direction:
-            return Evaluation(u, _join(missing), None)
-        moves = [p.g_difference(y, e) for p, y, e in zip(problems, reached, missing, strict=True)]
-        return Evaluation(u, _join(missing), _join(moves), fallback() if step == 0 else None)
+            return Evaluation(u, join(missing.values()), None)
+        moves = [p.g_difference(reached[index], missing[index]) for index, p in problems.items()]
+        return Evaluation(u, join(missing.values()), join(moves), fallback() if step == 0 else None)
 
     def fallback() -> Tensor:
-        change, chained = delta, []
-        for p in reversed(problems):
-            change = p.g_difference(p.y0, change)
-            chained.append(change)
-        return _join(chained[::-1])
+        found, asked = {}, {top: delta}
+        for index in range(top, 0, -1):
+            if index in problems:
+                found[index] = problems[index].g_difference(problems[index].y0, asked[index])
+            asked |= places.down({index: found[index]} if index in found else {}, {index: likes[index]})
+        return join(found[index] for index in problems)
 
-    x0 = _join(start)
+    x0, origin = join(p.x0 for p in problems.values()), join(p.origin for p in problems.values())
     # Until the sweeps have reached the bottom, a small residual only means that little has moved yet.
     solution = iterate(
-        evaluate, _join([p.origin for p in problems]), x0, inversion, measure=measure, complete_from=len(upper)
+        evaluate,
+        origin,
+        x0,
+        inversion,
+        measure=measure,
+        complete_from=top,
+        columns=Columns(None if places.alone else places.sum_),
     )
-    return Targets([*split(solution.delta), delta], {"all": solution.outcome})
+    return Targets(_in_order({top: delta} | places.down(split(solution.delta), likes)), {"all": solution.outcome})
 
 
-def _join(parts: list[Tensor]) -> Tensor:
-    return torch.cat([part.flatten(1) for part in parts], dim=1)
+def _in_order(deltas: dict[int, Tensor]) -> list[Tensor]:
+    return [deltas[index] for index in sorted(deltas)]
 
 
 def _no_decoder(y: Tensor) -> Tensor:

@@ -54,6 +54,17 @@ class Bank(nn.Module):
         """Say in a word how each layer is inverted, keyed by layer name."""
         return {}
 
+    def parts(self, index: int) -> list[nn.Module]:
+        """List what belongs to the decoder of one layer alone.
+
+        Args:
+            index: any layer.
+
+        Returns:
+            The modules.
+        """
+        return []
+
     def learns(self, index: int) -> bool:
         """Say whether there is anything to train in the inverse of one layer.
 
@@ -117,6 +128,11 @@ class LayerBank(Bank):
             return change
 
         return Inverse(decode, difference)
+
+    def parts(self, index: int) -> list[nn.Module]:
+        """List the decoder and its moments; see `Bank.parts`."""
+        found = ((self.layers, _key(self.names[index])), (self.moments, str(index)))
+        return [modules[key] for modules, key in found if key in modules]
 
     def single_linear(self, index: int) -> LinearDecoder | None:
         """Find the affine map that is, up to rearrangement, the whole decoder of a layer.

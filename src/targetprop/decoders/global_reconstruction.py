@@ -36,6 +36,7 @@ class GlobalReconstruction(Learned):
 
     damping: float = 0.1
     name: ClassVar[str] = "global-reconstruction"
+    local: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         """Check the settings.
@@ -84,6 +85,7 @@ class DirectFeedback(Learned):
 
     damping: float = 0.1
     name: ClassVar[str] = "direct-feedback"
+    local: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         """Check the settings.

@@ -96,12 +96,15 @@ class WeightMirror(Objective):
         return bank
 
     @torch.no_grad()
-    def _moves(self, bank: LayerBank, record: Record, generator: torch.Generator) -> Iterator[tuple[int, Move]]:
+    def _moves(self, bank: LayerBank, record: Record, generator: torch.Generator) -> Iterator[tuple[int, Move | None]]:
         """Work out a step of every mirror; convolutions take a second one, from where the first ends."""
         for index in sorted(bank.mirrored):
             for part, module, side in mirrored_maps(bank, index, record):
                 draw, new = _linear_probes if isinstance(part, LinearDecoder) else _conv_probes, None
                 for drawn in draw(module, side.per_sample[0], self.probes, self.activity, generator, record.share):
+                    if not record.places.owns(index):  # drawn all the same: random numbers stay in step everywhere
+                        yield index, None
+                        continue
                     probes = widened(drawn)
                     answers = module(probes) - module(torch.zeros_like(probes[:1]))
                     if isinstance(part, LinearDecoder):
@@ -140,24 +143,28 @@ class WeightMirror(Objective):
         kept, moves = [], []
         with torch.no_grad(), exactly(record.output):
             if steps > 1:  # these are taken at once, and taken back if the last one fails
-                kept = [(p, p.clone()) for index in bank.mirrored for p in bank.decoder(index).parameters()]
+                own = [index for index in bank.mirrored if record.places.owns(index)]
+                kept = [(p, p.clone()) for index in own for p in bank.decoder(index).parameters()]
             for _ in range(steps - 1):
                 for _, move in list(self._moves(bank, record, generator)):
-                    move.take()
+                    if move is not None:
+                        move.take()
             if steps:
                 moves = list(self._moves(bank, record, generator))
         for index, move in moves:
-            guard.watch(failed_decoder(record.layers[index], "probe's answer"), *move.numbers)
+            guard.watch(failed_decoder(record.layers[index], "probe's answer"), *(() if move is None else move.numbers))
         rest = _OTHERS.train(bank, record, optimizer, generator, guard) if self.updates else None
         with torch.no_grad():
             if not guard.passes():
                 for parameter, before in kept:
                     parameter.copy_(before)
                 return None
-            losses = [move.take() for _, move in moves]
+            losses = [move.take() for _, move in moves if move is not None]
         bank.warm.fill_(True)
-        losses += [] if rest is None else [rest]
-        return torch.stack(losses).sum() if losses else None
+        if not moves:
+            return rest
+        missed = record.places.total(torch.stack(losses).sum() if losses else record.output.new_zeros(()))
+        return missed if rest is None else missed + rest
 
     def make_optimizer(self, parameters: list[nn.Parameter]) -> torch.optim.Optimizer | None:
         """Make the optimiser of the decoders that are no mirrors; see `Objective.make_optimizer`."""

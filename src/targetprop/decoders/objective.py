@@ -70,6 +70,7 @@ class Objective(ABC):
     """How a chain is inverted, and how the decoders get there."""
 
     name: ClassVar[str]
+    local: ClassVar[bool] = True  # whether a decoder learns from its own layer alone
 
     def __post_init__(self) -> None:
         """Check the settings, by a ``ValueError``."""
@@ -213,23 +214,25 @@ class Learned(Objective):
         take_back = _remember(optimizer) if self.updates > 1 else optimizer.zero_grad
         for _ in range(self.updates):
             noise = Noise(record, self.noise, generator)
-            signals = {index: self.signal(bank, index, record, noise) for index in learned}
+            signals = {i: self.signal(bank, i, record, noise) for i in learned if record.places.owns(i)}
             signals = {index: signal for index, signal in signals.items() if signal.tensor.requires_grad}
-            if not signals:
+            if not signals and record.places.alone:
                 return None
-            torch.autograd.backward([s.tensor for s in signals.values()], [s.gradient for s in signals.values()])
-            losses, gradients = torch.stack([signal.loss for signal in signals.values()]), _gradients(optimizer)
-            record.share.average_([*gradients, losses])
-            for index, loss in zip(signals, losses.unbind(), strict=True):
-                guard.watch(failed_decoder(record.layers[index], "loss"), loss)
+            if signals:
+                torch.autograd.backward([s.tensor for s in signals.values()], [s.gradient for s in signals.values()])
+            losses, gradients = {index: signal.loss for index, signal in signals.items()}, _gradients(optimizer)
+            record.share.average_([*gradients, *losses.values()])
+            for index in learned:
+                own = [losses[index]] if index in losses else []
+                guard.watch(failed_decoder(record.layers[index], "loss"), *own)
             guard.watch(f"the decoders' gradient is NaN or infinite; {_CURE}", *gradients)
             if not guard.passes():
                 take_back()
                 return None
             optimizer.step()
             optimizer.zero_grad()
-            total = losses.sum()
-        return total
+            total = torch.stack([*losses.values()]).sum() if losses else record.output.new_zeros(())
+        return None if total is None else record.places.total(total)
 
     def make_optimizer(self, parameters: list[nn.Parameter]) -> torch.optim.Optimizer | None:
         """Make Adam or SGD; see `Objective.make_optimizer`."""

@@ -161,17 +161,22 @@ class Ridge(Objective):
         with torch.no_grad():
             for index in map(int, bank.moments):
                 layer = record.layers[index]
+                if not record.places.owns(index):
+                    guard.watch(failed_decoder(layer, "loss"))
+                    continue
                 clean, seen = layer.x + noise.like(layer.x), perturbed(layer, noise.like(layer.x))
                 losses.append(record.share.mean((bank.inverse(index, record)(seen) - clean).square().flatten(1).sum(1)))
                 guard.watch(failed_decoder(layer, "loss"), losses[-1], clean, seen)
-                pairs.append((seen, clean))
+                pairs.append((index, seen, clean))
             if not guard.passes():
                 return None
-            for (key, moments), (seen, clean) in zip(bank.moments.items(), pairs, strict=True):
-                linear = bank.single_linear(int(key))
+            for index, seen, clean in pairs:
+                linear, moments = bank.single_linear(index), bank.moments[str(index)]
                 assert isinstance(moments, _Moments) and linear is not None
                 moments.fit(linear, seen, clean, record.share)
-        return torch.stack(losses).sum() if losses else None
+        if not bank.moments:
+            return None
+        return record.places.total(torch.stack(losses).sum() if losses else record.output.new_zeros(()))
 
 
 class _Moments(nn.Module):

@@ -1,5 +1,6 @@
 """Inversion of one layer, or of several: one loop, one short file per rule. Sees callables and tensors only."""
 
+from targetprop.inversion.columns import Columns
 from targetprop.inversion.difference import Difference
 from targetprop.inversion.direct import Direct
 from targetprop.inversion.entry import invert, solve
@@ -16,6 +17,7 @@ RULES: dict[str, type[Inversion]] = {
 
 __all__ = [
     "RULES",
+    "Columns",
     "Difference",
     "Direct",
     "Evaluation",

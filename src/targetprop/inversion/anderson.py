@@ -8,7 +8,8 @@ history and takes the plain damped step: the safeguard.
 import torch
 from torch import Tensor
 
-from targetprop.inversion.problem import per_sample, sample_norm
+from targetprop.inversion.columns import Columns
+from targetprop.inversion.problem import per_sample
 
 _RIDGE = 1e-10
 
@@ -19,11 +20,12 @@ class Anderson:
     Args:
         memory: number of past differences remembered, ≥ 1.
         alpha: step size ``α``.
+        columns: where the columns of the iterates are.
     """
 
-    def __init__(self, memory: int, alpha: float) -> None:
+    def __init__(self, memory: int, alpha: float, columns: Columns) -> None:
         """Start without history."""
-        self.memory, self.alpha = memory, alpha
+        self.memory, self.alpha, self._columns = memory, alpha, columns
         self._du: list[Tensor] = []
         self._dd: list[Tensor] = []
         self._last: tuple[Tensor, Tensor] | None = None
@@ -43,16 +45,18 @@ class Anderson:
         if self._last is None:
             self._last = flat_u, flat_d
             return plain.view_as(u)
-        shrunk = per_sample(sample_norm(flat_d) < sample_norm(self._last[1]), flat_d)
+        now, before = self._columns.norms(flat_d, self._last[1])
+        shrunk = per_sample(now < before, flat_d)
         self._du = [t * shrunk for t in (*self._du, flat_u - self._last[0])][-self.memory :]
         self._dd = [t * shrunk for t in (*self._dd, flat_d - self._last[1])][-self.memory :]
         self._last = flat_u, flat_d
         du, dd = torch.stack(self._du, dim=2), torch.stack(self._dd, dim=2)
-        gram = (dd.mT @ dd).to(torch.promote_types(u.dtype, torch.float32))  # no solver has fewer digits
+        products = (dd.mT @ torch.cat([dd, flat_d.unsqueeze(2)], dim=2)).to(torch.promote_types(u.dtype, torch.float32))
+        gram, fit = self._columns.sum(products).split([dd.shape[2], 1], dim=2)  # no solver has fewer digits
         scale = gram.diagonal(dim1=1, dim2=2).sum(dim=1)[:, None, None]
         eye = torch.eye(gram.shape[-1], dtype=gram.dtype, device=u.device)
         gram = gram + eye * torch.where(scale > 0, _RIDGE * scale, torch.ones_like(scale))
-        gamma, info = torch.linalg.solve_ex(gram, (dd.mT @ flat_d.unsqueeze(2)).to(gram.dtype))
+        gamma, info = torch.linalg.solve_ex(gram, fit)
         mixed = plain - ((du + self.alpha * dd) @ gamma).squeeze(2)
-        good = (info == 0)[:, None] & torch.isfinite(mixed).all(dim=1, keepdim=True)
-        return torch.where(good, mixed, plain).view_as(u)
+        broken = self._columns.sum((~torch.isfinite(mixed)).sum(dim=1, keepdim=True, dtype=u.dtype))
+        return torch.where((info == 0)[:, None] & (broken == 0), mixed, plain).view_as(u)

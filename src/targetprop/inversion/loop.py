@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from targetprop.inversion.anderson import Anderson
+from targetprop.inversion.columns import Columns
 from targetprop.inversion.problem import Evaluation, Problem, Solution, Status, per_sample, sample_norm
 from targetprop.precision import exactly
 from targetprop.settings import check_types
@@ -107,6 +108,7 @@ def iterate(
     *,
     measure: bool,
     complete_from: int = 0,
+    columns: Columns | None = None,
 ) -> Solution:
     """Run the loop on any evaluator; rules and joint sweeps share it.
 
@@ -118,19 +120,22 @@ def iterate(
         measure: whether the residuals of a single estimate, and of the last direction, are asked for.
         complete_from: the first step whose estimate may be the answer; until then a moving sample neither converges
             nor counts as diverged for growing.
+        columns: where the columns of the iterate are, if not all here; one single estimate does not look at others.
 
     Returns:
         The solution.
     """
+    columns = Columns() if columns is None else columns
     if not isinstance(settings, Iteration) or settings.steps == 0:
         return _single(evaluate(u, 0, measure, measure), x0)
-    history = Anderson(settings.anderson, settings.alpha) if settings.anderson else None
+    history = Anderson(settings.anderson, settings.alpha, columns) if settings.anderson else None
     state: _Tracker | None = None
     for step in range(settings.steps + 1):
         last = step == settings.steps
         look = evaluate(u, step, True, measure or not last)
-        state = _Tracker.begin(x0, look) if state is None else state
-        state.observe(look, step, settings.tolerance, complete_from)
+        sizes = _Sizes.measure(look, columns)
+        state = _Tracker.begin(x0, look, sizes) if state is None else state
+        state.observe(look, sizes, step, settings.tolerance, complete_from)
         if last or (step % CHECK_EVERY == CHECK_EVERY - 1 and not bool(state.active.any())):
             break
         assert look.direction is not None
@@ -138,12 +143,12 @@ def iterate(
             move = settings.alpha * look.direction if history is None else history.move(u, look.direction)
         u = torch.where(per_sample(state.active, u), u + move, u)
     assert state is not None
-    fell, solution = state.solution()
+    fell, solution = state.solution(columns)
     if fell is None or not measure or not bool(fell.any()):
         return solution
     error = evaluate(state.best, 1, True, False).error
     assert error is not None and solution.forward_residual is not None
-    return replace(solution, forward_residual=torch.where(fell, sample_norm(error), solution.forward_residual))
+    return replace(solution, forward_residual=torch.where(fell, columns.norms(error)[0], solution.forward_residual))
 
 
 def _single(look: Evaluation, x0: Tensor) -> Solution:
@@ -171,6 +176,22 @@ def _fill(delta: Tensor, finite: Tensor) -> Tensor:
     return delta.masked_fill(per_sample(~finite, delta), 0.0)
 
 
+@dataclass(frozen=True, eq=False)
+class _Sizes:
+    """Norms of what an evaluation returned, shape ``(n,)`` each."""
+
+    error: Tensor
+    delta: Tensor
+    direction: Tensor | None
+
+    @classmethod
+    def measure(cls, look: Evaluation, columns: Columns) -> "_Sizes":
+        assert look.error is not None
+        values = (look.error, look.delta, *([] if look.direction is None else [look.direction]))
+        error, delta, *direction = columns.norms(*values)
+        return cls(error, delta, direction[0] if direction else None)
+
+
 @dataclass
 class _Tracker:
     """Best iterate and status of every sample while the loop runs."""
@@ -188,16 +209,14 @@ class _Tracker:
     known: bool  # whether the fallback is the first estimate itself, whose residual was measured
 
     @classmethod
-    def begin(cls, x0: Tensor, look: Evaluation) -> "_Tracker":
-        assert look.direction is not None
-        first = sample_norm(look.direction)
+    def begin(cls, x0: Tensor, look: Evaluation, sizes: _Sizes) -> "_Tracker":
+        assert sizes.direction is not None
+        first = sizes.direction
         first = first.masked_fill(first == torch.inf, torch.nan)  # no later step is to be compared with it
         active = torch.ones_like(first, dtype=torch.bool)
         steps = torch.zeros_like(active, dtype=torch.long)
         worst = torch.full_like(first, torch.inf)
         status = torch.full_like(steps, int(Status.MAX_STEPS))
-        assert look.error is not None
-        start = sample_norm(look.error)
         return cls(
             x0,
             torch.zeros_like(look.delta),
@@ -207,37 +226,36 @@ class _Tracker:
             active,
             status,
             steps,
-            start,
+            sizes.error,
             look.fallback,
             look.fallback is look.delta,
         )
 
-    def observe(self, look: Evaluation, step: int, tolerance: float, complete_from: int) -> None:
-        assert look.error is not None
-        residual = sample_norm(look.error)
-        finite = (residual < torch.inf) & (sample_norm(look.delta) < torch.inf)
+    def observe(self, look: Evaluation, sizes: _Sizes, step: int, tolerance: float, complete_from: int) -> None:
+        residual = sizes.error
+        finite = (residual < torch.inf) & (sizes.delta < torch.inf)
         if step == 0 or step >= complete_from:
             better = self.active & finite & ((residual < self.residual) | (step == complete_from))
             self.best = torch.where(per_sample(better, look.delta), look.delta, self.best)
             self.residual = torch.where(better, residual, self.residual)
         self.steps = torch.where(self.active, step, self.steps)
-        norm = self.inverse if look.direction is None else sample_norm(look.direction)
+        norm = self.inverse if sizes.direction is None else sizes.direction
         self.inverse = torch.where(self.active, norm, self.inverse)
         if step < complete_from:
             self.first = torch.maximum(self.first, norm)
         diverged = self.active & ~(finite & (norm <= GROWTH * self.first))
         converged = self.active & ~diverged & (norm <= tolerance * self.first)
-        if look.direction is None or 0 < step < complete_from:
+        if sizes.direction is None or 0 < step < complete_from:
             converged = torch.zeros_like(converged)
         self.status = torch.where(diverged, int(Status.DIVERGED), self.status)
         self.status = torch.where(converged, int(Status.CONVERGED), self.status)
         self.active = self.active & ~diverged & ~converged
 
-    def solution(self) -> tuple[Tensor | None, Solution]:
+    def solution(self, columns: Columns) -> tuple[Tensor | None, Solution]:
         """Let samples that diverged without coming closer fall back; returns whose residual is unknown, and all."""
         fell = None
         if self.fallback is not None:
-            closer = (self.residual < self.start) | ~(sample_norm(self.fallback) < torch.inf)
+            closer = (self.residual < self.start) | ~(columns.norms(self.fallback)[0] < torch.inf)
             fell = (self.status == Status.DIVERGED) & ~closer
             self.best = torch.where(per_sample(fell, self.best), self.fallback, self.best)
             self.residual = self.residual if self.known else self.residual.masked_fill(fell, torch.nan)
