@@ -13,7 +13,7 @@ import torch.multiprocessing as mp
 from torch import nn
 
 import targetprop as tp
-from cases import LOSSES, NETWORKS, gradients, parameters, rand
+from cases import LOSSES, NETWORKS, parameters, rand
 
 # Layers of "tanh" and of the others: neighbours together, in turn, and the other way round.
 OWNERS = {"halves": (0, 0, 1), "in turn": (1, 0, 1), "upside down": (1, 1, 0)}
