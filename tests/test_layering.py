@@ -94,7 +94,7 @@ def test_public_names_are_pinned() -> None:
         "METHODS", "Chain", "Check", "DeltaRule", "Denoising", "Difference", "DifferenceReconstruction", "Direct",
         "DirectFeedback", "Exact", "Fixed", "GaussNewtonStep", "GlobalReconstruction", "Gradient", "GradientStep",
         "Influence", "InputSpace", "Krylov", "LabelTarget", "Layer", "LeastSquares", "Method", "NoDecoder",
-        "OutputSpace", "Regularised", "Residual", "Ridge", "Side", "Solution", "Status", "StepReport",
+        "OutputSpace", "Placement", "Regularised", "Residual", "Ridge", "Side", "Solution", "Status", "StepReport",
         "TargetPropagation", "WeightMirror", "build_chain", "check", "invert", "method", "normalise",
         "register_decoder", "register_pullback", "register_replay",
     ]  # fmt: skip
