@@ -9,7 +9,6 @@ from shutil import get_terminal_size
 from time import perf_counter
 
 import torch
-from rich.console import Console
 
 from targetprop.claims import CLAIMS, Claim, merge
 from targetprop.claims.figures import FIGURES
@@ -18,6 +17,7 @@ from targetprop.claims.records import write_records
 from targetprop.claims.table import format_table
 from targetprop.experiments.arguments import read_command_line
 from targetprop.experiments.errors import FAILURE, CommandError, suggest
+from targetprop.experiments.screen import error_console
 from targetprop.report.atomic import write_atomic
 
 RECORDS, PAGE = "claims.json", "claims.html"
@@ -69,7 +69,7 @@ def verify(argv: list[str]) -> int:
 
 
 def _measure_all(request: _Request) -> list[Claim]:
-    console, found = Console(stderr=True, highlight=False), []
+    console, found = error_console(), []
     for number, name in enumerate(request.claims, start=1):
         with console.status(f"measuring {name}, {number} of {len(request.claims)}"):
             claim = measure(name, range(request.seeds))

@@ -11,7 +11,6 @@ from threading import Timer
 from typing import Any
 
 import torch
-from rich.console import Console
 
 import targetprop as tp
 from targetprop.diagnostics import Inspection, advise, inspect_targets
@@ -23,7 +22,7 @@ from targetprop.experiments.errors import FAILURE, CommandError
 from targetprop.experiments.inspection_table import format_inspection
 from targetprop.experiments.parse import parse_config
 from targetprop.experiments.run_folder import encode_json
-from targetprop.experiments.screen import say
+from targetprop.experiments.screen import error_console, say
 from targetprop.experiments.stored_run import open_session, parse_stored, read_stored_values
 from targetprop.report.atomic import write_atomic
 from targetprop.report.inspection import INSPECTION, draw_inspection
@@ -117,7 +116,7 @@ class _Progress:
     """Says on the error stream which layer is being measured: at once on a terminal, elsewhere once it takes long."""
 
     def __init__(self) -> None:
-        self._console, self._timer = Console(stderr=True, highlight=False), None
+        self._console, self._timer = error_console(), None
         self._status = self._console.status("measuring")
 
     def __enter__(self) -> "_Progress":

@@ -28,6 +28,7 @@ from targetprop.experiments.session import build_session, check_in_step, find_de
 from targetprop.experiments.stop_signals import Stopped
 from targetprop.experiments.stored_run import open_session, parse_stored, read_stored_values
 from targetprop.report.curves import draw_curves
+from targetprop.report.read_run import read_summary
 from targetprop.report.run_status import RunStatus, read_status
 
 _BESIDE_RESUME = {"epochs", "device"}
@@ -191,17 +192,23 @@ def _run(
     with crew.signals:
         keeper = Keeper(config, session, data, folder, crew, saved)
         try:
-            return crew.work(lambda: _run_or_stop(keeper, data, crew), keeper.write)
+            code = crew.work(lambda: _run_or_stop(keeper, data, crew), keeper.write)
         except Lost as lost:
             if lost.status == "failed":
                 _fail(keeper, lost)
             return _stop(keeper, lost.reason, lost.code)
+        except BrokenPipeError:
+            keeper.write("interrupted", "nobody reads its output any more")
+            raise
         except (FloatingPointError, torch.OutOfMemoryError, OSError) as error:
             _fail(keeper, error)
         except BaseException as error:
             with suppress(OSError):
                 keeper.write("failed", f"{type(error).__name__}: {error}")
             raise
+        if code == 0:
+            show_summary(read_summary(folder.path), folder.path)
+        return code
 
 
 def _run_or_stop(keeper: Keeper, data: Dataset, crew: Crew) -> int:
@@ -210,12 +217,11 @@ def _run_or_stop(keeper: Keeper, data: Dataset, crew: Crew) -> int:
         crew.leave_folder(keeper.folder.path)
         _run_epochs(keeper, data)
         draw_curves(keeper.folder.path)  # a run that is killed here is not finished, and draws when it goes on
-        summary = keeper.write("finished")
+        keeper.write("finished")
     except Stopped:
         return _stop(keeper, crew.signals.reason, crew.signals.exit_status)
     except KeyboardInterrupt:
         return _stop(keeper, "stopped at once by a second Ctrl-C", 130)
-    show_summary(summary, keeper.folder.path)
     return 0
 
 
