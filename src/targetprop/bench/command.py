@@ -19,6 +19,7 @@ from targetprop.bench.timing import alternate
 from targetprop.bench.tune import tune
 from targetprop.experiments.arguments import read_command_line
 from targetprop.experiments.errors import FAILURE, CommandError, suggest
+from targetprop.experiments.memory import fitting
 from targetprop.experiments.options import attribute_texts
 from targetprop.experiments.run_folder import encode_json
 from targetprop.experiments.screen import Steps, say
@@ -71,17 +72,19 @@ def bench(argv: list[str]) -> int:
         argv: its arguments.
 
     Returns:
-        Exit status 0.
-
-    Raises:
-        CommandError: an argument is wrong, data is missing, or the results cannot be written.
+        Exit status 0; what is wrong with an argument, the data or the results' folder ends the command.
     """
     request = read_request(argv)
     if request is None:
         sys.stdout.write(_usage())
         return 0
-    start = perf_counter()
     _make_folder(request.out)
+    with fitting(f"{request.problem.name} with these competitors"):
+        return _compete(request)
+
+
+def _compete(request: Request) -> int:
+    start = perf_counter()
     task, reference = request.problem.load(), reference_of([entry.label for entry in request.entries])
     tuned = {entry.label: _tune(request, task, entry) for entry in request.entries}
     outcomes = {

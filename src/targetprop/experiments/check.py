@@ -13,6 +13,7 @@ import targetprop as tp
 from targetprop.chain import Cut, Model
 from targetprop.experiments.arguments import read_command_line
 from targetprop.experiments.errors import FAILURE, CommandError, suggest
+from targetprop.experiments.memory import fitting
 
 _USAGE = """usage: targetprop check FILE:NAME --input SHAPE [--method NAME] [--cut CUT]
 
@@ -49,7 +50,10 @@ def check(argv: list[str]) -> int:
         sys.stdout.write(_USAGE)
         return 0
     request = _read(argv)
-    found = tp.check(_load(request.file, request.name), _input(request.shape), request.method, request.cut)
+    model = _load(request.file, request.name)
+    shape = ",".join(map(str, request.shape))
+    with fitting(f"{request.name} with --input {shape}", "give a smaller shape or model"):
+        found = tp.check(model, _input(request.shape), request.method, request.cut)
     sys.stdout.write(f"{found}\n")
     return 0 if found.supported else FAILURE
 

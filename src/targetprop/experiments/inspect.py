@@ -20,6 +20,7 @@ from targetprop.experiments.checkpoint import has_checkpoint, load_checkpoint
 from targetprop.experiments.config import RunConfig
 from targetprop.experiments.errors import FAILURE, CommandError
 from targetprop.experiments.inspection_table import format_inspection
+from targetprop.experiments.memory import fitting
 from targetprop.experiments.parse import parse_config
 from targetprop.experiments.run_folder import encode_json
 from targetprop.experiments.screen import error_console, say
@@ -100,15 +101,13 @@ def _measure(config: RunConfig, request: _Request) -> tuple[Inspection, int]:
     assert isinstance(session.engine, tp.TargetPropagation)
     count = min(request.samples, len(data.test_x))
     chosen = torch.arange(count, device=data.test_x.device) * len(data.test_x) // count
-    with _Progress() as progress:
+    with _Progress() as progress, fitting(f"the inspection of {count} samples", "give fewer --samples"):
         try:
             found = inspect_targets(
                 session.engine, data.test_x[chosen], data.test_y[chosen], on_layer=progress.on_layer
             )
         except (ValueError, FloatingPointError) as error:
             raise CommandError(str(error)) from error
-        except torch.OutOfMemoryError as error:
-            raise CommandError(f"the memory is full ({error}); give fewer --samples", FAILURE) from error
     return found, session.epoch
 
 
