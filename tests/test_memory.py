@@ -31,7 +31,7 @@ TOO_LARGE = {
     "bench narrow --width 2000000000": "narrow with these competitors does not fit in memory",
     "bench regression --inputs 2000000000": "regression with these competitors does not fit in memory",
     "check model.py:net --input 1000000000,1000000000": "net with --input 1000000000,1000000000 does not fit in memory",
-    "check model.py:net --input 10000000000,10000000000,10000000000": "does not fit in memory",
+    "check model.py:net --input 2000000000,2000000000,2000000000": "does not fit in memory",
 }
 
 

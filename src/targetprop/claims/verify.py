@@ -17,6 +17,7 @@ from targetprop.claims.records import write_records
 from targetprop.claims.table import format_table
 from targetprop.experiments.arguments import read_command_line
 from targetprop.experiments.errors import FAILURE, CommandError, suggest
+from targetprop.experiments.number_range import read_count
 from targetprop.experiments.screen import error_console
 from targetprop.report.atomic import write_atomic
 
@@ -113,11 +114,8 @@ def _parse(values: dict[str, str], flags: set[str]) -> _Request:
     claim, seeds = values.get("claim"), values.get("seeds", "1")
     if claim is not None and claim not in CLAIMS:
         raise CommandError(f"unknown claim {claim!r}; {suggest(claim, CLAIMS)}")
-    if not (seeds.isdecimal() and int(seeds) > 0):
-        raise CommandError(f"--seeds must be a whole number ≥ 1; got {seeds!r}")
-    return _Request(
-        tuple(CLAIMS) if claim is None else (claim,), int(seeds), Path(values.get("out", "claims")).expanduser()
-    )
+    claims, out = tuple(CLAIMS) if claim is None else (claim,), Path(values.get("out", "claims")).expanduser()
+    return _Request(claims, read_count("seeds", seeds), out)
 
 
 def _make_folder(out: Path) -> None:

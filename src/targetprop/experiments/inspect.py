@@ -21,6 +21,7 @@ from targetprop.experiments.config import RunConfig
 from targetprop.experiments.errors import FAILURE, CommandError
 from targetprop.experiments.inspection_table import format_inspection
 from targetprop.experiments.memory import fitting
+from targetprop.experiments.number_range import read_count
 from targetprop.experiments.parse import parse_config
 from targetprop.experiments.run_folder import encode_json
 from targetprop.experiments.screen import error_console, say
@@ -90,10 +91,8 @@ def _read(argv: Sequence[str]) -> _Request:
     unknown = [*arguments.values, *sorted(arguments.flags)]
     if unknown:
         raise CommandError(f"targetprop inspect has no option --{unknown[0]}; its options are --samples and --device")
-    if not (samples.isdecimal() and int(samples) > 0):
-        raise CommandError(f"--samples must be a whole number ≥ 1; got {samples!r}")
     changes = {} if device is None else {"device": device}
-    return _Request(Path(argv[0]).expanduser(), int(samples), changes)
+    return _Request(Path(argv[0]).expanduser(), read_count("samples", samples), changes)
 
 
 def _measure(config: RunConfig, request: _Request) -> tuple[Inspection, int]:
