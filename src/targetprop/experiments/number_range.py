@@ -24,7 +24,7 @@ def read_count(name: str, text: str) -> int:
         CommandError: it is no whole number, or too small or too large.
     """
     digits = text.lstrip("0")
-    if not (text.isdecimal() and digits):
+    if not (text.isascii() and text.isdecimal() and digits):
         raise CommandError(f"--{name} must be a whole number ≥ 1; got {text!r}")
     if len(digits) > len(str(_WHOLE)) or int(digits) > _WHOLE:
         raise CommandError(f"--{name} {text} is too large; give a whole number up to {_WHOLE}")
