@@ -164,6 +164,23 @@ def test_command_runs_and_goes_on(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert (tmp_path / "curves.png").stat().st_size > 1000 and (tmp_path / "table.md").exists()
 
 
+def test_a_diverged_run_is_kept_as_strict_json_and_read_back(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    wild = {"competitors": {"sgd": {"settings": {"lr": 1e30, "momentum": 0.9, "clip": 1e30}}}}
+    (tmp_path / "wild.json").write_text(json.dumps(wild))
+    words = ["bench", "regression", "--steps", "20", "--settings", str(tmp_path / "wild.json"), "--out", str(tmp_path)]
+
+    def refuse(word: str) -> None:
+        raise AssertionError(f"{word} is no JSON")
+
+    assert main([*words, "--seeds", "1"]) == 0 == main([*words, "--seeds", "1"])
+    (line,) = (tmp_path / "runs.jsonl").read_text().splitlines()
+    losses = json.loads(line, parse_constant=refuse)["losses"]
+    assert len(losses) == 20 and losses[0] > 0 and losses[-1] is None
+    assert capsys.readouterr().err.count("sgd: seed 0, final loss inf") == 2
+
+
 def test_a_share_shortens_the_schedule_and_settings_replace_tuning(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -199,11 +216,11 @@ def test_settings_that_do_not_fit_are_refused(tmp_path: Path, capsys: pytest.Cap
         (["narrow", "--settings", "nowhere.json"], "--settings nowhere.json cannot be read"),
         (["autoencoder-digit"], "did you mean 'autoencoder-digits'"),
         (["narrow", "--competitors", "adamm"], "did you mean 'adam'"),
-        (["narrow", "--trials", "0"], "--trials ≥ 1"),
+        (["narrow", "--trials", "0"], "--trials must be a whole number ≥ 1"),
         (["narrow", "--trials", "x"], "--trials must be a whole number"),
         (["narrow", "--condition", "3"], "narrow has no option --condition"),
         (["autoencoder", "--root", "nowhere"], "--root nowhere is not a folder"),
-        (["narrow", "--depth", "0"], "depth and width must be"),
+        (["narrow", "--depth", "0"], "depth must be a whole number from 1"),
     ],
 )
 def test_command_says_what_is_wrong(words: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:

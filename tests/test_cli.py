@@ -207,7 +207,7 @@ REFUSED = {
     "--propagation backprop": "--propagation must be one of layerwise, joint, composite",
     "--influence.normalise maybe": "--influence.normalise must be true or false",
     "--optimizer.lr -1": "optimizer.lr must be a number > 0",
-    "--optimizer.lr nan": "optimizer.lr must be a number > 0",
+    "--optimizer.lr nan": "optimizer.lr must be a finite number",
     "--optimizer.momentum 0.9": "--optimizer.name sgd has it",
     "--optimizer.name sgd --optimizer.momentum 1": "optimizer.momentum must be a share in [0, 1)",
     "--optimizer.name sgd --optimizer.momentum 0 --optimizer.nesterov true": "set optimizer.momentum > 0",

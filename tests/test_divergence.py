@@ -2,6 +2,7 @@
 
 import copy
 import json
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 import targetprop as tp
 from cases import DTYPE, rand
 from targetprop.experiments.main import main
+from targetprop.experiments.run_folder import RunFolder
 from targetprop.guard import Guard
 from targetprop.report.read_run import read_metrics
 
@@ -308,3 +310,27 @@ def test_an_epoch_of_skipped_steps_fails(tmp_path, spoil) -> None:
 def test_a_limit_of_no_steps_is_refused(capsys) -> None:
     assert main([*SMALL, "--max_skipped", "0"]) == 2
     assert "max_skipped must be a whole number ≥ 1" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", tp.METHODS)
+@pytest.mark.parametrize("power", [-30, 10, 15, 18, 19, 20, 30])
+@pytest.mark.parametrize("scaled", ["input", "first map", "second map"])
+def test_a_step_that_is_taken_reports_finite_numbers_at_any_scale(name, power, scaled):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 7), nn.ReLU(), nn.Linear(7, 4))
+    x, y = torch.randn(16, 6), torch.randint(4, (16,))
+    parts = {"input": x, "first map": model[0].weight, "second map": model[2].weight}
+    with torch.no_grad():
+        parts[scaled].mul_(10.0**power)
+    engine = tp.TargetPropagation(model, nn.CrossEntropyLoss(), example_input=x, method=name, on_divergence="skip")
+    report = engine.backward(x, y, measure=True)
+    told = [report.loss, report.decoder_loss, *report.delta_norms.values(), *report.target_norms.values()]
+    assert report.skipped or all(isfinite(float(value)) for value in told if value is not None)
+
+
+def test_metrics_are_strict_json_whatever_was_measured(tmp_path):
+    RunFolder(tmp_path).log({"kind": "step", "decoder_loss": float("inf"), "residuals": {"1": float("nan"), "2": 0.5}})
+    text = (tmp_path / "metrics.jsonl").read_text()
+    assert json.loads(text, parse_constant=pytest.fail) == {
+        "kind": "step", "decoder_loss": None, "residuals": {"1": None, "2": 0.5}
+    }  # fmt: skip

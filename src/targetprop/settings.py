@@ -16,23 +16,44 @@ from collections.abc import Callable
 from dataclasses import Field, fields
 from functools import cache
 from numbers import Integral, Real
+from types import NoneType, UnionType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+_Rule = tuple[Callable[[Any], bool], str]
 
 
 def check_types(settings: Any, owner: str = "") -> None:
     """Refuse fields that hold something else than they are annotated with.
 
     Args:
-        settings: a dataclass whose fields are numbers, truth values, choices (``Literal``) or other settings.
+        settings: a dataclass whose fields are numbers, truth values, texts, choices (``Literal``) or other settings;
+            or None, or lists, where their annotations say so.
         owner: what the settings belong to, with a space at the end, for the message.
 
     Raises:
-        ValueError: a field does; numbers are finite unless the field's default is infinite.
+        ValueError: a field does; numbers are finite unless the field's default is infinite, or its metadata say
+            ``{"finite": False}``.
     """
     for name, good, meaning in _rules(type(settings)):
         value = getattr(settings, name)
         if not good(value):
             raise ValueError(f"{owner}{name} must be {meaning}; got {value!r}")
+
+
+def check_ranges(settings: Any, owner: str = "", /, **ranges: tuple[bool, str]) -> None:
+    """Refuse fields that are out of their range.
+
+    Args:
+        settings: the settings.
+        owner: what they belong to, with a space or a dot at the end, for the message.
+        **ranges: by field, whether its value is in its range, and what that is, after "must be".
+
+    Raises:
+        ValueError: a field is out of its range.
+    """
+    for name, (good, meaning) in ranges.items():
+        if not good:
+            raise ValueError(f"{owner}{name} must be {meaning}; got {getattr(settings, name)!r}")
 
 
 def number(value: object) -> bool:
@@ -55,19 +76,34 @@ def _rules(kind: type) -> list[tuple[str, Callable[[Any], bool], str]]:
     return [(name, *rule) for name, rule in rules if rule is not None]
 
 
-def _rule(hint: Any, field: Field[Any]) -> tuple[Callable[[Any], bool], str] | None:
+def _rule(hint: Any, field: Field[Any]) -> _Rule | None:
+    if get_origin(hint) in (list, UnionType):
+        return _rule_of_parts(get_origin(hint), get_args(hint), field)
     if get_origin(hint) is Literal:
         choices = get_args(hint)
         return lambda value: isinstance(value, str) and value in choices, f"one of {', '.join(choices)}"
     if hint is float:
-        if field.default == math.inf:
+        if field.default == math.inf or not field.metadata.get("finite", True):
             return number, "a number"
         return lambda value: number(value) and math.isfinite(value), "a finite number"
     if hint is int:
         return whole, "a whole number"
     if hint is bool:
         return lambda value: isinstance(value, bool), "True or False"
-    if not isinstance(hint, type):  # a union, or a list of something
+    if hint is str:
+        return lambda value: isinstance(value, str), "a text"
+    if not isinstance(hint, type):  # a tuple of something, say
         return None
     article = "an" if hint.__name__[0] in "AEIOU" else "a"
     return lambda value: isinstance(value, hint), f"{article} {hint.__name__}"
+
+
+def _rule_of_parts(kind: Any, parts: tuple[Any, ...], field: Field[Any]) -> _Rule | None:
+    """Put together the rule of a list of something, or of something that may be None."""
+    rules = [_rule(part, field) for part in parts if part is not NoneType]
+    if len(rules) != 1 or rules[0] is None:
+        return None
+    good, meaning = rules[0]
+    if kind is list:
+        return lambda value: isinstance(value, list) and all(map(good, value)), f"a list, each {meaning}"
+    return lambda value: value is None or good(value), f"None or {meaning}"

@@ -19,10 +19,13 @@ from targetprop.bench.timing import alternate
 from targetprop.bench.tune import tune
 from targetprop.experiments.arguments import read_command_line
 from targetprop.experiments.errors import FAILURE, CommandError, suggest
+from targetprop.experiments.memory import fitting
+from targetprop.experiments.number_range import check_numbers
 from targetprop.experiments.options import attribute_texts
-from targetprop.experiments.run_folder import encode_json
+from targetprop.experiments.run_folder import encode_json, encode_line
 from targetprop.experiments.screen import Steps, say
-from targetprop.report.atomic import write_atomic
+from targetprop.report.atomic import append, write_atomic
+from targetprop.settings import check_ranges, check_types
 
 RUNS, RESULT, TABLE, CURVES = "runs.jsonl", "result.json", "table.md", "curves.png"
 _OWN = ("competitors", "trials", "seeds", "length", "settings", "out")
@@ -51,13 +54,14 @@ class Request:
     out: Path = Path("bench")
 
     def __post_init__(self) -> None:
-        """Check the budget.
-
-        Raises:
-            CommandError: a number is out of its range, or a competitor does not exist.
-        """
-        if self.trials < 1 or self.seeds < 1 or not 0 < self.length <= 1:
-            raise CommandError("bench needs --trials ≥ 1, --seeds ≥ 1 and --length in (0, 1]")
+        """Check the budget; a wrong one raises `ValueError`."""
+        check_types(self, "--")
+        check_ranges(
+            self, "--",
+            trials=(self.trials >= 1, "a whole number ≥ 1"),
+            seeds=(self.seeds >= 1, "a whole number ≥ 1"),
+            length=(0 < self.length <= 1, "a number in (0, 1]"),
+        )  # fmt: skip
 
     def tuning_steps(self, entry: Entry) -> int:
         """Count the steps of a tuning run, at most those of its full run."""
@@ -71,17 +75,19 @@ def bench(argv: list[str]) -> int:
         argv: its arguments.
 
     Returns:
-        Exit status 0.
-
-    Raises:
-        CommandError: an argument is wrong, data is missing, or the results cannot be written.
+        Exit status 0; what is wrong with an argument, the data or the results' folder ends the command.
     """
     request = read_request(argv)
     if request is None:
         sys.stdout.write(_usage())
         return 0
-    start = perf_counter()
     _make_folder(request.out)
+    with fitting(f"{request.problem.name} with these competitors"):
+        return _compete(request)
+
+
+def _compete(request: Request) -> int:
+    start = perf_counter()
     task, reference = request.problem.load(), reference_of([entry.label for entry in request.entries])
     tuned = {entry.label: _tune(request, task, entry) for entry in request.entries}
     outcomes = {
@@ -131,25 +137,28 @@ def read_request(argv: list[str]) -> Request | None:
         if name not in (*_OWN, *kinds):
             options = ", ".join(f"--{option}" for option in (*_OWN, *kinds))
             raise CommandError(f"{argv[0]} has no option --{name}; its options are {options}")
-    try:
-        problem = kind(**{n: _convert(n, text, kinds[n]) for n, text in values.items() if n in kinds})
-    except ValueError as error:
-        raise CommandError(str(error)) from error
     numbers = {n: _convert(n, values[n], float if n == "length" else int) for n in _OWN[1:4] if n in values}
     settings = read_settings(Path(values["settings"]).expanduser()) if "settings" in values else {}
     names = values.get("competitors", ",".join(settings or COMPETITORS)).replace(",", " ").split()
     out = Path(values.get("out", f"bench/{argv[0]}")).expanduser()
-    return Request(problem, tuple(map(Entry.read, dict.fromkeys(names))), settings=settings, out=out, **numbers)
+    entries = tuple(map(Entry.read, dict.fromkeys(names)))
+    try:
+        problem = kind(**{n: _convert(n, text, kinds[n]) for n, text in values.items() if n in kinds})
+        return Request(problem, entries, settings=settings, out=out, **numbers)
+    except ValueError as error:
+        raise CommandError(str(error)) from error
 
 
 def _convert(name: str, text: str, kind: Any) -> Any:
     if kind not in (int, float):
         return text
     try:
-        return kind(text)
+        number = kind(text)
     except ValueError as error:
         meaning = "a whole number" if kind is int else "a number"
         raise CommandError(f"--{name} must be {meaning}; got {text!r}") from error
+    check_numbers({name: number})
+    return number
 
 
 def _tune(request: Request, task: Task, entry: Entry) -> Competitor:
@@ -177,23 +186,23 @@ def _confirm(request: Request, task: Task, entry: Entry, competitor: Competitor)
         if key not in known:
             with Steps(f"{entry.label}: seed {seed}") as progress:
                 known[key] = train(problem, task, competitor, seed, problem.steps, progress)
-            record = json.dumps({"key": key, "name": entry.name, "seed": seed, **asdict(known[key])})
-            with (request.out / RUNS).open("a", encoding="utf-8") as file:
-                file.write(record + "\n")
+            record = {"key": key, "name": entry.name, "seed": seed, **asdict(known[key])}
+            append(request.out / RUNS, encode_line(record))
         found.append(known[key])
         say(f"{entry.label}: seed {seed}, final loss {found[-1].at(1.0):.4g}")
     return found
 
 
 def _read_runs(path: Path) -> dict[str, History]:
-    """Read finished runs; a last line that was cut off does not count."""
+    """Read finished runs, with infinity for null; a last line that was cut off does not count."""
     found = {}
     for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
         try:
             record: Mapping[str, Any] = json.loads(line)
         except json.JSONDecodeError:
             continue
-        found[record["key"]] = History(record["losses"], record["seconds"], record["measures"])
+        losses = [inf if loss is None else loss for loss in record["losses"]]
+        found[record["key"]] = History(losses, record["seconds"], record["measures"])
     return found
 
 

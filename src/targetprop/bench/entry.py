@@ -9,6 +9,7 @@ from typing import Any, Self
 from targetprop.bench.competitors import COMPETITORS, Competitor
 from targetprop.bench.problems import Problem
 from targetprop.experiments.errors import CommandError, suggest
+from targetprop.settings import check_ranges, check_types
 
 
 @dataclass(frozen=True)
@@ -22,6 +23,11 @@ class Entry:
 
     name: str
     share: float = 1.0
+
+    def __post_init__(self) -> None:
+        """Check the share; a wrong one raises `ValueError`."""
+        check_types(self, "entry ")
+        check_ranges(self, "entry ", share=(0 < self.share <= 1, "a number in (0, 1]"))
 
     @classmethod
     def read(cls, word: str) -> Self:
@@ -43,12 +49,10 @@ class Entry:
         if name not in COMPETITORS:
             raise CommandError(f"unknown competitor {name!r}; {suggest(name, COMPETITORS)}")
         try:
-            share = float(text) if at else 1.0
-        except ValueError:
-            share = 0.0
-        if not 0 < share <= 1:
-            raise CommandError(f"{word}: the share of the steps must be a number in (0, 1], as in {name}@0.25")
-        return cls(name, share)
+            return cls(name, float(text) if at else 1.0)
+        except ValueError as error:
+            share = "the share of the steps must be a number in (0, 1]"
+            raise CommandError(f"{word}: {share}, as in {name}@0.25") from error
 
     @property
     def label(self) -> str:

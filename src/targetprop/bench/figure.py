@@ -37,6 +37,7 @@ def draw(outcomes: Mapping[str, Outcome], times: Times, title: str) -> Figure:
     by_second.set(xlabel="seconds, steps times the time of a step measured by turns")
     if all(isfinite(v) and v > 0 for o in outcomes.values() for r in o.runs if not r.diverged for v in r.losses):
         by_step.set_yscale("log")
-    by_second.legend(frameon=False)
+    if by_second.lines:
+        by_second.legend(frameon=False)
     figure.suptitle(title)
     return figure

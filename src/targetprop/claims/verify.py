@@ -9,7 +9,6 @@ from shutil import get_terminal_size
 from time import perf_counter
 
 import torch
-from rich.console import Console
 
 from targetprop.claims import CLAIMS, Claim, merge
 from targetprop.claims.figures import FIGURES
@@ -18,6 +17,8 @@ from targetprop.claims.records import write_records
 from targetprop.claims.table import format_table
 from targetprop.experiments.arguments import read_command_line
 from targetprop.experiments.errors import FAILURE, CommandError, suggest
+from targetprop.experiments.number_range import read_count
+from targetprop.experiments.screen import error_console
 from targetprop.report.atomic import write_atomic
 
 RECORDS, PAGE = "claims.json", "claims.html"
@@ -69,7 +70,7 @@ def verify(argv: list[str]) -> int:
 
 
 def _measure_all(request: _Request) -> list[Claim]:
-    console, found = Console(stderr=True, highlight=False), []
+    console, found = error_console(), []
     for number, name in enumerate(request.claims, start=1):
         with console.status(f"measuring {name}, {number} of {len(request.claims)}"):
             claim = measure(name, range(request.seeds))
@@ -113,11 +114,8 @@ def _parse(values: dict[str, str], flags: set[str]) -> _Request:
     claim, seeds = values.get("claim"), values.get("seeds", "1")
     if claim is not None and claim not in CLAIMS:
         raise CommandError(f"unknown claim {claim!r}; {suggest(claim, CLAIMS)}")
-    if not (seeds.isdecimal() and int(seeds) > 0):
-        raise CommandError(f"--seeds must be a whole number ≥ 1; got {seeds!r}")
-    return _Request(
-        tuple(CLAIMS) if claim is None else (claim,), int(seeds), Path(values.get("out", "claims")).expanduser()
-    )
+    claims, out = tuple(CLAIMS) if claim is None else (claim,), Path(values.get("out", "claims")).expanduser()
+    return _Request(claims, read_count("seeds", seeds), out)
 
 
 def _make_folder(out: Path) -> None:

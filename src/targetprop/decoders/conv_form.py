@@ -88,22 +88,22 @@ def expected_conv_loss(
     if matched:
         back = form.map.transpose(noise)
         response = damping * (back if after is None else back * after)
-        loss, gradient = _dot(back, response - 2 * moved), form.map.weight_gradient(noise, response - moved)
+        loss, gradient = dot(back, response - 2 * moved), form.map.weight_gradient(noise, response - moved)
         if w:
             q = form.map.linear(moved, Side())
             pull = w * (q if before is None else q * before)
-            loss, gradient = loss + _dot(q, pull), gradient.add_(form.map.weight_gradient(pull, moved))
+            loss, gradient = loss + dot(q, pull), gradient.add_(form.map.weight_gradient(pull, moved))
         return loss / (s * s * n), gradient.mul_(2 / (s * s * n))
     penalty = weight * (damping * _uses(form.map, before, after, noise, moved))
-    size = _dot(weight, penalty) / n
+    size = dot(weight, penalty) / n
     if w:
         q = form.map.linear(moved, Side())
         pull = w * (q if before is None else q * before) - noise
-        fit = _dot(q, pull - noise) / (s * s * n)
+        fit = dot(q, pull - noise) / (s * s * n)
     else:
         pull, fit = -noise, None
     gradient = penalty.mul_(2 / n).add_(form.map.weight_gradient(pull, moved), alpha=2 / (s * s * n))
-    return (_dot(weight, gradient) - size if fit is None else fit + size), gradient
+    return (dot(weight, gradient) - size if fit is None else fit + size), gradient
 
 
 def _moves(part: ModuleDecoder) -> bool:
@@ -146,5 +146,6 @@ def _uses(map_: LearnedMap, before: Tensor | None, after: Tensor | None, x: Tens
     return uses * len(x) if before is None and after is None else uses
 
 
-def _dot(a: Tensor, b: Tensor) -> Tensor:
+def dot(a: Tensor, b: Tensor) -> Tensor:
+    """Sum the products of entries, in the type of the first."""
     return torch.dot(a.reshape(-1), b.reshape(-1).to(a.dtype))

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from targetprop.chain import Chain
 from targetprop.decoders.bank import Bank, LayerBank
 from targetprop.decoders.conv import LearnedMap
-from targetprop.decoders.conv_form import expected_conv_loss
+from targetprop.decoders.conv_form import dot, expected_conv_loss
 from targetprop.decoders.layer import DiagonalForm, Inverse
 from targetprop.decoders.linear import LinearDecoder
 from targetprop.decoders.objective import Learned, Noise, Signal, perturbed
@@ -85,15 +85,15 @@ def expected_difference_loss(
         loss, gradient = _matched(form, moved, noise, w, damping)
         return loss / (s * s * n), gradient.mul_(2 / (s * s * n))
     penalty = weight * (damping * _column_weights(form, len(moved)))
-    size = _dot(weight, penalty) / n
+    size = dot(weight, penalty) / n
     if w:
         q = moved @ weight.T
         pull = w * (q if form.before is None else q * form.before.square()) - noise
-        fit = _dot(q, pull - noise) / (s * s * n)
+        fit = dot(q, pull - noise) / (s * s * n)
     else:
         pull, fit = -noise, None
     gradient = torch.addmm(penalty, pull.T, moved, beta=2 / n, alpha=2 / (s * s * n))
-    return (_dot(weight, gradient) - size if fit is None else fit + size), gradient
+    return (dot(weight, gradient) - size if fit is None else fit + size), gradient
 
 
 def _matched(
@@ -103,11 +103,11 @@ def _matched(
     weight = form.weight.detach()
     back = noise @ weight
     response = damping * (back if form.after is None else back * form.after.square())
-    loss, gradient = _dot(back, response - 2 * moved), noise.T @ (response - moved)
+    loss, gradient = dot(back, response - 2 * moved), noise.T @ (response - moved)
     if w:
         q = moved @ weight.T
         pull = w * (q if form.before is None else q * form.before.square())
-        loss, gradient = loss + _dot(q, pull), gradient.addmm_(pull.T, moved)
+        loss, gradient = loss + dot(q, pull), gradient.addmm_(pull.T, moved)
     return loss, gradient
 
 
@@ -117,10 +117,6 @@ def _column_weights(form: DiagonalForm, rows: int) -> Tensor | float:
         return float(rows) if form.after is None else form.after.square().sum(0)
     squares = form.before.square()
     return squares.sum(0).unsqueeze(1) if form.after is None else squares.T @ form.after.square()
-
-
-def _dot(a: Tensor, b: Tensor) -> Tensor:
-    return torch.dot(a.reshape(-1), b.reshape(-1).to(a.dtype))
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from targetprop.decoders.bank import Bank, build_layer_bank
 from targetprop.decoders.registry import Style
 from targetprop.forward import LayerRecord, Record
 from targetprop.guard import Guard
-from targetprop.settings import check_types
+from targetprop.settings import check_ranges, check_types
 
 _CURE = "lower the decoders' learning rate or noise, or load an earlier checkpoint"
 OptimizerFactory = Callable[[list[nn.Parameter]], torch.optim.Optimizer]
@@ -148,20 +148,15 @@ class Learned(Objective):
     optimizer: Literal["adam", "sgd"] = "adam"
 
     def __post_init__(self) -> None:
-        """Check the settings.
-
-        Raises:
-            ValueError: a setting is out of its range.
-        """
+        """Check the settings; a wrong one raises `ValueError`."""
         super().__post_init__()
-        for name, good, meaning in (
-            ("noise", self.noise > 0, "a scale > 0"),
-            ("updates", self.updates >= 0, "a number of updates ≥ 0"),
-            ("share", 0 < self.share <= 1, "a share of the batch in (0, 1]"),
-            ("lr", self.lr > 0, "a learning rate > 0"),
-        ):
-            if not good:
-                raise ValueError(f"decoder {name} must be {meaning}; got {getattr(self, name)!r}")
+        check_ranges(
+            self, "decoder ",
+            noise=(self.noise > 0, "a scale > 0"),
+            updates=(self.updates >= 0, "a number of updates ≥ 0"),
+            share=(0 < self.share <= 1, "a share of the batch in (0, 1]"),
+            lr=(self.lr > 0, "a learning rate > 0"),
+        )  # fmt: skip
 
     def build(
         self, chain: Chain, example: Record, inner: list[tuple[Tensor, ...]], custom: Mapping[str, nn.Module]

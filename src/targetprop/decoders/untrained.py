@@ -18,6 +18,7 @@ from targetprop.forward import Record
 from targetprop.guard import Guard
 from targetprop.ranks import Share
 from targetprop.regression import Covariance
+from targetprop.settings import check_ranges
 
 Inner = list[tuple[Tensor, ...]]
 
@@ -102,20 +103,15 @@ class Ridge(Objective):
     name: ClassVar[str] = "ridge"
 
     def __post_init__(self) -> None:
-        """Check the settings.
-
-        Raises:
-            ValueError: a setting is out of its range.
-        """
+        """Check the settings; a wrong one raises `ValueError`."""
         super().__post_init__()
-        for name, good, meaning in (
-            ("damping", self.damping >= 0, "≥ 0"),
-            ("noise", self.noise > 0, "a scale > 0"),
-            ("decay", 0 <= self.decay < 1, "a share in [0, 1)"),
-            ("every", self.every >= 1, "a number of batches ≥ 1"),
-        ):
-            if not good:
-                raise ValueError(f"decoder {name} must be {meaning}; got {getattr(self, name)!r}")
+        check_ranges(
+            self, "decoder ",
+            damping=(self.damping >= 0, "≥ 0"),
+            noise=(self.noise > 0, "a scale > 0"),
+            decay=(0 <= self.decay < 1, "a share in [0, 1)"),
+            every=(self.every >= 1, "a number of batches ≥ 1"),
+        )  # fmt: skip
 
     def build(self, chain: Chain, example: Record, inner: Inner, custom: Mapping[str, nn.Module]) -> Bank:
         """Build affine decoders with their running moments; see `Objective.build`.

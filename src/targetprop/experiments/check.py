@@ -13,6 +13,8 @@ import targetprop as tp
 from targetprop.chain import Cut, Model
 from targetprop.experiments.arguments import read_command_line
 from targetprop.experiments.errors import FAILURE, CommandError, suggest
+from targetprop.experiments.memory import fitting
+from targetprop.experiments.number_range import read_count
 
 _USAGE = """usage: targetprop check FILE:NAME --input SHAPE [--method NAME] [--cut CUT]
 
@@ -49,7 +51,10 @@ def check(argv: list[str]) -> int:
         sys.stdout.write(_USAGE)
         return 0
     request = _read(argv)
-    found = tp.check(_load(request.file, request.name), _input(request.shape), request.method, request.cut)
+    model = _load(request.file, request.name)
+    shape = ",".join(map(str, request.shape))
+    with fitting(f"{request.name} with --input {shape}", "give a smaller shape or model"):
+        found = tp.check(model, _input(request.shape), request.method, request.cut)
     sys.stdout.write(f"{found}\n")
     return 0 if found.supported else FAILURE
 
@@ -80,9 +85,10 @@ _OPTIONS = ("input", "method", "cut")
 
 def _shape(text: str) -> tuple[int, ...]:
     sizes = [part.strip() for part in text.strip("[]() ").split(",")]
-    if not all(size.isdecimal() and int(size) > 0 for size in sizes):
-        raise CommandError(f"--input must be whole numbers ≥ 1 with commas between them, such as 1,28,28; got {text!r}")
-    return tuple(map(int, sizes))
+    try:
+        return tuple(read_count("input", size) for size in sizes)
+    except CommandError as error:
+        raise CommandError(f"{error}; write sizes with commas between them, such as 1,28,28") from error
 
 
 def _input(shape: tuple[int, ...]) -> Tensor:

@@ -5,7 +5,7 @@ section are the fields of that class. So an option that the chosen class lacks d
 """
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Literal, get_args
 
 import yaml
@@ -22,6 +22,7 @@ from targetprop.experiments.schedules import SCHEDULES, Constant, Schedule
 from targetprop.inversion import RULES
 from targetprop.methods import METHODS, Method, method
 from targetprop.output_target import OUTPUT_TARGETS
+from targetprop.settings import check_ranges, check_types
 from targetprop.targets import Propagation
 from targetprop.updates import UPDATES
 
@@ -85,23 +86,22 @@ class LoopSettings:
     log_every: int = 50
     max_skipped: int = 10
     precision: Precision = "fp32"
-    checkpoint_minutes: float = 5.0
+    checkpoint_minutes: float = field(default=5.0, metadata={"finite": False})
     compile: bool = False
     deterministic: bool = False
 
     def __post_init__(self) -> None:
-        """Check the settings.
-
-        Raises:
-            ValueError: a setting is out of its range.
-        """
-        for name in ("epochs", "batch_size", "log_every", "max_skipped"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be a whole number ≥ 1; got {getattr(self, name)}")
-        if not self.checkpoint_minutes >= 0:
-            raise ValueError(f"checkpoint_minutes must be a number ≥ 0; got {self.checkpoint_minutes}")
-        if not 0 <= self.seed < 2**63:
-            raise ValueError(f"seed must be a whole number from 0 to 2**63 − 1; got {self.seed}")
+        """Check the settings; a wrong one raises `ValueError`."""
+        check_types(self)
+        check_ranges(
+            self,
+            epochs=(self.epochs >= 1, "a whole number ≥ 1"),
+            batch_size=(self.batch_size >= 1, "a whole number ≥ 1"),
+            seed=(0 <= self.seed < 2**63, "a whole number from 0 to 2**63 − 1"),
+            log_every=(self.log_every >= 1, "a whole number ≥ 1"),
+            max_skipped=(self.max_skipped >= 1, "a whole number ≥ 1"),
+            checkpoint_minutes=(self.checkpoint_minutes >= 0, "a number ≥ 0"),
+        )
 
 
 @dataclass(frozen=True)
@@ -125,6 +125,10 @@ class RunConfig:
     loop: LoopSettings
     out: str | None = None
     schedule: Schedule = Constant()
+
+    def __post_init__(self) -> None:
+        """Check what the parts are; a wrong one raises `ValueError`."""
+        check_types(self)
 
     def to_yaml(self) -> str:
         """Write it as the nested file that ``--config`` reads, without the folder.

@@ -11,7 +11,6 @@ from threading import Timer
 from typing import Any
 
 import torch
-from rich.console import Console
 
 import targetprop as tp
 from targetprop.diagnostics import Inspection, advise, inspect_targets
@@ -21,9 +20,11 @@ from targetprop.experiments.checkpoint import has_checkpoint, load_checkpoint
 from targetprop.experiments.config import RunConfig
 from targetprop.experiments.errors import FAILURE, CommandError
 from targetprop.experiments.inspection_table import format_inspection
+from targetprop.experiments.memory import fitting
+from targetprop.experiments.number_range import read_count
 from targetprop.experiments.parse import parse_config
 from targetprop.experiments.run_folder import encode_json
-from targetprop.experiments.screen import say
+from targetprop.experiments.screen import error_console, say
 from targetprop.experiments.stored_run import open_session, parse_stored, read_stored_values
 from targetprop.report.atomic import write_atomic
 from targetprop.report.inspection import INSPECTION, draw_inspection
@@ -90,10 +91,8 @@ def _read(argv: Sequence[str]) -> _Request:
     unknown = [*arguments.values, *sorted(arguments.flags)]
     if unknown:
         raise CommandError(f"targetprop inspect has no option --{unknown[0]}; its options are --samples and --device")
-    if not (samples.isdecimal() and int(samples) > 0):
-        raise CommandError(f"--samples must be a whole number ≥ 1; got {samples!r}")
     changes = {} if device is None else {"device": device}
-    return _Request(Path(argv[0]).expanduser(), int(samples), changes)
+    return _Request(Path(argv[0]).expanduser(), read_count("samples", samples), changes)
 
 
 def _measure(config: RunConfig, request: _Request) -> tuple[Inspection, int]:
@@ -101,15 +100,13 @@ def _measure(config: RunConfig, request: _Request) -> tuple[Inspection, int]:
     assert isinstance(session.engine, tp.TargetPropagation)
     count = min(request.samples, len(data.test_x))
     chosen = torch.arange(count, device=data.test_x.device) * len(data.test_x) // count
-    with _Progress() as progress:
+    with _Progress() as progress, fitting(f"the inspection of {count} samples", "give fewer --samples"):
         try:
             found = inspect_targets(
                 session.engine, data.test_x[chosen], data.test_y[chosen], on_layer=progress.on_layer
             )
         except (ValueError, FloatingPointError) as error:
             raise CommandError(str(error)) from error
-        except torch.OutOfMemoryError as error:
-            raise CommandError(f"the memory is full ({error}); give fewer --samples", FAILURE) from error
     return found, session.epoch
 
 
@@ -117,7 +114,7 @@ class _Progress:
     """Says on the error stream which layer is being measured: at once on a terminal, elsewhere once it takes long."""
 
     def __init__(self) -> None:
-        self._console, self._timer = Console(stderr=True, highlight=False), None
+        self._console, self._timer = error_console(), None
         self._status = self._console.status("measuring")
 
     def __enter__(self) -> "_Progress":

@@ -6,6 +6,7 @@ from importlib import import_module
 
 import targetprop
 from targetprop.experiments.errors import FAILURE, USAGE, CommandError, suggest
+from targetprop.experiments.output import deliver
 
 # name -> (module that holds a function of the same name, what it does)
 COMMANDS = {
@@ -32,9 +33,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: arguments after the program's name; those of the process if None.
 
     Returns:
-        Exit status: 0, 1 after a failed run, 2 for wrong usage, 130 after Ctrl-C, 143 after SIGTERM.
+        Exit status: 0, 1 after a failed run, 2 for wrong usage, 130 after Ctrl-C, 141 where nobody reads the output any
+        more, 143 after SIGTERM.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
+    return deliver(lambda: _run(arguments))
+
+
+def _run(arguments: list[str]) -> int:
     try:
         return _dispatch(arguments)
     except CommandError as error:

@@ -10,6 +10,27 @@ _WHOLE, _REAL = 2**31 - 1, 1e38
 _OWN_RANGE = ("seed",)
 
 
+def read_count(name: str, text: str) -> int:
+    """Read a number of things.
+
+    Args:
+        name: the option's name, for the message.
+        text: what was given.
+
+    Returns:
+        The number.
+
+    Raises:
+        CommandError: it is no whole number, or too small or too large.
+    """
+    digits = text.lstrip("0")
+    if not (text.isascii() and text.isdecimal() and digits):
+        raise CommandError(f"--{name} must be a whole number ≥ 1; got {text!r}")
+    if len(digits) > len(str(_WHOLE)) or int(digits) > _WHOLE:
+        raise CommandError(f"--{name} {text} is too large; give a whole number up to {_WHOLE}")
+    return int(digits)
+
+
 def check_numbers(values: Mapping[str, Any]) -> None:
     """Check the size of every number of a configuration.
 

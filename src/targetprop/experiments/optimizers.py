@@ -8,6 +8,8 @@ from typing import ClassVar
 import torch
 from torch import nn
 
+from targetprop.settings import check_ranges, check_types
+
 
 @dataclass(frozen=True)
 class Optimizer(ABC):
@@ -21,13 +23,9 @@ class Optimizer(ABC):
     name: ClassVar[str]
 
     def __post_init__(self) -> None:
-        """Check the settings.
-
-        Raises:
-            ValueError: the learning rate is not positive.
-        """
-        if not 0 < self.lr < float("inf"):
-            raise ValueError(f"optimizer.lr must be a number > 0; got {self.lr}")
+        """Check the settings; a wrong one raises `ValueError`."""
+        check_types(self, "optimizer.")
+        check_ranges(self, "optimizer.", lr=(self.lr > 0, "a number > 0"))
 
     @abstractmethod
     def make(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
@@ -68,7 +66,7 @@ class AdamW(Optimizer):
     def __post_init__(self) -> None:
         """Check the settings; a wrong one raises `ValueError`."""
         super().__post_init__()
-        _check_decay(self.weight_decay)
+        check_ranges(self, "optimizer.", weight_decay=(self.weight_decay >= 0, "a number ≥ 0"))
 
     def make(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
         """Make AdamW; see `Optimizer.make`."""
@@ -95,14 +93,16 @@ class Sgd(Optimizer):
         """Check the settings.
 
         Raises:
-            ValueError: a setting is out of its range.
+            ValueError: a setting is out of its range, or does not fit another.
         """
         super().__post_init__()
-        if not 0 <= self.momentum < 1:
-            raise ValueError(f"optimizer.momentum must be a share in [0, 1); got {self.momentum}")
+        check_ranges(
+            self, "optimizer.",
+            momentum=(0 <= self.momentum < 1, "a share in [0, 1)"),
+            weight_decay=(self.weight_decay >= 0, "a number ≥ 0"),
+        )  # fmt: skip
         if self.nesterov and self.momentum == 0:
             raise ValueError("optimizer.nesterov needs momentum; set optimizer.momentum > 0")
-        _check_decay(self.weight_decay)
 
     def make(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
         """Make SGD; see `Optimizer.make`."""
@@ -121,11 +121,6 @@ class RmsProp(Optimizer):
     def make(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
         """Make RMSprop; see `Optimizer.make`."""
         return torch.optim.RMSprop(parameters, lr=self.lr)
-
-
-def _check_decay(weight_decay: float) -> None:
-    if not 0 <= weight_decay < float("inf"):
-        raise ValueError(f"optimizer.weight_decay must be a number ≥ 0; got {weight_decay}")
 
 
 OPTIMIZERS: dict[str, type[Optimizer]] = {o.name: o for o in (Adam, AdamW, Sgd, RmsProp)}

@@ -48,7 +48,7 @@ class RunFolder:
         Args:
             record: plain values; "kind" says what they are.
         """
-        line = f"{json.dumps(_finite(record), allow_nan=False)}\n".encode()
+        line = encode_line(record)
         append(self.path / METRICS, line)
         self._count(line)
 
@@ -105,7 +105,7 @@ class RunFolder:
         except (ValueError, KeyError, TypeError) as error:
             problem = f"{self.path / METRICS} is damaged ({error})"
             raise CommandError(f"{problem}; put a copy back in its place, or start a new run", FAILURE) from error
-        content = "".join(json.dumps(record) + "\n" for record in kept).encode()
+        content = b"".join(map(encode_line, kept))
         write_atomic(self.path / METRICS, content)
         self._count(content)
         return True
@@ -166,6 +166,18 @@ def _make_unique(path: Path) -> Path:
             candidate = path.with_name(f"{path.name}-{number}")
         else:
             return candidate
+
+
+def encode_line(record: dict[str, Any]) -> bytes:
+    """Write plain values as a line of a JSON Lines file.
+
+    Args:
+        record: dictionaries, lists and tuples of texts and numbers; NaN and infinity become null.
+
+    Returns:
+        The line with its end.
+    """
+    return f"{json.dumps(_finite(record), allow_nan=False)}\n".encode()
 
 
 def encode_json(value: Any) -> bytes:

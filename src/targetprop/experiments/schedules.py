@@ -17,6 +17,8 @@ from typing import ClassVar
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
+from targetprop.settings import check_ranges, check_types
+
 
 @dataclass(frozen=True)
 class Schedule(ABC):
@@ -30,13 +32,9 @@ class Schedule(ABC):
     name: ClassVar[str]
 
     def __post_init__(self) -> None:
-        """Check the settings.
-
-        Raises:
-            ValueError: the share is out of its range.
-        """
-        if not 0 <= self.warmup < 1:
-            raise ValueError(f"schedule.warmup must be a share of all steps in [0, 1); got {self.warmup}")
+        """Check the settings; a wrong one raises `ValueError`."""
+        check_types(self, "schedule.")
+        check_ranges(self, "schedule.", warmup=(0 <= self.warmup < 1, "a share of all steps in [0, 1)"))
 
     def make(self, optimizer: Optimizer, steps: int) -> LambdaLR:
         """Attach it to an optimiser.

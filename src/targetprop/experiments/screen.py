@@ -5,15 +5,65 @@ from datetime import timedelta
 from pathlib import Path
 from time import monotonic
 from types import TracebackType
-from typing import Any
+from typing import Any, NoReturn, Self
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    TextColumn,
+    TimeRemainingColumn,
+)
 
 _QUIET = 30.0  # seconds between two lines where there is no terminal
 
 
-class Screen:
+class _Console(Console):
+    """The error stream, where a reader who is gone is an error like any other."""
+
+    def on_broken_pipe(self) -> NoReturn:
+        raise  # this is called where BrokenPipeError is being handled
+
+
+def error_console() -> Console:
+    """Make a console on the error stream; where nobody reads it any more, it raises `BrokenPipeError`."""
+    return _Console(stderr=True, highlight=False)
+
+
+class _Bar:
+    """A progress bar on a terminal, and nothing anywhere else.
+
+    Args:
+        *columns: what it shows before the time that is left.
+    """
+
+    def __init__(self, *columns: ProgressColumn) -> None:
+        """Prepare the bar."""
+        self._console = error_console()
+        self._progress = Progress(
+            *columns,
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            console=self._console,
+            refresh_per_second=4,
+            transient=True,
+        )
+
+    def __enter__(self) -> Self:
+        """Show the bar."""
+        if self._console.is_terminal:
+            self._progress.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, at: TracebackType | None) -> None:
+        """Take the bar away."""
+        if self._console.is_terminal:
+            self._progress.stop()
+
+
+class Screen(_Bar):
     """A progress bar on a terminal, and a line per epoch anywhere else.
 
     Args:
@@ -25,18 +75,14 @@ class Screen:
 
     def __init__(self, epochs: int, steps_per_epoch: int, epochs_done: int, steps_done: int) -> None:
         """Prepare the bar."""
-        self._console = Console(stderr=True, highlight=False)
-        self._epochs, self._epoch = epochs, epochs_done
-        self._loss = self._accuracy = self._test_accuracy = self._residual = "–"
-        columns = (
+        super().__init__(
             TextColumn("epoch {task.fields[epoch]}"),
             BarColumn(bar_width=20),
             MofNCompleteColumn(),
             TextColumn("{task.fields[numbers]}"),
-            TextColumn("left"),
-            TimeRemainingColumn(),
         )
-        self._progress = Progress(*columns, console=self._console, refresh_per_second=4, transient=True)
+        self._epochs, self._epoch = epochs, epochs_done
+        self._loss = self._accuracy = self._test_accuracy = self._residual = "–"
         self._task = self._progress.add_task(
             "train",
             total=epochs * steps_per_epoch,
@@ -44,17 +90,6 @@ class Screen:
             epoch=self._place(),
             numbers=self._numbers(),
         )
-
-    def __enter__(self) -> "Screen":
-        """Show the bar."""
-        if self._console.is_terminal:
-            self._progress.start()
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, at: TracebackType | None) -> None:
-        """Take the bar away."""
-        if self._console.is_terminal:
-            self._progress.stop()
 
     def on_step(self, record: dict[str, Any] | None) -> None:
         """Advance the bar.
@@ -89,7 +124,7 @@ class Screen:
         return f"{min(self._epoch + 1, self._epochs)}/{self._epochs}"
 
 
-class Steps:
+class Steps(_Bar):
     """A bar for one task of many steps on a terminal, and a line twice a minute anywhere else.
 
     Args:
@@ -98,23 +133,9 @@ class Steps:
 
     def __init__(self, title: str) -> None:
         """Prepare the bar."""
-        self._title, self._console, self._said = title, Console(stderr=True, highlight=False), monotonic()
-        columns = (TextColumn("{task.description}"), BarColumn(bar_width=20), MofNCompleteColumn())
-        self._progress = Progress(
-            *columns, TextColumn("left"), TimeRemainingColumn(), console=self._console, transient=True
-        )
+        super().__init__(TextColumn("{task.description}"), BarColumn(bar_width=20), MofNCompleteColumn())
+        self._title, self._said = title, monotonic()
         self._task = self._progress.add_task(title, total=None)
-
-    def __enter__(self) -> "Steps":
-        """Show the bar."""
-        if self._console.is_terminal:
-            self._progress.start()
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, at: TracebackType | None) -> None:
-        """Take the bar away."""
-        if self._console.is_terminal:
-            self._progress.stop()
 
     def __call__(self, done: int, steps: int, loss: float) -> None:
         """Advance.
@@ -137,7 +158,7 @@ def say(sentence: str) -> None:
     Args:
         sentence: the remark.
     """
-    Console(stderr=True, highlight=False).print(sentence, soft_wrap=True, markup=False)
+    error_console().print(sentence, soft_wrap=True, markup=False)
 
 
 def show_summary(summary: dict[str, Any], folder: Path) -> None:

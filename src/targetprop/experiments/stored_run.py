@@ -11,6 +11,7 @@ from targetprop.experiments.config import RunConfig
 from targetprop.experiments.data import Dataset
 from targetprop.experiments.errors import FAILURE, CommandError
 from targetprop.experiments.loop import Session
+from targetprop.experiments.memory import fitting
 from targetprop.experiments.parse import parse_config
 from targetprop.experiments.run_folder import CONFIG
 from targetprop.experiments.same_config import check_config
@@ -73,8 +74,10 @@ def open_session(
         The session and its data, on that device.
     """
     check_config(config, state)
-    data = load_data(config, find_device(config.loop.device) if device is None else device)
-    session = build_session(config, data, group)
-    if state:
-        restore_session(session, state)
+    with fitting("the data"):
+        data = load_data(config, find_device(config.loop.device) if device is None else device)
+    with fitting(f"network {config.network.name!r}"):
+        session = build_session(config, data, group)
+        if state:
+            restore_session(session, state)
     return session, data

@@ -3,7 +3,7 @@
 import errno
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from math import ceil
 from pathlib import Path
 from typing import Any, NoReturn
@@ -20,6 +20,7 @@ from targetprop.experiments.errors import FAILURE, CommandError
 from targetprop.experiments.follower import Follower
 from targetprop.experiments.keeper import Keeper
 from targetprop.experiments.loop import Session, run_epoch
+from targetprop.experiments.memory import OutOfMemory, fitting
 from targetprop.experiments.parse import format_help, parse_config
 from targetprop.experiments.run_folder import RunFolder, create_run_folder, end_for_another
 from targetprop.experiments.run_lock import hold
@@ -28,6 +29,7 @@ from targetprop.experiments.session import build_session, check_in_step, find_de
 from targetprop.experiments.stop_signals import Stopped
 from targetprop.experiments.stored_run import open_session, parse_stored, read_stored_values
 from targetprop.report.curves import draw_curves
+from targetprop.report.read_run import read_summary
 from targetprop.report.run_status import RunStatus, read_status
 
 _BESIDE_RESUME = {"epochs", "device"}
@@ -77,9 +79,11 @@ def _train(argv: list[str], seat: Seat) -> int:
     if config.loop.deterministic:
         say_once(f"note: {COST}")
     device = _choose_device(config, seat)
-    data = load_data(config, device)
+    with fitting("the data"):
+        data = load_data(config, device)
     with deterministic(config.loop.deterministic), join(seat, device) as crew:
-        session = build_session(config, data, crew.group)
+        with fitting(f"network {config.network.name!r}"):
+            session = build_session(config, data, crew.group)
         if not crew.keeps:
             return _follow(config, session, data, crew)
         folder = create_run_folder(config.out, f"{config.method.name}-{config.data.name}-s{config.loop.seed}")
@@ -167,7 +171,7 @@ def _follow(config: RunConfig, session: Session, data: Dataset, crew: Crew) -> i
             if crew.bereft and folder is not None:
                 end_for_another(folder, lost.reason)
             return lost.code
-        except (FloatingPointError, torch.OutOfMemoryError, OSError) as error:
+        except (FloatingPointError, OSError) as error:
             raise CommandError(str(error), FAILURE) from error
 
 
@@ -175,7 +179,8 @@ def _follow_or_stop(follower: Follower, data: Dataset) -> int:
     session, loop = follower.session, follower.config.loop
     try:
         while session.epoch < loop.epochs:
-            run_epoch(session, data, loop.batch_size, loop.log_every, follower)
+            with _stepping(follower.config):
+                run_epoch(session, data, loop.batch_size, loop.log_every, follower)
             check_in_step(session)
             follower.on_epoch()
     except Stopped:
@@ -191,17 +196,23 @@ def _run(
     with crew.signals:
         keeper = Keeper(config, session, data, folder, crew, saved)
         try:
-            return crew.work(lambda: _run_or_stop(keeper, data, crew), keeper.write)
+            code = crew.work(lambda: _run_or_stop(keeper, data, crew), keeper.write)
         except Lost as lost:
             if lost.status == "failed":
                 _fail(keeper, lost)
             return _stop(keeper, lost.reason, lost.code)
-        except (FloatingPointError, torch.OutOfMemoryError, OSError) as error:
+        except BrokenPipeError:
+            keeper.write("interrupted", "nobody reads its output any more")
+            raise
+        except (FloatingPointError, OutOfMemory, OSError) as error:
             _fail(keeper, error)
         except BaseException as error:
             with suppress(OSError):
                 keeper.write("failed", f"{type(error).__name__}: {error}")
             raise
+        if code == 0:
+            show_summary(read_summary(folder.path), folder.path)
+        return code
 
 
 def _run_or_stop(keeper: Keeper, data: Dataset, crew: Crew) -> int:
@@ -210,12 +221,11 @@ def _run_or_stop(keeper: Keeper, data: Dataset, crew: Crew) -> int:
         crew.leave_folder(keeper.folder.path)
         _run_epochs(keeper, data)
         draw_curves(keeper.folder.path)  # a run that is killed here is not finished, and draws when it goes on
-        summary = keeper.write("finished")
+        keeper.write("finished")
     except Stopped:
         return _stop(keeper, crew.signals.reason, crew.signals.exit_status)
     except KeyboardInterrupt:
         return _stop(keeper, "stopped at once by a second Ctrl-C", 130)
-    show_summary(summary, keeper.folder.path)
     return 0
 
 
@@ -224,10 +234,16 @@ def _run_epochs(keeper: Keeper, data: Dataset) -> None:
     with Screen(loop.epochs, ceil(len(data.train_x) / loop.batch_size), session.epoch, session.step) as screen:
         watcher = _Both(keeper, screen)
         while session.epoch < loop.epochs:
-            record = run_epoch(session, data, loop.batch_size, loop.log_every, watcher)
+            with _stepping(keeper.config):
+                record = run_epoch(session, data, loop.batch_size, loop.log_every, watcher)
             check_in_step(session)
             screen.on_epoch(record)
             keeper.on_epoch(record)
+
+
+def _stepping(config: RunConfig) -> AbstractContextManager[None]:
+    step = f"a step of network {config.network.name!r} with --batch_size {config.loop.batch_size}"
+    return fitting(step, "make one of them smaller")
 
 
 class _Both:

@@ -10,6 +10,7 @@ from optuna.trial import BaseTrial
 from torch import Tensor, nn
 
 from targetprop.bench.losses import SampledLoss
+from targetprop.settings import check_ranges, check_types
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,15 @@ class Range:
     low: float
     high: float
     complement: bool = False
+
+    def __post_init__(self) -> None:
+        """Check the range; a wrong one raises `ValueError`."""
+        check_types(self, "range ")
+        check_ranges(
+            self, "range ",
+            low=(self.low > 0, "a number > 0"),
+            high=(self.low <= self.high and (self.high <= 1 or not self.complement), "≥ low, and ≤ 1 of a complement"),
+        )  # fmt: skip
 
     def suggest(self, trial: BaseTrial, name: str) -> float:
         """Ask a trial for a value.
@@ -53,6 +63,9 @@ class Range:
 
 # Ranges span a hundredfold around the usual setting (momenta go down to none): few trials in a wider one find nothing.
 RATE, MOMENTUM, AVERAGE = Range(1e-4, 1e-2), Range(3e-2, 1.0, complement=True), Range(3e-4, 3e-2, complement=True)
+
+_SHARES, _COUNTS = ("momentum", "average", "decay"), ("every", "local_steps")
+_SIZES = ("lr", "damping", "clip", "gamma", "bias_rate", "least")
 
 
 class Stepper(ABC):
@@ -89,6 +102,17 @@ class Competitor(ABC):
 
     lr: float
     space: ClassVar[Mapping[str, Range]]
+
+    def __post_init__(self) -> None:
+        """Check the settings, whose names mean the same in all competitors; a wrong one raises `ValueError`."""
+        check_types(self, "competitor ")
+        settings = self.settings()
+        check_ranges(
+            self, "competitor ",
+            **{n: (0 <= settings[n] < 1, "a share in [0, 1)") for n in _SHARES if n in settings},
+            **{n: (settings[n] >= 1, "a whole number ≥ 1") for n in _COUNTS if n in settings},
+            **{n: (settings[n] >= 0, "a number ≥ 0") for n in _SIZES if n in settings},
+        )  # fmt: skip
 
     @abstractmethod
     def start(self, network: nn.Sequential, loss: SampledLoss, example: Tensor, seed: int) -> Stepper:

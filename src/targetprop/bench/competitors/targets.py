@@ -10,6 +10,7 @@ from torch import Tensor, nn
 import targetprop as tp
 from targetprop.bench.competitors.competitor import MOMENTUM, Competitor, Range, Stepper
 from targetprop.bench.losses import SampledLoss
+from targetprop.experiments.errors import suggest
 
 
 def _least_squares(damping: float) -> tp.LeastSquares:
@@ -43,6 +44,16 @@ class TargetProp(Competitor):
     composition: str = "least-squares"
     optimizer: Literal["sgd", "adam"] = "sgd"
     space: ClassVar = {"lr": Range(2.5e-2, 2.5), "damping": Range(3e-4, 3e-2), "momentum": MOMENTUM}
+
+    def __post_init__(self) -> None:
+        """Check the settings.
+
+        Raises:
+            ValueError: a setting is out of its range, or the composition does not exist.
+        """
+        super().__post_init__()
+        if self.composition not in COMPOSITIONS:
+            raise ValueError(f"unknown composition {self.composition!r}; {suggest(self.composition, COMPOSITIONS)}")
 
     def start(self, network: nn.Sequential, loss: SampledLoss, example: Tensor, seed: int) -> Stepper:
         """Build the engine; see `Competitor.start`."""

@@ -7,6 +7,8 @@ from torch import Tensor, nn
 
 from targetprop.bench.losses import SoftmaxCrossEntropy
 from targetprop.bench.problems.problem import Problem, Task, dense, images
+from targetprop.experiments.networks import MOST_LAYERS
+from targetprop.settings import check_ranges
 
 
 @dataclass(frozen=True)
@@ -24,14 +26,13 @@ class Narrow(Problem):
     name: ClassVar[str] = "narrow"
 
     def __post_init__(self) -> None:
-        """Check the settings.
-
-        Raises:
-            ValueError: a setting is out of its range.
-        """
+        """Check the settings; a wrong one raises `ValueError`."""
         super().__post_init__()
-        if self.depth < 1 or self.width < 1:
-            raise ValueError(f"depth and width must be whole numbers ≥ 1; got {self.depth} and {self.width}")
+        check_ranges(
+            self,
+            depth=(1 <= self.depth <= MOST_LAYERS, f"a whole number from 1 to {MOST_LAYERS}"),
+            width=(self.width >= 1, "a whole number ≥ 1"),
+        )  # fmt: skip
 
     def network(self, seed: int) -> nn.Sequential:
         """Build the classifier; see `Problem.network`."""

@@ -13,6 +13,7 @@ from targetprop.bench.losses import SampledLoss
 from targetprop.experiments.data import Dataset, Digits, Mnist
 from targetprop.experiments.errors import CommandError
 from targetprop.experiments.schedules import Linear
+from targetprop.settings import check_ranges, check_types
 
 Measure = Callable[[Tensor, Tensor], Tensor]
 _PIECE = 2000  # samples that are evaluated at once
@@ -97,17 +98,15 @@ class Problem(ABC):
     name: ClassVar[str]
 
     def __post_init__(self) -> None:
-        """Check the settings.
-
-        Raises:
-            ValueError: a setting is out of its range.
-        """
-        if self.steps < 1 or self.batch < 1:
-            raise ValueError(f"steps and batch must be whole numbers ≥ 1; got {self.steps} and {self.batch}")
-        if not (0 <= self.warmup < 1 and self.weight_decay >= 0):
-            raise ValueError(
-                f"warmup must be in [0, 1) and weight_decay ≥ 0; got {self.warmup} and {self.weight_decay}"
-            )
+        """Check the settings; a wrong one raises `ValueError`."""
+        check_types(self)
+        check_ranges(
+            self,
+            steps=(self.steps >= 1, "a whole number ≥ 1"),
+            batch=(self.batch >= 1, "a whole number ≥ 1"),
+            warmup=(0 <= self.warmup < 1, "a share of the steps in [0, 1)"),
+            weight_decay=(self.weight_decay >= 0, "a number ≥ 0"),
+        )  # fmt: skip
 
     @property
     def schedule(self) -> Linear:

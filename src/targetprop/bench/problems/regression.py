@@ -13,6 +13,9 @@ from torch import nn
 
 from targetprop.bench.losses import HalfSquaredError
 from targetprop.bench.problems.problem import Problem, Task
+from targetprop.settings import check_ranges
+
+_MOST = 1e12  # beyond it, the rounding of the data in float32 shows in the least loss
 
 
 @dataclass(frozen=True)
@@ -41,11 +44,18 @@ class Regression(Problem):
         """Check the settings.
 
         Raises:
-            ValueError: a setting is out of its range.
+            ValueError: a setting is out of its range, or does not fit another.
         """
         super().__post_init__()
-        if min(self.inputs, self.outputs, self.samples // 4) < 1 or self.hidden < 0 or not self.condition >= 1:
-            raise ValueError("regression needs inputs, outputs ≥ 1, samples ≥ 4, hidden ≥ 0 and condition ≥ 1")
+        check_ranges(
+            self,
+            inputs=(self.inputs >= 1, "a whole number ≥ 1"),
+            outputs=(self.outputs >= 1, "a whole number ≥ 1"),
+            hidden=(self.hidden >= 0, "a whole number ≥ 0"),
+            condition=(1 <= self.condition <= _MOST, f"a number from 1 to {_MOST:g}"),
+            samples=(self.samples >= 4, "a whole number ≥ 4"),
+            data_seed=(0 <= self.data_seed < 2**63, "a whole number from 0 to 2**63 − 1"),
+        )  # fmt: skip
         if 0 < self.hidden < min(self.inputs, self.outputs):
             raise ValueError(
                 f"hidden must be 0 or at least {min(self.inputs, self.outputs)}, or the least loss is not 0;"

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from targetprop.settings import check_ranges, check_types
+
 
 @dataclass(frozen=True)
 class Augmentation:
@@ -24,6 +26,11 @@ class Augmentation:
 
     crop: int = 0
     flip: bool = False
+
+    def __post_init__(self) -> None:
+        """Check the settings; a wrong one raises `ValueError`."""
+        check_types(self)
+        check_ranges(self, crop=(self.crop >= 0, "a whole number ≥ 0"))
 
     def begin_epoch(self, seeds: torch.Generator, device: torch.device, own: slice = slice(None)) -> "Variation":
         """Make the function that varies the batches of one epoch.

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from targetprop.experiments.data.augment import Augmentation
 from targetprop.experiments.errors import FAILURE, CommandError
+from targetprop.settings import check_ranges, check_types
 
 
 @dataclass(frozen=True, eq=False)
@@ -111,15 +112,13 @@ class Source(ABC):
     name: ClassVar[str]
 
     def __post_init__(self) -> None:
-        """Check the settings.
-
-        Raises:
-            ValueError: a number is out of its range.
-        """
-        if self.limit is not None and self.limit < 1:
-            raise ValueError(f"data.limit must be null or a whole number ≥ 1; got {self.limit}")
-        if self.crop < 0:
-            raise ValueError(f"data.crop must be a whole number ≥ 0; got {self.crop}")
+        """Check the settings; a wrong one raises `ValueError`."""
+        check_types(self, "data.")
+        check_ranges(
+            self, "data.",
+            limit=(self.limit is None or self.limit >= 1, "null or a whole number ≥ 1"),
+            crop=(self.crop >= 0, "a whole number ≥ 0"),
+        )  # fmt: skip
 
     def load(self) -> Dataset:
         """Read the data and prepare it as the settings say.

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from targetprop.experiments.data.dataset import Dataset, Source, stratified_split
 from targetprop.experiments.errors import FAILURE, CommandError
+from targetprop.settings import check_ranges
 
 _ENDINGS = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".pgm", ".ppm")
 _GREY, _COLOUR = ("1", "L", "LA"), ("P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "HSV", "LAB")
@@ -34,14 +35,9 @@ class Folder(Source):
     name: ClassVar[str] = "folder"
 
     def __post_init__(self) -> None:
-        """Check the settings.
-
-        Raises:
-            ValueError: the size is not positive.
-        """
+        """Check the settings; a wrong one raises `ValueError`."""
         super().__post_init__()
-        if self.size is not None and self.size < 1:
-            raise ValueError(f"data.size must be a whole number ≥ 1; got {self.size}")
+        check_ranges(self, "data.", size=(self.size is None or self.size >= 1, "null or a whole number ≥ 1"))
 
     def read(self) -> Dataset:
         """Read all images; see `Source.read`."""

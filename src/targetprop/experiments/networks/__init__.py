@@ -2,11 +2,11 @@
 
 from targetprop.experiments.networks.dense import Dense
 from targetprop.experiments.networks.lenet import LeNet
-from targetprop.experiments.networks.network import ACTIVATIONS, Network
+from targetprop.experiments.networks.network import ACTIVATIONS, MOST_LAYERS, Network
 from targetprop.experiments.networks.resnet import ResNet
 from targetprop.experiments.networks.vgg import Vgg
 from targetprop.experiments.networks.vit import ViT
 
 NETWORKS: dict[str, type[Network]] = {network.name: network for network in (Dense, LeNet, Vgg, ResNet, ViT)}
 
-__all__ = ["ACTIVATIONS", "NETWORKS", "Dense", "LeNet", "Network", "ResNet", "Vgg", "ViT"]
+__all__ = ["ACTIVATIONS", "MOST_LAYERS", "NETWORKS", "Dense", "LeNet", "Network", "ResNet", "Vgg", "ViT"]

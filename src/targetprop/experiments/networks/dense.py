@@ -28,6 +28,7 @@ class Dense(Network):
         Raises:
             ValueError: a width is not positive, or the activation is unknown.
         """
+        super().__post_init__()
         if any(width < 1 for width in self.widths):
             raise ValueError(f"network.widths must be whole numbers ≥ 1; got {self.widths}")
         check_activation(self.activation)

@@ -26,6 +26,7 @@ class LeNet(Network):
 
     def __post_init__(self) -> None:
         """Check the settings; a wrong one raises `ValueError`."""
+        super().__post_init__()
         check_sizes(channels=self.channels, hidden=self.hidden)
         check_activation(self.activation)
 

@@ -8,7 +8,9 @@ from typing import ClassVar, NoReturn
 from torch import nn
 
 from targetprop.experiments.errors import CommandError, suggest
+from targetprop.settings import check_types
 
+MOST_LAYERS = 10_000
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "tanh": nn.Tanh,
     "relu": nn.ReLU,
@@ -27,6 +29,10 @@ class Network(ABC):
     """Settings of a network."""
 
     name: ClassVar[str]
+
+    def __post_init__(self) -> None:
+        """Check what the settings are; a wrong one raises `ValueError`."""
+        check_types(self, "network.")
 
     @abstractmethod
     def build(self, shape: tuple[int, ...], classes: int) -> nn.Sequential:
@@ -55,6 +61,19 @@ def check_sizes(**sizes: int | list[int]) -> None:
             raise ValueError(f"network.{name} must be one or more whole numbers ≥ 1; got {value}")
         if isinstance(value, int) and value < 1:
             raise ValueError(f"network.{name} must be a whole number ≥ 1; got {value}")
+
+
+def check_layers(count: int) -> None:
+    """Refuse more layers than could ever be built: no allocation fails before all are there.
+
+    Args:
+        count: how many the settings ask for.
+
+    Raises:
+        ValueError: there are too many.
+    """
+    if count > MOST_LAYERS:
+        raise ValueError(f"the network would have {count} blocks or layers; ask for {MOST_LAYERS} or fewer")
 
 
 def check_activation(name: str) -> None:

@@ -12,6 +12,7 @@ from targetprop.experiments.networks.network import (
     ACTIVATIONS,
     Network,
     check_activation,
+    check_layers,
     check_sizes,
     refuse_images,
 )
@@ -45,7 +46,9 @@ class ResNet(Network):
 
     def __post_init__(self) -> None:
         """Check the settings; a wrong one raises `ValueError`."""
+        super().__post_init__()
         check_sizes(width=self.width, blocks=self.blocks)
+        check_layers(sum(self.blocks))
         check_activation(self.activation)
 
     def build(self, shape: tuple[int, ...], classes: int) -> nn.Sequential:

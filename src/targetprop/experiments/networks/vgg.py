@@ -24,6 +24,7 @@ class Vgg(Network):
 
     def __post_init__(self) -> None:
         """Check the settings; a wrong one raises `ValueError`."""
+        super().__post_init__()
         check_sizes(channels=self.channels)
         check_activation(self.activation)
 

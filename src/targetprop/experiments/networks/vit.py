@@ -17,6 +17,7 @@ from targetprop.experiments.networks.network import (
     ACTIVATIONS,
     Network,
     check_activation,
+    check_layers,
     check_sizes,
     refuse_images,
 )
@@ -151,7 +152,9 @@ class ViT(Network):
         Raises:
             ValueError: a size is not positive or does not divide another, or the activation is unknown.
         """
+        super().__post_init__()
         check_sizes(dim=self.dim, depth=self.depth, heads=self.heads, patch=self.patch, expansion=self.expansion)
+        check_layers(2 * self.depth)
         if self.dim % self.heads:
             raise ValueError(f"network.heads must divide network.dim; got {self.heads} and {self.dim}")
         check_activation(self.activation)
