@@ -171,6 +171,7 @@ def refusals(rank: int) -> dict[str, str]:
     engine = make(method="dtp", placement=tp.Placement(group))
     for name, batch in (("length", (x[rank:], rand(6 - rank, 3))), ("order", (x.roll(rank, 0), rand(6, 3)))):
         note(name, lambda b=batch: engine.backward(*b))
+    note("shape", lambda: engine.backward(torch.cat([x, x], 1), rand(6, 3)))
     note("decoders", lambda: engine.train_decoders(x + rank))
     assert all(p.grad is None for p in parameters(model))
     return found

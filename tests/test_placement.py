@@ -58,6 +58,7 @@ def test_what_a_placement_cannot_do_is_refused_everywhere(two):
         assert found["missing"].startswith("the placement has no rank for layer 2")
         assert found["idle"].startswith("the placement gives 2 layers to ranks [0], and the group has ranks 0 to 1")
         assert found["kind"].startswith("the placement must be a Placement; got ")
+        assert found["shape"].startswith("samples have shape (8,), and the example input's (4,)")
         for batch in ("length", "order", "decoders"):
             assert found[batch].startswith("the processes of a placement were given different batches")
 

@@ -19,6 +19,7 @@ from targetprop.admission import (
     explained,
     place,
 )
+from targetprop.backprop import backprop
 from targetprop.black_box import check_derivatives
 from targetprop.buckets import Buckets
 from targetprop.chain import Model, build_chain
@@ -31,11 +32,12 @@ from targetprop.inversion import Iteration
 from targetprop.methods import Method
 from targetprop.methods import method as find_method
 from targetprop.norm_statistics import check_norms
-from targetprop.output_target import Loss, shared_loss_gradient
+from targetprop.output_target import Loss
 from targetprop.placement import Placement, Places
 from targetprop.ranks import Ranks, Share
 from targetprop.step_report import StepReport
 from targetprop.targets import propagate
+from targetprop.watching import BAD_LOSS, CURE, watch_forward, watch_targets
 
 STATE_VERSION = 2
 OnDivergence = Literal["raise", "skip"]
@@ -119,6 +121,7 @@ class TargetPropagation:
         if reduction not in ("mean", "sum"):
             raise ValueError(f"the loss has reduction={reduction!r}; use 'mean' or 'sum'")
         check_placement(placement, self.method)
+        self.places = Places()
         if self.method.propagation == "backprop":
             self.chain = None
             if not isinstance(model, nn.Module):
@@ -128,7 +131,8 @@ class TargetPropagation:
         self.chain = build_chain(model, self.method.cut)
         self._place = place(self.chain)
         check_place(example_input, self._place, self._place)
-        self.places = Places() if placement is None else placement.places(self.chain, example_input.device)
+        if placement is not None:
+            self.places = placement.places(self.chain, example_input.device)
         seed = self.places.ranks.first(self.ranks.first(torch.initial_seed() if seed is None else seed))
         self._generator = torch.Generator(device=example_input.device).manual_seed(seed % 2**63)
         with evaluating(self.chain):
@@ -171,10 +175,13 @@ class TargetPropagation:
         if not torch.is_grad_enabled():
             raise RuntimeError("backward fills .grad, and gradients are disabled; call it outside torch.no_grad()")
         share = self._share(x)
-        if self.chain is not None:
-            self.places.check_same(x, y)
+        self.places.check_same(x, y)
         statistics = RunningStatistics(self._modules()) if self.on_divergence == "skip" else None
-        report = self._backprop(x, y, share) if self.chain is None else self._step(x, y, share, measure)
+        if self.chain is None:
+            assert isinstance(self.model, nn.Module)
+            report = backprop(self.model, self.loss, x, y, self.ranks, share)
+        else:
+            report = self._step(x, y, share, measure)
         if report.skipped is not None:
             if statistics is None:
                 raise FloatingPointError(report.skipped)
@@ -189,8 +196,8 @@ class TargetPropagation:
         guard, draws = Guard(self.ranks, self.places.ranks), self._generator.get_state()
         record = self._forward(x, share, self.method.update.needs_inner, self._replays)
         change = self.method.output_target(record.output, y, self.loss, share)
-        _watch_forward(guard, x, record)
-        guard.watch(_BAD_LOSS, change.loss, change.delta)
+        watch_forward(guard, x, record)
+        guard.watch(BAD_LOSS, change.loss, change.delta)
         decoder_loss = self.method.decoder.train(self.bank, record, self.decoder_optimizer, self._generator, guard)
         report = StepReport(change.loss, record.output, decoder_loss)
         if guard.reason is not None:
@@ -206,7 +213,7 @@ class TargetPropagation:
         if self.method.propagation == "composite":  # every inversion starts at the output
             asked = {name: asked["all"] for name in asked}
         norms = gather_norms(record, deltas) if measure else {}
-        _watch_targets(guard, record, deltas)
+        watch_targets(guard, record, deltas)
         outcomes = gather_outcomes(targets.outcomes, record) if measure else targets.outcomes
         report = replace(report, delta_norms=norms, outcomes=outcomes, target_norms=asked)
         layers, scale = [record.layers[index] for index in own], change.scale
@@ -228,7 +235,7 @@ class TargetPropagation:
                     self.method.update.apply(layers.pop(), deltas.pop(), scale, self._update_state)
             buckets.finish()
             for name in reversed(self.chain.names):
-                problem = f"the gradient of layer {name} is NaN or infinite though its target is finite; {_CURE}"
+                problem = f"the gradient of layer {name} is NaN or infinite though its target is finite; {CURE}"
                 guard.watch(problem, *(p.grad for p in written.get(name, ()) if p.grad is not None))
             if guard.passes():
                 gradients.add()
@@ -252,7 +259,7 @@ class TargetPropagation:
         with torch.no_grad():
             record = self._forward(x, share)
         guard, draws = Guard(self.ranks, self.places.ranks), self._generator.get_state()
-        _watch_forward(guard, x, record)
+        watch_forward(guard, x, record)
         loss = self.method.decoder.train(self.bank, record, self.decoder_optimizer, self._generator, guard)
         if not guard.passes():
             self._generator.set_state(draws)
@@ -338,34 +345,7 @@ class TargetPropagation:
         for at, module in enumerate(modules):
             tensors |= {f"{at}.{name}": p for name, p in (*module.named_parameters(), *module.named_buffers())}
         self.ranks.copy_from_first(tensors.values(), tensors, "parameters")
-        if self.chain is not None:
-            self.places.ranks.copy_from_first(tensors.values(), tensors, "parameters")
-
-    def _backprop(self, x: Tensor, y: Tensor, share: Share) -> StepReport:
-        assert isinstance(self.model, nn.Module)
-        if not self.ranks.alone:
-            check_norms([self.model], synchronised=True)
-        first, guard, buckets = next(self.model.parameters()), Guard(self.ranks), Buckets(self.ranks)
-        now = first.device, first.dtype
-        check_place(x, now, now)
-        with explained(x, now):
-            output = self.model(x.detach())
-        if not output.requires_grad:
-            raise ValueError("the model has no trainable parameter; call requires_grad_(True) on those to train")
-        value, gradient = shared_loss_gradient(output, y, self.loss, share)
-        guard.watch(_BAD_INPUT, x)
-        guard.watch("the network returns NaN or infinite values; " + _LOWER, output)
-        guard.watch(_BAD_LOSS, value, gradient)
-        with Gradients(self.model.parameters()) as gradients:
-            with buckets.collect(self.model.parameters()):
-                output.backward(gradient)
-            buckets.finish()
-            for name, parameter in self.model.named_parameters():
-                if parameter.grad is not None:
-                    guard.watch(f"the gradient of {name} is NaN or infinite; {_CURE}", parameter.grad)
-            if guard.passes():
-                gradients.add()
-        return StepReport(value, output.detach(), skipped=guard.reason)
+        self.places.ranks.copy_from_first(tensors.values(), tensors, "parameters")
 
     def _share(self, x: Tensor) -> Share:
         """Find this rank's part of a batch, of which it may have none."""
@@ -387,6 +367,12 @@ class TargetPropagation:
         assert self.chain is not None
         now = place(self.chain)
         check_place(x, now, self._place)
+        if not self.places.alone and x.shape[1:] != self._outlines[0].x.shape[1:]:
+            like = tuple(self._outlines[0].x.shape[1:])
+            raise ValueError(
+                f"samples have shape {tuple(x.shape[1:])}, and the example input's {like}; with a placement they must"
+                " agree"
+            )
         with explained(x, now):
             record = run_forward(
                 self.chain,
@@ -427,23 +413,3 @@ class TargetPropagation:
                 f"joint sweeps reach the bottom of {len(self.chain)} layers after {needed} steps, and inversion.steps"
                 f" is {rule.steps}; raise it"
             )
-
-
-_BAD_INPUT = "the input holds NaN or infinite values, or some too large to be squared; clean the data before training"
-_BAD_LOSS = "the loss or its gradient is NaN or infinite though the outputs are finite; check the labels and the loss"
-_LOWER = "lower the learning rate or load an earlier checkpoint"
-_CURE = "look for roots, logarithms and divisions at zero"
-
-
-def _watch_forward(guard: Guard, x: Tensor, record: Record) -> None:
-    guard.watch(_BAD_INPUT, x)
-    for index, layer in enumerate(record.layers):
-        own = (layer.h, *layer.inner[:-1]) if record.places.owns(index) else ()
-        guard.watch(f"layer {layer.layer.name} returns NaN or infinite values; {_LOWER}", *own)
-
-
-def _watch_targets(guard: Guard, record: Record, deltas: list[Tensor]) -> None:
-    found = dict(zip(record.own, deltas, strict=True))
-    for index, layer in enumerate(record.layers):
-        own = (found[index],) if index in found else ()
-        guard.watch(f"the target of layer {layer.layer.name} is NaN or infinite; lower output_target.beta", *own)
