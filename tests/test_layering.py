@@ -12,10 +12,10 @@ import targetprop
 ROOT = Path(targetprop.__file__).parent
 # From the bottom up: a module may import what stands above it in this list, and its own folder.
 ORDER = [
-    "settings", "precision", "compiled", "ranks", "buckets", "norm_statistics", "guard", "finite", "residual", "chain",
-    "placement", "forward", "watching", "output_target", "inversion", "regression", "step_report", "gathering",
-    "decoders", "targets", "influence", "updates", "methods", "admission", "black_box", "backprop", "engine", "check",
-    "lightning", "diagnostics", "testing", "report", "experiments", "bench", "claims", "__main__",
+    "settings", "precision", "compiled", "ranks", "share", "buckets", "norm_statistics", "guard", "finite", "residual",
+    "chain", "placement", "forward", "watching", "output_target", "inversion", "regression", "step_report",
+    "gathering", "decoders", "targets", "influence", "updates", "methods", "admission", "black_box", "backprop",
+    "engine", "check", "lightning", "diagnostics", "testing", "report", "experiments", "bench", "claims", "__main__",
 ]  # fmt: skip
 # These use the library through its public names, as anybody would.
 USERS = ("report", "experiments", "bench", "claims", "__main__")

@@ -12,7 +12,8 @@ from cases import NETWORKS, gradients, parameters, rand
 from targetprop import buckets as buckets_module
 from targetprop.buckets import Buckets
 from targetprop.output_target import shared_loss_gradient
-from targetprop.ranks import Ranks, Share
+from targetprop.ranks import Ranks
+from targetprop.share import Share
 
 
 @pytest.fixture(scope="module")
@@ -95,10 +96,11 @@ def test_gradients_travel_while_lower_layers_are_at_work(monkeypatch):
     monkeypatch.setattr(buckets_module, "BUCKET", 1)
     network = NETWORKS["tanh"]
     model, x = network.build(), network.batch()
+    alone = Share.of(len(x))
+    monkeypatch.setattr(Share, "of", lambda *_: alone)
     for method in ("l-drl", "backprop"):
         engine = tp.TargetPropagation(model, nn.MSELoss(), example_input=x, method=method)
         others = engine.ranks = Others()
-        monkeypatch.setattr(others, "share", lambda n: Ranks().share(n))
         hooks = [p.register_hook(lambda _, events=others.events: events.append("make")) for p in parameters(model)]
         engine.backward(x, rand(5, 3))
         assert others.events == ["make", "send"] * len(hooks) + ["wait"] * len(hooks)

@@ -7,7 +7,8 @@ from targetprop.buckets import Buckets
 from targetprop.guard import Gradients, Guard
 from targetprop.norm_statistics import check_norms
 from targetprop.output_target import Loss, shared_loss_gradient
-from targetprop.ranks import Ranks, Share
+from targetprop.ranks import Ranks
+from targetprop.share import Share
 from targetprop.step_report import StepReport
 from targetprop.watching import BAD_INPUT, BAD_LOSS, CURE, LOWER
 

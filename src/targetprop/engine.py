@@ -34,7 +34,8 @@ from targetprop.methods import method as find_method
 from targetprop.norm_statistics import check_norms
 from targetprop.output_target import Loss
 from targetprop.placement import Placement, Places
-from targetprop.ranks import Ranks, Share
+from targetprop.ranks import Ranks
+from targetprop.share import Share
 from targetprop.step_report import StepReport
 from targetprop.targets import propagate
 from targetprop.watching import BAD_LOSS, CURE, watch_forward, watch_targets
@@ -350,7 +351,7 @@ class TargetPropagation:
     def _share(self, x: Tensor) -> Share:
         """Find this rank's part of a batch, of which it may have none."""
         check_batch(x, may_be_empty=not self.ranks.alone)
-        share = self.ranks.share(len(x))
+        share = Share.of(len(x), self.ranks)
         if len(x) == 0:
             check_batch(x, may_be_empty=share.total > 0)
         return share

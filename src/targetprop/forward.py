@@ -26,7 +26,7 @@ from torch.nn.modules.dropout import _DropoutNd  # pyright: ignore[reportPrivate
 from targetprop.chain import Chain, Layer, visible
 from targetprop.placement import Places
 from targetprop.precision import widened
-from targetprop.ranks import Ranks, Share
+from targetprop.share import Share
 
 
 @dataclass(frozen=True)
@@ -300,7 +300,7 @@ def run_forward(
         ValueError: a module overwrote its input, or hides one that cannot be repeated.
     """
     records: list[LayerRecord] = []
-    share = Ranks().share(len(x)) if share is None else share
+    share = Share.of(len(x)) if share is None else share
     places = Places() if places is None else places
     h = x.detach()
     for index, layer in enumerate(chain.layers):

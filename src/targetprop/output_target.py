@@ -20,8 +20,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from targetprop.ranks import Ranks, Share
 from targetprop.settings import check_types
+from targetprop.share import Share
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 
@@ -75,7 +75,7 @@ class OutputTarget(ABC):
         Returns:
             Loss and ``Δ_L``.
         """
-        share = Ranks().share(len(output)) if share is None else share
+        share = Share.of(len(output)) if share is None else share
         value, gradient = shared_loss_gradient(output, y, loss, share)
         n = 1 if getattr(loss, "reduction", "mean") == "sum" else share.total
         return OutputChange(value, self.beta * self.direction(output, y, loss, n * gradient), self.beta * n)

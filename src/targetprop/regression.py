@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from targetprop.ranks import Ranks, Share
+from targetprop.share import Share
 
 
 class Covariance(nn.Module):
@@ -48,7 +48,7 @@ class Covariance(nn.Module):
             a: rows, shape ``(n, width)``, small enough to be squared: who calls has looked (`targetprop.guard`).
             share: which rows of a larger batch these are; all of it if None.
         """
-        share = Ranks().share(len(a)) if share is None else share
+        share = Share.of(len(a)) if share is None else share
         a = a.to(self.average.dtype)  # under autocast activations have fewer digits
         share.add_product_(self.average, a, a, self.decay)
         self.count += 1

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from targetprop.inversion import Outcome, Status
-from targetprop.ranks import Share
+from targetprop.share import Share
 
 
 @dataclass(frozen=True, eq=False)

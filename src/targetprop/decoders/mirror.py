@@ -40,8 +40,8 @@ from targetprop.finite import check_digits
 from targetprop.forward import Record, Side
 from targetprop.guard import Guard
 from targetprop.precision import exactly, widened
-from targetprop.ranks import Share
 from targetprop.residual import Residual
+from targetprop.share import Share
 
 _COVERAGE = 2.0  # probes of a convolution per dimension of a patch, beyond which more tell little
 

@@ -16,9 +16,9 @@ from targetprop.decoders.registry import Style
 from targetprop.finite import check_digits, squares_are_finite
 from targetprop.forward import Record
 from targetprop.guard import Guard
-from targetprop.ranks import Share
 from targetprop.regression import Covariance
 from targetprop.settings import check_ranges
+from targetprop.share import Share
 
 Inner = list[tuple[Tensor, ...]]
 

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from targetprop.chain import Chain, Layer
 from targetprop.decoders import ELEMENTWISE
 from targetprop.forward import LayerRecord
-from targetprop.ranks import Share
 from targetprop.settings import check_types
+from targetprop.share import Share
 
 Pullback = Literal["inverse", "transpose"]
 

@@ -5,7 +5,7 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
-from targetprop.ranks import Share
+from targetprop.share import Share
 from targetprop.updates.base import LinearUpdate
 
 

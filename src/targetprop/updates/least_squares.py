@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from targetprop.chain import Chain
 from targetprop.finite import check_digits
-from targetprop.ranks import Share
 from targetprop.regression import Covariance
+from targetprop.share import Share
 from targetprop.updates.base import LinearUpdate, Pullback, linear_place
 
 
