@@ -1,8 +1,8 @@
 """Tells a rank that hangs from one that is busy: a thread of each writes a number into the store every other second.
 
-A process that was stopped, or whose machine is gone, writes no more; one that computes, reads or waits does. Rank 0
-looks after all others, and they after rank 0. Silence is counted in the watcher's own looks, not in seconds: where it
-has been stopped itself, or where the store does not answer, nobody is blamed.
+A process that was stopped, or whose machine is gone, writes no more; one that computes, reads or waits still does.
+Rank 0 looks after all others, and they after rank 0. Silence is counted in the watcher's own looks, not in seconds:
+where it has been stopped itself, or where the store does not answer, nobody is blamed.
 """
 
 import os
@@ -15,6 +15,7 @@ from threading import Event, Thread
 
 from torch.distributed import Store  # pyright: ignore[reportPrivateImportUsage]
 
+from targetprop.experiments.board import beat_key, silence_key
 from targetprop.experiments.seat import Seat
 
 PERIOD = 2.0  # seconds between two looks
@@ -83,16 +84,6 @@ class Pulse:
             if host == socket.gethostname() and is_sibling(int(pid)):
                 with suppress(OSError):
                     os.kill(int(pid), signal.SIGKILL)
-
-
-def beat_key(rank: int) -> str:
-    """Name the entry of the store that a rank keeps writing."""
-    return f"beat/{rank}"
-
-
-def silence_key(rank: int) -> str:
-    """Name the entry of the store that says that a rank was lost in silence."""
-    return f"silent/{rank}"
 
 
 def is_sibling(pid: int) -> bool:

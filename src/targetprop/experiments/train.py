@@ -13,13 +13,14 @@ import torch
 from targetprop.experiments.arguments import Arguments, merge, read_command_line, read_file
 from targetprop.experiments.checkpoint import has_checkpoint, load_checkpoint, settle_checkpoint
 from targetprop.experiments.config import RunConfig
-from targetprop.experiments.crew import Crew, Lost, join
+from targetprop.experiments.crew import Crew, Lost
 from targetprop.experiments.data import Dataset
 from targetprop.experiments.deterministic import COST, deterministic
 from targetprop.experiments.errors import FAILURE, CommandError
 from targetprop.experiments.follower import Follower
 from targetprop.experiments.keeper import Keeper
 from targetprop.experiments.loop import Session, run_epoch
+from targetprop.experiments.meeting import join
 from targetprop.experiments.parse import format_help, parse_config
 from targetprop.experiments.run_folder import RunFolder, create_run_folder, end_for_another
 from targetprop.experiments.run_lock import hold
@@ -81,10 +82,11 @@ def _train(argv: list[str], seat: Seat) -> int:
         return 0
     if config.loop.deterministic:
         say_once(f"note: {COST}")
-    with deterministic(config.loop.deterministic), join(seat) as crew:
+    with deterministic(config.loop.deterministic), join(seat) as meeting:
+        crew = meeting.crew
         device = _choose_device(config, seat)
         data = load_data(config, device)
-        session = build_session(config, data, crew.connect(device))
+        session = build_session(config, data, meeting.connect(device))
         if not crew.keeps:
             return _follow(config, session, data, crew)
         folder = create_run_folder(config.out, f"{config.method.name}-{config.data.name}-s{config.loop.seed}")
@@ -121,12 +123,13 @@ def _go_on(run: Path, stored: dict[str, str], arguments: Arguments, status: RunS
     kept = {name: text for name, text in arguments.values.items() if name != "device"}
     before, after = parse_stored(run, stored), parse_config(Arguments({**stored, **kept}))
     config = parse_config(Arguments({**stored, **arguments.values}))
-    with deterministic(config.loop.deterministic), join(seat) as crew:
+    with deterministic(config.loop.deterministic), join(seat) as meeting:
+        crew = meeting.crew
         with _writing(run):
             state = _load_state(run, status.saved, seat)
         _check_epochs(run, state, before.loop.epochs, after.loop.epochs, status.word)
         device = _choose_device(config, seat)
-        session, data = open_session(config, state, device, crew.connect)
+        session, data = open_session(config, state, device, meeting.connect)
         if not crew.keeps:
             return _follow(config, session, data, crew)
         folder = RunFolder(run)
@@ -176,6 +179,7 @@ def _follow(config: RunConfig, session: Session, data: Dataset, crew: Crew) -> i
         folder = follower.folder or crew.find_folder()
         if crew.bereft and folder is not None:
             end_for_another(folder, lost.reason)
+            raise CommandError(lost.reason, lost.code) from lost
         return lost.code
     except (FloatingPointError, torch.OutOfMemoryError, OSError) as error:
         raise CommandError(str(error), FAILURE) from error
