@@ -81,7 +81,7 @@ def _leaves(pairs: list[tuple]) -> dict:
     return flat
 
 
-def test_two_ranks_make_the_run_of_one_and_either_goes_on_with_the_other(tmp_path):
+def test_two_ranks_make_the_run_of_one_and_one_goes_on_with_it(tmp_path):
     made = subprocess.run(
         [*TORCHRUN, "-m", "targetprop", "train", *SMALL, "--epochs", "2", "--out", tmp_path / "two"],
         capture_output=True, text=True, check=True,
@@ -94,11 +94,9 @@ def test_two_ranks_make_the_run_of_one_and_either_goes_on_with_the_other(tmp_pat
     assert [len(others) for others in streams] == [0, 1]
     first = load_checkpoint(tmp_path / "two")["random"]
     assert not torch.equal(first["cpu"], streams[1][0]["cpu"]), "both ranks draw the same dropout masks"
-    assert train("--resume", tmp_path / "two", "--epochs", 3) == 0
-    assert start_both("nothing", 0, "--resume", tmp_path / "one", "--epochs", 3)[0] == [0, 0]
+    assert train("--resume", tmp_path / "two", "--epochs", 3) == train("--resume", tmp_path / "one", "--epochs", 3) == 0
     same_run(tmp_path / "one", tmp_path / "two")
-    assert [summary(tmp_path / name)["ranks"] for name in ("one", "two")] == [2, 1]
-    assert all(summary(tmp_path / name)["status"] == "finished" for name in ("one", "two"))
+    assert summary(tmp_path / "two")["ranks"] == 1 and summary(tmp_path / "two")["status"] == "finished"
 
 
 def start_both(accident: str, rank: int, *words: object, place: object = 8, **environment: str) -> tuple:
@@ -140,27 +138,37 @@ def test_rank_that_hangs_is_ended_with_a_reason_and_one_rank_goes_on(tmp_path):
     same_run(tmp_path / "whole", tmp_path / "run")
 
 
-def test_rank_that_is_killed_before_training_ends_the_other_in_a_sentence(tmp_path, monkeypatch):
-    with monkeypatch.context() as patch:
-        patch.setattr(Screen, "on_step", lambda self, record: signal.raise_signal(signal.SIGTERM))
-        assert train(*SMALL, "--epochs", 2, "--out", tmp_path / "run") == 143
-    codes, said, _ = start_both("killed", 1, "--resume", tmp_path / "run", place="build")
-    found = summary(tmp_path / "run")
-    assert codes == [1, -signal.SIGKILL] and (found["status"], found["checkpoint_step"]) == ("failed", 1)
-    assert said.count("\n") == 1 and said.startswith("targetprop: the run did not begin: rank 1 gave no reason")
-    assert found["reason"] in said
-
-
-def test_ranks_with_dropout_go_on_bit_for_bit(tmp_path):
+@pytest.fixture(scope="module")
+def dropped_out(tmp_path_factory):
+    """Runs with dropout: one whole, one in parts, and one that rank 1 was killed in before it could go on."""
+    folder = tmp_path_factory.mktemp("runs")
     recipe = [*SMALL, "--method", "backprop", "--epochs", 2, "--out"]
-    whole = [*recipe, tmp_path / "whole"]
-    parts = ["then", "stopped", 1, 7, "train", *recipe, tmp_path / "parts"]
-    rest = ["then", "nothing", 0, 0, "train", "--resume", tmp_path / "parts"]
-    assert start_both("nothing", 0, *whole, *parts, *rest, DROPOUT="")[0] == [0, 0]
-    one, two = (load_file(tmp_path / name / "checkpoint.safetensors") for name in ("whole", "parts"))
+    commands = [
+        ["nothing", 0, 0, "train", *recipe, folder / "whole"],
+        ["stopped", 1, 7, "train", *recipe, folder / "parts"],
+        ["nothing", 0, 0, "train", "--resume", folder / "parts"],
+        ["stopped", 1, 1, "train", *recipe, folder / "lost"],
+        ["killed", 1, "build", "train", "--resume", folder / "lost"],
+    ]
+    words = [word for command in commands for word in ("then", *command)]
+    codes, said, _ = start_both("nothing", 0, "--help", *words, DROPOUT="")
+    return folder, codes, said
+
+
+def test_rank_that_is_killed_before_training_ends_the_other_in_a_sentence(dropped_out):
+    folder, codes, said = dropped_out
+    found = summary(folder / "lost")
+    assert codes == [1, -signal.SIGKILL] and (found["status"], found["checkpoint_step"]) == ("failed", 1)
+    assert found["reason"].startswith("rank 1 gave no reason; the system may have killed it")
+    assert said.endswith(f"targetprop: the run did not begin: {found['reason']}\n") and "Traceback" not in said
+
+
+def test_ranks_with_dropout_go_on_bit_for_bit(dropped_out):
+    whole, parts = (dropped_out[0] / name for name in ("whole", "parts"))
+    one, two = (load_file(run / "checkpoint.safetensors") for run in (whole, parts))
     assert [name for name in one if not torch.equal(one[name], two[name])] == [] and one.keys() == two.keys()
-    assert metrics(tmp_path / "whole") == metrics(tmp_path / "parts") and "streams/0/cpu" in one
-    assert '"reason": "stopped' not in (tmp_path / "parts" / "summary.json").read_text()
+    assert metrics(whole) == metrics(parts) and "streams/0/cpu" in one
+    assert summary(parts)["status"] == "finished"
 
 
 class Others(Ranks):
@@ -388,8 +396,11 @@ def test_a_signal_to_one_rank_stops_all_and_either_number_of_ranks_goes_on_withi
     with monkeypatch.context() as patch:
         patch.setattr(Screen, "on_step", lambda self, record: signal.raise_signal(signal.SIGTERM))
         assert train(*SMALL, "--epochs", 2, "--out", tmp_path / "one") == 143
-    assert start_both("nothing", 0, "--resume", tmp_path / "one")[0] == [0, 0]
+    more = ["then", "nothing", 0, 0, "train", "--resume", tmp_path / "one", "--epochs", 3]
+    assert start_both("nothing", 0, "--resume", tmp_path / "one", *more)[0] == [0, 0]
+    assert train("--resume", tmp_path / "whole", "--epochs", 3) == 0
     same_run(tmp_path / "whole", tmp_path / "one")
+    assert summary(tmp_path / "one")["ranks"] == 2
 
 
 def test_process_that_hangs_after_a_signal_is_ended(monkeypatch):
