@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from queue import SimpleQueue
 from types import SimpleNamespace
 
 import pytest
@@ -258,7 +259,7 @@ def test_silent_ranks_are_named(crew):
     assert not last.bereft, "rank 0 has ended in good order"
 
 
-def test_rank_1_notices_that_rank_0_is_gone(crew, tmp_path):
+def test_rank_1_notices_that_rank_0_is_gone(crew, tmp_path, monkeypatch):
     store = dist.HashStore()
     crew(0, store).leave_folder(tmp_path)
     heirs = [crew(rank, store) for rank in (2, 1)]
@@ -266,6 +267,9 @@ def test_rank_1_notices_that_rank_0_is_gone(crew, tmp_path):
         assert ended(heir)[0] == "failed"
     assert [heir.bereft for heir in heirs] == [False, True] and heirs[1].find_folder() == tmp_path
     assert crew(1, dist.HashStore()).find_folder() is None
+    beats = iter(range(9))
+    monkeypatch.setattr(board_module.Board, "read", lambda *_: next(beats))
+    assert crew_module._lives(board_module.Board(store), 0), "it still waits for this rank to leave"
 
 
 def test_a_finished_run_is_left_by_rank_0_first_when_all_have_finished(crew, monkeypatch):
@@ -321,17 +325,20 @@ def test_a_rank_that_is_silent_for_long_is_lost_and_a_busy_one_is_not():
 
 @pytest.mark.parametrize("sibling", [True, False])
 def test_silent_ranks_of_this_machine_are_ended(monkeypatch, sibling):
-    store, told, killed = dist.HashStore(), [], []
+    store, killed, told = dist.HashStore(), [], SimpleQueue()
     monkeypatch.setattr(pulse_module, "PERIOD", 0.0)
     monkeypatch.setattr(pulse_module, "is_sibling", lambda pid: sibling)
     monkeypatch.setattr(pulse_module.os, "kill", lambda pid, number: killed.append((pid, number)))
-    silent = Pulse(Seat(1, 2), store, told.append)
-    watcher = Pulse(Seat(0, 2), store, told.append)
+    Pulse(Seat(1, 2), store, told.put)
+    watcher = Pulse(Seat(0, 2), store, told.put)
     watcher.start()
-    watcher._thread.join()
-    assert told == [[1]] and killed == [(os.getpid(), signal.SIGKILL)] * sibling and store.check(["silent/1"])
-    for pulse in (silent, watcher):
-        pulse.stop()
+    assert told.get(timeout=60) == [1] and store.check(["silent/1"])
+    assert killed == [(os.getpid(), signal.SIGKILL)] * sibling
+    before = store.get("beat/0")
+    while store.get("beat/0") == before:
+        assert watcher._thread.is_alive(), "the others would take this rank for lost too"
+    watcher.stop()
+    assert not watcher._thread.is_alive()
 
 
 def test_only_another_child_of_the_same_parent_is_a_sibling():

@@ -14,7 +14,7 @@ from time import monotonic
 
 from torch.distributed import Store  # pyright: ignore[reportPrivateImportUsage]
 
-from targetprop.experiments.board import Board, pause, reason_key, silence_key
+from targetprop.experiments.board import Board, beat_key, pause, reason_key, silence_key
 from targetprop.experiments.errors import FAILURE
 from targetprop.experiments.loop import Session
 from targetprop.experiments.pulse import LOOKS, PERIOD
@@ -34,12 +34,13 @@ class Lost(Exception):
         status: "failed", or "interrupted" where a signal has ended the others.
         reason: why, for a person.
         code: exit status of the process.
+        speaks: whether it falls to this rank to say so.
     """
 
-    def __init__(self, status: str, reason: str, code: int) -> None:
+    def __init__(self, status: str, reason: str, code: int, speaks: bool) -> None:
         """Keep all."""
         super().__init__(reason)
-        self.status, self.reason, self.code = status, reason, code
+        self.status, self.reason, self.code, self.speaks = status, reason, code, speaks
 
 
 class Crew:
@@ -160,7 +161,8 @@ class Crew:
                 raise
             self._end(_NOTHING)
             status, reason = self._explain(self._board, str(error))
-            raise Lost(status, reason, FAILURE if status == "failed" else self.signals.exit_status) from error
+            code = FAILURE if status == "failed" else self.signals.exit_status
+            raise Lost(status, reason, code, self.keeps or self.bereft) from error
         except BaseException as error:
             self._end(str(error) or type(error).__name__)
             raise
@@ -241,7 +243,7 @@ class Crew:
                 (hung if silent else gone).append(str(rank))
             elif said != _NOTHING:
                 return "failed", f"rank {rank}: {said}"
-        self.bereft = self.seat.rank == 1 and "0" in (*gone, *hung)
+        self.bereft = self.seat.rank == 1 and ("0" in hung or ("0" in gone and not _lives(board, 0)))
         if hung:
             who = f"rank {' and '.join(hung)} did not answer for {LOOKS * PERIOD:.0f} seconds"
             return "failed", f"{who}; it hung, or its machine is gone ({reason})"
@@ -249,3 +251,11 @@ class Crew:
             who = f"rank {' or '.join(gone)} gave no reason; the system may have killed it, for want of memory say"
             return "failed", f"{who} ({reason})"
         return ("failed", reason) if self.signals.received is None else ("interrupted", self.signals.reason)
+
+
+def _lives(board: Board, rank: int) -> bool:
+    """Look whether a rank goes on writing its word: of many, one may still wait for this one to leave."""
+    before, end = board.read(beat_key(rank)), monotonic() + 2 * _PATIENCE
+    while board.read(beat_key(rank)) == before and monotonic() < end:
+        pause()
+    return board.read(beat_key(rank)) not in (None, before)

@@ -28,7 +28,7 @@ class Pulse:
     Args:
         seat: where this process stands.
         store: where the numbers are; a connection of the thread's own.
-        on_silence: told, in the thread, who is lost, with those on this machine ended.
+        on_silence: told, in another thread, who is lost, with those on this machine ended.
     """
 
     def __init__(self, seat: Seat, store: Store, on_silence: Callable[[list[int]], object]) -> None:
@@ -73,8 +73,12 @@ class Pulse:
             while not self._over.wait(PERIOD):
                 if silent := self.look():
                     self._end(silent)
-                    self._on_silence(silent)
-                    return
+                    break
+            else:
+                return
+            Thread(target=self._on_silence, args=(silent,), daemon=True).start()
+            while not self._over.wait(PERIOD):  # this rank still lives, which the others look for
+                self._beat()
 
     def _end(self, silent: list[int]) -> None:
         """End the processes of this machine that are silent: torchrun would wait half a minute for each."""

@@ -52,7 +52,7 @@ def train(argv: list[str]) -> int:
     try:
         return _train(argv, seat)
     except Lost as lost:
-        if seat.rank == 0:
+        if lost.speaks:
             raise CommandError(f"the run did not begin: {lost.reason}", lost.code) from lost
         return lost.code
     except CommandError as error:
@@ -114,7 +114,7 @@ def _resume(run: Path, arguments: Arguments, seat: Seat) -> int:
         try:
             return _go_on(run, stored, arguments, status, seat)
         except Lost as lost:
-            if seat.rank == 0 and lost.status == "failed":
+            if lost.speaks and lost.status == "failed":
                 end_for_another(run, lost.reason, instead=("running", "interrupted", "failed"))
             raise
 
@@ -176,11 +176,12 @@ def _follow(config: RunConfig, session: Session, data: Dataset, crew: Crew) -> i
     try:
         return crew.work(lambda: _follow_or_stop(follower, data))
     except Lost as lost:
+        if not lost.speaks:
+            return lost.code
         folder = follower.folder or crew.find_folder()
-        if crew.bereft and folder is not None:
+        if folder is not None:
             end_for_another(folder, lost.reason)
-            raise CommandError(lost.reason, lost.code) from lost
-        return lost.code
+        raise CommandError(lost.reason, lost.code) from lost
     except (FloatingPointError, torch.OutOfMemoryError, OSError) as error:
         raise CommandError(str(error), FAILURE) from error
 
