@@ -338,6 +338,7 @@ def test_silent_ranks_of_this_machine_are_ended(monkeypatch, sibling):
     while store.get("beat/0") == before:
         assert watcher._thread.is_alive(), "the others would take this rank for lost too"
     watcher.stop()
+    watcher._thread.join(60)
     assert not watcher._thread.is_alive()
 
 
