@@ -1,56 +1,30 @@
-"""The processes of one run, as ``torchrun`` starts them: how they meet, and how all end when one does.
+"""The processes of one run: how they agree, and how all end when one does.
 
 Rank 0 keeps the run's folder. A rank that ends early leaves its reason in the store by which they met; rank 0 reads it
 there when it finds the others gone, so that ``summary.json`` says what happened and not merely that somebody left.
 """
 
 import os
+import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass
-from datetime import timedelta
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
+from threading import Event
 from time import monotonic
 
-import torch
-import torch.distributed as dist
 from torch.distributed import Store  # pyright: ignore[reportPrivateImportUsage]
-from torch.distributed.rendezvous import rendezvous
 
-from targetprop.experiments.errors import FAILURE, CommandError
+from targetprop.experiments.board import Board, beat_key, pause, reason_key, silence_key
+from targetprop.experiments.errors import FAILURE
 from targetprop.experiments.loop import Session
-from targetprop.experiments.stop_signals import StopSignals, impatient
+from targetprop.experiments.pulse import LOOKS, PERIOD
+from targetprop.experiments.seat import Seat
+from targetprop.experiments.stop_signals import GRACE, StopSignals
+from targetprop.experiments.streams import gather_streams
 
-TIMEOUT = timedelta(seconds=50)  # how long a rank waits for another one
+TIMEOUT = 600.0  # seconds that a rank waits for another one that lives
 _PATIENCE = 2.0  # seconds that the ranks which ended have to say why
-_NOTHING = "-"  # what a rank leaves that ended because of others
-
-
-@dataclass(frozen=True)
-class Seat:
-    """Where a process stands among those of its run.
-
-    Attributes:
-        rank: its number.
-        size: how many there are.
-        local: its number on its own machine, which is that of its GPU.
-    """
-
-    rank: int = 0
-    size: int = 1
-    local: int = 0
-
-
-def find_seat() -> Seat:
-    """Look for what ``torchrun`` tells the processes that it starts.
-
-    Returns:
-        The seat; rank 0 of 1 where nobody said anything.
-    """
-    told = [os.environ.get(name, "") for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK")]
-    if "MASTER_ADDR" not in os.environ or not all(text.isdecimal() for text in told):
-        return Seat()
-    return Seat(*map(int, told))
+_NOTHING = "-"  # what a rank leaves that finished, or ended because of others
 
 
 class Lost(Exception):
@@ -60,12 +34,13 @@ class Lost(Exception):
         status: "failed", or "interrupted" where a signal has ended the others.
         reason: why, for a person.
         code: exit status of the process.
+        speaks: whether it falls to this rank to say so.
     """
 
-    def __init__(self, status: str, reason: str, code: int) -> None:
+    def __init__(self, status: str, reason: str, code: int, speaks: bool) -> None:
         """Keep all."""
         super().__init__(reason)
-        self.status, self.reason, self.code = status, reason, code
+        self.status, self.reason, self.code, self.speaks = status, reason, code, speaks
 
 
 class Crew:
@@ -73,30 +48,62 @@ class Crew:
 
     Args:
         seat: where it stands.
-        group: the group for `targetprop.TargetPropagation`; None alone.
-        store: where ranks leave their reasons.
+        store: where ranks leave words for each other; None alone.
 
     Attributes:
         signals: what may ask this rank, and with it all, to stop.
         bereft: whether rank 0 is gone without a word, and it falls to this one to say so.
+        last_words: told status and reason where this process hangs in a call that nothing ends.
     """
 
-    def __init__(self, seat: Seat, group: "dist.ProcessGroup | None" = None, store: Store | None = None) -> None:
+    def __init__(self, seat: Seat, store: Store | None = None) -> None:
         """Keep all."""
-        self.seat, self.group, self._store = seat, group, store
-        self.signals, self.bereft, self._finished = StopSignals(), False, False
+        self.seat, self._board = seat, None if store is None else Board(store)
+        self.signals, self.bereft, self._finished, self._told = StopSignals(), False, False, False
+        self.last_words: Callable[[str, str], object] = lambda status, reason: None
+        self._settled = Event()
 
     @property
     def keeps(self) -> bool:
         """Whether this process keeps the run's folder."""
         return self.seat.rank == 0
 
-    def agree(self, session: Session, *, save: bool = False) -> tuple[bool, bool]:
+    @property
+    def _others(self) -> list[int]:
+        return [rank for rank in range(self.seat.size) if rank != self.seat.rank]
+
+    def meet(self, key: Callable[[int], str], what: str, seconds: float) -> None:
+        """Leave a word, and wait until all ranks have.
+
+        Args:
+            key: its name by rank.
+            what: what the ranks should do, for the message.
+            seconds: how long.
+
+        Raises:
+            ConnectionError: a rank did not, or has ended, or a signal asks this one to stop.
+        """
+        if self._board is None:
+            return
+        self._board.leave(key(self.seat.rank))
+        end = monotonic() + seconds
+        for rank in self._others:
+            while not self._board.has(key(rank)):
+                if self._board.has(reason_key(rank)) or self._board.has(silence_key(rank)):
+                    raise ConnectionError(f"rank {rank} has ended")
+                if self.signals.received:
+                    raise ConnectionError(f"{self.signals.reason} before rank {rank} could {what}")
+                if monotonic() > end:
+                    raise ConnectionError(f"rank {rank} did not {what} within {seconds:.0f} seconds")
+                pause()
+
+    def agree(self, session: Session, *, save: bool = False, epoch: bool = False) -> tuple[bool, bool]:
         """Decide between two steps with all other ranks, which all ask at the same place.
 
         Args:
             session: the session; if it is to be saved, rank 0's then holds what belongs to all ranks.
             save: whether it is time to save it, by this rank's clock.
+            epoch: whether an epoch has ended, after which it is saved in any case.
 
         Returns:
             Whether to stop, as a signal asked some rank to; and whether to save, for that or as rank 0 wants to.
@@ -105,38 +112,62 @@ class Crew:
         if heard:
             self.signals.received = heard
             self.signals.settled.set()
-        if (heard or save_now) and session.place is not None:
+        saves = bool(heard or save_now)
+        if saves and session.place is not None:
             session.place.gather(session.ranks)
-        return bool(heard), bool(heard or save_now)
+        if saves or epoch:
+            session.streams = gather_streams(session.ranks)
+        return bool(heard), saves
 
-    def work(self, action: Callable[[], int], last_words: Callable[[str, str], object]) -> int:
+    def listen(self) -> AbstractContextManager[object]:
+        """Hear of signals in a process that trains alone; one of several has heard of them since they met.
+
+        Returns:
+            The context.
+        """
+        return self.signals if self._board is None else nullcontext()
+
+    def work(self, action: Callable[[], int]) -> int:
         """Do this rank's part of the run.
 
         Args:
             action: the part, which returns an exit status.
-            last_words: told status and reason where the part hangs in a call that nothing ends.
 
         Returns:
             The exit status.
+        """
+        with self.heard():
+            code = action()
+            if self._board is not None:
+                self._finished = True
+                self._end(_NOTHING)
+        return code
+
+    @contextmanager
+    def heard(self) -> Iterator[None]:
+        """Leave the reason for the others if this rank ends early, and look for theirs if they have.
+
+        Yields:
+            Nothing.
 
         Raises:
-            Lost: it cannot be done without another rank, which has ended.
+            Lost: another rank has ended, and this one cannot go on without it.
+            ConnectionError: this process trains alone, so it is about something else.
         """
-        if self._store is None:
-            return action()
-        with impatient(self.signals, lambda: last_words(*self._explain(self.signals.reason))):
-            try:
-                code = action()
-                self._finished = True
-                self._tell(_NOTHING)
-            except ConnectionError as error:
-                self._tell(_NOTHING)
-                status, reason = self._explain(str(error))
-                raise Lost(status, reason, FAILURE if status == "failed" else self.signals.exit_status) from error
-            except BaseException as error:
-                self._tell(str(error) or type(error).__name__)
+        try:
+            yield
+        except ConnectionError as error:
+            if isinstance(error, BrokenPipeError):  # this rank's own screen, not another rank
+                self._end("nobody reads its output any more")
+            if isinstance(error, BrokenPipeError) or self._board is None:
                 raise
-        return code
+            self._end(_NOTHING)
+            status, reason = self._explain(self._board, str(error))
+            code = FAILURE if status == "failed" else self.signals.exit_status
+            raise Lost(status, reason, code, self.keeps or self.bereft) from error
+        except BaseException as error:
+            self._end(str(error) or type(error).__name__)
+            raise
 
     def leave_folder(self, path: Path) -> None:
         """Tell the other ranks where the run is kept.
@@ -144,86 +175,89 @@ class Crew:
         Args:
             path: its folder.
         """
-        if self._store is not None:
-            self._store.set("folder", str(path.absolute()))
+        if self._board is not None:
+            self._board.leave("folder", str(path.absolute()))
 
     def find_folder(self) -> Path | None:
         """Look where the run is kept.
 
         Returns:
-            What rank 0 says, as soon as it has made it; None if it does not.
+            What rank 0 says, which has made it before the first step; None if it is gone before that.
         """
-        path = self._read("folder", TIMEOUT.total_seconds())
+        path = None if self._board is None else self._board.read("folder")
         return None if path is None else Path(path)
 
     def leave(self) -> None:
-        """Let rank 0 leave a finished run first: where one leaves badly, ``torchrun`` ends the others at once."""
+        """Leave a finished run when all are done with what they have in common, rank 0 first.
+
+        Where one leaves badly, ``torchrun`` ends the others at once; and where rank 0 leaves while another one still
+        receives, that one's connection breaks.
+        """
+        if self._board is None or not self._finished:
+            return
         if self.keeps:
-            with suppress(RuntimeError):
-                assert self._store is not None
-                self._store.set("over", "")
-        elif self._finished:
-            self._read("over", TIMEOUT.total_seconds())
+            end = monotonic() + GRACE
+            for rank in self._others:
+                self._board.read(reason_key(rank), end - monotonic())
+            self._board.leave("over")
+            return
+        end = monotonic() + TIMEOUT
+        with suppress(ConnectionError):
+            while not self._board.has("over") and not self._board.has(silence_key(0)) and monotonic() < end:
+                pause()
 
-    def _tell(self, reason: str) -> None:
-        with suppress(RuntimeError):
-            assert self._store is not None
-            self._store.set(f"reason/{self.seat.rank}", reason)
+    def end_without(self, ranks: list[int]) -> None:
+        """End this process, where the loss of others has not ended its waiting for them.
 
-    def _explain(self, reason: str) -> tuple[str, str]:
+        Args:
+            ranks: those who are silent.
+        """
+        if not self._finished and not self._settled.wait(GRACE):
+            self._speak(f"this rank still waited for rank {' and '.join(map(str, ranks))} then")
+            os._exit(FAILURE)
+
+    def end_by_signal(self) -> None:
+        """Say why this process ends, where a signal has not ended its waiting for others."""
+        self._speak(self.signals.reason)
+
+    def _speak(self, cause: str) -> None:
+        assert self._board is not None
+        status, reason = self._explain(self._board, cause)
+        self.last_words(status, reason)
+        if self.keeps or self.bereft:
+            sys.stderr.write(f"targetprop: {reason}\n")
+
+    def _end(self, reason: str) -> None:
+        """Tell the others, once, why this rank ends; from here on nobody needs to end it."""
+        self._settled.set()
+        self.signals.settled.set()
+        if self._board is not None and not self._told:
+            self._told = True
+            self._board.leave(reason_key(self.seat.rank), reason)
+
+    def _explain(self, board: Board, reason: str) -> tuple[str, str]:
         """Find out whether the run was stopped, or a rank failed: one that says so, or one that says nothing at all."""
-        end, silent, seat = monotonic() + _PATIENCE, [], self.seat
-        for rank in (rank for rank in range(seat.size) if rank != seat.rank):
-            said = self._read(f"reason/{rank}", max(0.1, end - monotonic()))
+        end, gone, hung = monotonic() + _PATIENCE, [], []
+        for rank in self._others:
+            silent = board.read(silence_key(rank)) is not None
+            said = board.read(reason_key(rank), 0.0 if silent else end - monotonic())
             if said is None:
-                silent.append(str(rank))
+                (hung if silent else gone).append(str(rank))
             elif said != _NOTHING:
                 return "failed", f"rank {rank}: {said}"
-        self.bereft = seat.rank == 1 and "0" in silent
-        if silent:
-            who = f"rank {' or '.join(silent)} gave no reason; the system may have killed it, for want of memory say"
+        self.bereft = self.seat.rank == 1 and ("0" in hung or ("0" in gone and not _lives(board, 0)))
+        if hung:
+            who = f"rank {' and '.join(hung)} did not answer for {LOOKS * PERIOD:.0f} seconds"
+            return "failed", f"{who}; it hung, or its machine is gone ({reason})"
+        if gone:
+            who = f"rank {' or '.join(gone)} gave no reason; the system may have killed it, for want of memory say"
             return "failed", f"{who} ({reason})"
         return ("failed", reason) if self.signals.received is None else ("interrupted", self.signals.reason)
 
-    def _read(self, key: str, seconds: float) -> str | None:
-        assert self._store is not None
-        try:
-            self._store.wait([key], timedelta(seconds=seconds))
-            return self._store.get(key).decode()
-        except RuntimeError:  # nothing was left, or the store is gone
-            return None
 
-
-@contextmanager
-def join(seat: Seat, device: torch.device) -> Iterator[Crew]:
-    """Meet the other processes of the run.
-
-    Args:
-        seat: where this one stands.
-        device: where it trains.
-
-    Yields:
-        The crew.
-
-    Raises:
-        CommandError: they do not meet.
-    """
-    if seat.size == 1:
-        yield Crew(seat)
-        return
-    backend = "gloo"
-    if device.type == "cuda":
-        torch.cuda.set_device(device)
-        backend = "nccl"
-    try:
-        store = next(iter(rendezvous("env://", timeout=TIMEOUT)))[0]
-        dist.init_process_group(backend, store=store, rank=seat.rank, world_size=seat.size, timeout=TIMEOUT)
-    except (RuntimeError, ValueError) as error:
-        raise CommandError(f"the {seat.size} processes of the run did not meet: {error}", FAILURE) from error
-    crew = Crew(seat, dist.group.WORLD, store)
-    try:
-        yield crew
-    finally:
-        crew.leave()
-        with suppress(RuntimeError):
-            dist.destroy_process_group()
+def _lives(board: Board, rank: int) -> bool:
+    """Look whether a rank goes on writing its word: of many, one may still wait for this one to leave."""
+    before, end = board.read(beat_key(rank)), monotonic() + 2 * _PATIENCE
+    while board.read(beat_key(rank)) == before and monotonic() < end:
+        pause()
+    return board.read(beat_key(rank)) not in (None, before)

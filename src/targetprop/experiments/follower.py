@@ -1,5 +1,6 @@
 """Stands in the keeper's place on every rank but the first, which leaves the run's folder to that one."""
 
+from pathlib import Path
 from typing import Any
 
 from targetprop.experiments.config import RunConfig
@@ -15,11 +16,15 @@ class Follower:
         config: the run's configuration.
         session: this rank's session.
         crew: the processes that train it.
+
+    Attributes:
+        folder: where rank 0 keeps the run, as soon as a step is done.
     """
 
     def __init__(self, config: RunConfig, session: Session, crew: Crew) -> None:
         """Keep all."""
         self.config, self.session, self.crew = config, session, crew
+        self.folder: Path | None = None
 
     def on_step(self, record: dict[str, Any] | None) -> None:
         """Agree with the other ranks after a step.
@@ -30,7 +35,9 @@ class Follower:
         Raises:
             Stopped: a signal asked some rank for it.
         """
-        if self.crew.agree(self.session)[0]:
+        stop, _ = self.crew.agree(self.session)
+        self.folder = self.folder or self.crew.find_folder()
+        if stop:
             raise Stopped
 
     def on_skip(self, record: dict[str, Any]) -> None:
@@ -46,5 +53,5 @@ class Follower:
         Raises:
             Stopped: a signal asked some rank for it, and there are epochs left.
         """
-        if self.crew.agree(self.session)[0] and self.session.epoch < self.config.loop.epochs:
+        if self.crew.agree(self.session, epoch=True)[0] and self.session.epoch < self.config.loop.epochs:
             raise Stopped

@@ -76,7 +76,7 @@ class Keeper:
             Stopped: a signal asked for it, and there are epochs left.
         """
         self.folder.log(record)
-        stop, _ = self._crew.agree(self.session)
+        stop, _ = self._crew.agree(self.session, epoch=True)
         self.save()
         if stop and self.session.epoch < self.config.loop.epochs:
             raise Stopped

@@ -68,6 +68,7 @@ class Session:
         last: what the last epoch was like.
         skipped: the steps that were skipped, and how many may be.
         place: where within its epoch the run stands; None between two epochs.
+        streams: random states of the ranks after the first, as they were when these last agreed to save.
     """
 
     model: nn.Module
@@ -85,6 +86,7 @@ class Session:
     last: dict[str, Any] = field(default_factory=dict)
     skipped: Skipped = field(default_factory=lambda: Skipped(10))
     place: Place | None = None
+    streams: list[dict[str, Tensor]] = field(default_factory=list)
 
 
 def run_epoch(session: Session, data: Dataset, batch_size: int, log_every: int, watcher: Watcher) -> dict[str, Any]:

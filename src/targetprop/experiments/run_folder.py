@@ -1,6 +1,7 @@
 """A run's folder: made once, never overwritten; every file in it is replaced as a whole or appended line by line."""
 
 import json
+from collections.abc import Container
 from contextlib import suppress
 from hashlib import sha256
 from math import isfinite
@@ -115,16 +116,17 @@ class RunFolder:
         self._hash.update(content)
 
 
-def end_for_another(path: Path, reason: str) -> None:
-    """Say in a run's summary that it failed, where the process that kept the run is gone.
+def end_for_another(path: Path, reason: str, instead: Container[str] = ("running",)) -> None:
+    """Say in a run's summary that it failed, where nobody keeps the run: its keeper is gone, or did not come so far.
 
     Args:
-        path: the run's folder; nothing happens where it cannot be reached, or says already how it ended.
+        path: the run's folder; nothing happens where it cannot be reached.
         reason: why it failed.
+        instead: the statuses that this may replace.
     """
     with suppress(OSError, ValueError):
         summary = json.loads((path / SUMMARY).read_text(encoding="utf-8"))
-        if summary["status"] == "running":
+        if summary["status"] in instead:
             RunFolder(path).write_summary(summary | {"status": "failed", "reason": reason})
 
 

@@ -10,7 +10,7 @@ from torch import nn
 
 import targetprop as tp
 from targetprop.compiled import Stages
-from targetprop.experiments.checkpoint import random_state, restore_random_state
+from targetprop.experiments.checkpoint import random_state
 from targetprop.experiments.config import RunConfig
 from targetprop.experiments.data import Dataset
 from targetprop.experiments.errors import FAILURE, CommandError
@@ -19,6 +19,7 @@ from targetprop.experiments.place import Place, restore_place
 from targetprop.experiments.schedules import restore_schedule
 from targetprop.experiments.screen import say
 from targetprop.experiments.skipped import Skipped
+from targetprop.experiments.streams import begin_stream, restore_stream
 from targetprop.norm_statistics import check_norms
 
 _COUNTERS = ("epoch", "step", "seconds", "best", "last")
@@ -105,6 +106,7 @@ def build_session(config: RunConfig, data: Dataset, group: "dist.ProcessGroup | 
     schedule = config.schedule.make(optimizer, steps)
     order = torch.Generator().manual_seed(seed)
     skipped = Skipped(config.loop.max_skipped)
+    begin_stream(engine.ranks, seed)
     return Session(
         model, engine, optimizer, schedule, loss, order, config.loop.precision, engine.ranks, skipped=skipped
     )
@@ -132,6 +134,7 @@ def session_state(session: Session) -> dict[str, Any]:
         "order": place.order if place else session.order.get_state(),
         "place": place.state() if place else None,
         "random": random_state(),
+        "streams": session.streams,
         "counters": {name: getattr(session, name) for name in _COUNTERS},
         "skipped": {"total": session.skipped.total, "in_a_row": session.skipped.in_a_row},
     }
@@ -153,10 +156,11 @@ def restore_session(session: Session, state: dict[str, Any]) -> None:
         session.optimizer.load_state_dict(state["optimizer"])
         restore_schedule(session.schedule, state["schedule"])
         session.order.set_state(state["order"])
-        restore_random_state(state["random"])
         session.place = _restore_place(session, state.get("place"))
         for name in _COUNTERS:
             setattr(session, name, state["counters"][name])
+        others = state.get("streams", [])  # earlier releases kept rank 0's alone
+        restore_stream(session.ranks, state["random"], others, session.order.initial_seed(), session.step)
         for name, count in state.get("skipped", {}).items():  # earlier releases did not skip
             setattr(session.skipped, name, count)
     except (KeyError, RuntimeError, TypeError, ValueError, AttributeError) as error:

@@ -1,5 +1,6 @@
 """Opens a run folder again: its configuration, and a session where its checkpoint left it."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +61,7 @@ def open_session(
     config: RunConfig,
     state: dict[str, Any],
     device: torch.device | None = None,
-    group: "dist.ProcessGroup | None" = None,
+    connect: "Callable[[torch.device], dist.ProcessGroup | None]" = lambda device: None,
 ) -> tuple[Session, Dataset]:
     """Put a session where a checkpoint left it.
 
@@ -68,16 +69,17 @@ def open_session(
         config: the run's configuration.
         state: the content of its checkpoint; empty for a run that has none yet.
         device: where it goes on; None is the device that the configuration names.
-        group: the processes that train together; None is this one alone.
+        connect: finds the processes that train together, once this one has its data; None is this one alone.
 
     Returns:
         The session and its data, on that device.
     """
     check_config(config, state)
+    device = find_device(config.loop.device) if device is None else device
     with fitting("the data"):
-        data = load_data(config, find_device(config.loop.device) if device is None else device)
+        data = load_data(config, device)
     with fitting(f"network {config.network.name!r}"):
-        session = build_session(config, data, group)
+        session = build_session(config, data, connect(device))
         if state:
             restore_session(session, state)
     return session, data

@@ -13,18 +13,20 @@ import torch
 from targetprop.experiments.arguments import Arguments, merge, read_command_line, read_file
 from targetprop.experiments.checkpoint import has_checkpoint, load_checkpoint, settle_checkpoint
 from targetprop.experiments.config import RunConfig
-from targetprop.experiments.crew import Crew, Lost, Seat, find_seat, join
+from targetprop.experiments.crew import Crew, Lost
 from targetprop.experiments.data import Dataset
 from targetprop.experiments.deterministic import COST, deterministic
 from targetprop.experiments.errors import FAILURE, CommandError
 from targetprop.experiments.follower import Follower
 from targetprop.experiments.keeper import Keeper
 from targetprop.experiments.loop import Session, run_epoch
+from targetprop.experiments.meeting import join
 from targetprop.experiments.memory import OutOfMemory, fitting
 from targetprop.experiments.parse import format_help, parse_config
 from targetprop.experiments.run_folder import RunFolder, create_run_folder, end_for_another
 from targetprop.experiments.run_lock import hold
 from targetprop.experiments.screen import Screen, say, show_summary
+from targetprop.experiments.seat import Seat, find_seat
 from targetprop.experiments.session import build_session, check_in_step, find_device, load_data
 from targetprop.experiments.stop_signals import Stopped
 from targetprop.experiments.stored_run import open_session, parse_stored, read_stored_values
@@ -51,6 +53,10 @@ def train(argv: list[str]) -> int:
     seat = find_seat()
     try:
         return _train(argv, seat)
+    except Lost as lost:
+        if lost.speaks:
+            raise CommandError(f"the run did not begin: {lost.reason}", lost.code) from lost
+        return lost.code
     except CommandError as error:
         if seat.rank == 0:
             raise
@@ -78,12 +84,13 @@ def _train(argv: list[str], seat: Seat) -> int:
         return 0
     if config.loop.deterministic:
         say_once(f"note: {COST}")
-    device = _choose_device(config, seat)
-    with fitting("the data"):
-        data = load_data(config, device)
-    with deterministic(config.loop.deterministic), join(seat, device) as crew:
+    with deterministic(config.loop.deterministic), join(seat) as meeting:
+        crew = meeting.crew
+        device = _choose_device(config, seat)
+        with fitting("the data"):
+            data = load_data(config, device)
         with fitting(f"network {config.network.name!r}"):
-            session = build_session(config, data, crew.group)
+            session = build_session(config, data, meeting.connect(device))
         if not crew.keeps:
             return _follow(config, session, data, crew)
         folder = create_run_folder(config.out, f"{config.method.name}-{config.data.name}-s{config.loop.seed}")
@@ -108,19 +115,25 @@ def _resume(run: Path, arguments: Arguments, seat: Seat) -> int:
         raise CommandError(f"--resume keeps the run's own configuration; leave {', '.join(refused)} out")
     stored, status = read_stored_values(run, "--resume"), read_status(run)
     with hold(run) if seat.rank == 0 else nullcontext():
-        return _go_on(run, stored, arguments, status, seat)
+        try:
+            return _go_on(run, stored, arguments, status, seat)
+        except Lost as lost:
+            if lost.speaks and lost.status == "failed":
+                end_for_another(run, lost.reason, instead=("running", "interrupted", "failed"))
+            raise
 
 
 def _go_on(run: Path, stored: dict[str, str], arguments: Arguments, status: RunStatus, seat: Seat) -> int:
     kept = {name: text for name, text in arguments.values.items() if name != "device"}
     before, after = parse_stored(run, stored), parse_config(Arguments({**stored, **kept}))
     config = parse_config(Arguments({**stored, **arguments.values}))
-    with _writing(run):
-        state = _load_state(run, status.saved, seat)
-    _check_epochs(run, state, before.loop.epochs, after.loop.epochs, status.word)
-    device = _choose_device(config, seat)
-    with deterministic(config.loop.deterministic), join(seat, device) as crew:
-        session, data = open_session(config, state, device, crew.group)
+    with deterministic(config.loop.deterministic), join(seat) as meeting:
+        crew = meeting.crew
+        with _writing(run):
+            state = _load_state(run, status.saved, seat)
+        _check_epochs(run, state, before.loop.epochs, after.loop.epochs, status.word)
+        device = _choose_device(config, seat)
+        session, data = open_session(config, state, device, meeting.connect)
         if not crew.keeps:
             return _follow(config, session, data, crew)
         folder = RunFolder(run)
@@ -163,16 +176,18 @@ def _check_epochs(run: Path, state: dict[str, Any], before: int, after: int, sta
 
 def _follow(config: RunConfig, session: Session, data: Dataset, crew: Crew) -> int:
     """Train beside rank 0, which keeps the run and says what happens to it."""
-    folder, follower = crew.find_folder(), Follower(config, session, crew)
-    with crew.signals:
-        try:
-            return crew.work(lambda: _follow_or_stop(follower, data), lambda status, reason: None)
-        except Lost as lost:
-            if crew.bereft and folder is not None:
-                end_for_another(folder, lost.reason)
+    follower = Follower(config, session, crew)
+    try:
+        return crew.work(lambda: _follow_or_stop(follower, data))
+    except Lost as lost:
+        if not lost.speaks:
             return lost.code
-        except (FloatingPointError, OSError) as error:
-            raise CommandError(str(error), FAILURE) from error
+        folder = follower.folder or crew.find_folder()
+        if folder is not None:
+            end_for_another(folder, lost.reason)
+        raise CommandError(lost.reason, lost.code) from lost
+    except (FloatingPointError, OSError) as error:
+        raise CommandError(str(error), FAILURE) from error
 
 
 def _follow_or_stop(follower: Follower, data: Dataset) -> int:
@@ -193,10 +208,11 @@ def _follow_or_stop(follower: Follower, data: Dataset) -> int:
 def _run(
     config: RunConfig, session: Session, data: Dataset, folder: RunFolder, crew: Crew, saved: int | None = None
 ) -> int:
-    with crew.signals:
+    with crew.listen():
         keeper = Keeper(config, session, data, folder, crew, saved)
+        crew.last_words = keeper.write
         try:
-            code = crew.work(lambda: _run_or_stop(keeper, data, crew), keeper.write)
+            code = crew.work(lambda: _run_or_stop(keeper, data, crew))
         except Lost as lost:
             if lost.status == "failed":
                 _fail(keeper, lost)
