@@ -98,7 +98,9 @@ def run_two(rank: int, size: int, folder: str) -> None:
     """Write what every case gives on this rank, and what is refused."""
     group = dist.group.WORLD
     found = {name: steps(case, group, rank) for name, case in cases().items()}
-    torch.save((found, resumed(group), refusals(rank), spoilt(group, rank)), Path(folder) / f"{rank}.pt")
+    torch.save(
+        (found, resumed(group), refusals(rank), spoilt(group, rank), rounded(group)), Path(folder) / f"{rank}.pt"
+    )
 
 
 def run_four(rank: int, size: int, folder: str) -> None:
@@ -128,6 +130,21 @@ def resumed(group: Any) -> list[Any]:
     second.load_state_dict(first.state_dict())
     second.backward(network.batch(8, seed=5), rand(8, 3))
     return [second.state_dict()["decoders"], second.state_dict()["decoder_optimizer"]]
+
+
+def rounded(group: Any, precision: torch.dtype = torch.bfloat16) -> dict[str, list[Any]]:
+    """Take a step under autocast, and return what reaches each layer's parameters here."""
+    found, network = {}, NETWORKS["tanh"]
+    for name, method in (("joint", cases()["joint, in turn"][1]), ("iterated", tp.method("iterated"))):
+        model = network.build().float()
+        engine = tp.TargetPropagation(
+            model, nn.MSELoss(), example_input=network.batch().float(), method=method, seed=3,
+            placement=placed(model, "in turn", group),
+        )  # fmt: skip
+        with torch.autocast("cpu", torch.bfloat16, enabled=precision == torch.bfloat16):
+            engine.backward(network.batch(8).float(), rand(8, 3).float(), measure=True)
+        found[name] = [p.grad for p in parameters(model)]
+    return found
 
 
 def spoilt(group: Any, rank: int = 0) -> tuple[Any, Any]:

@@ -51,7 +51,7 @@ def test_an_engine_goes_on_elsewhere(two):
 
 
 def test_what_a_placement_cannot_do_is_refused_everywhere(two):
-    for *_, found, _ in two:
+    for _, _, found, *_ in two:
         for method in ("drl", "ddtp-linear", "backprop"):
             assert found[method].startswith(f"method '{method}' cannot be spread over processes by layer")
         assert found["names"] == "the placement names layer '7', but the layers are 0, 2"
@@ -66,9 +66,17 @@ def test_what_a_placement_cannot_do_is_refused_everywhere(two):
 def test_a_layer_that_fails_is_named_everywhere_and_its_step_skipped(two):
     reasons, decoders = placement_worker.spoilt(None)
     assert reasons[0].startswith("layer 4 returns NaN") and reasons[1] is None
-    for *_, (found, kept) in two:
+    for _, _, _, (found, kept), _ in two:
         assert found == reasons
         torch.testing.assert_close(kept, decoders, **CLOSE)
+
+
+def test_half_precision_travels(two):
+    for name, one in placement_worker.rounded(None, torch.float32).items():
+        for place, wanted in enumerate(one):
+            (gradient,) = (found[name][place] for *_, found in two if found[name][place] is not None)
+            assert gradient.dtype == torch.float32
+            assert float((gradient - wanted).norm() / wanted.norm()) < 0.03
 
 
 def test_layers_and_rows_spread_over_a_grid(tmp_path_factory):

@@ -319,6 +319,8 @@ def run_forward(
         except ValueError as error:
             raise ValueError(f"layer {layer.name}: {error}") from error
         y = inner[-1] if inner else h
+        if not places.alone:  # autocast may round it; all processes have to agree on what travels
+            y = y.to(outlines[index].y.dtype)
         replay = None if replays is None else replays[index]
         records.append(LayerRecord(layer, h, y, sides, share, inner if keep_inner else (), replay))
         h = _hand_on(places, y.detach(), index, len(chain))
