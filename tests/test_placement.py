@@ -7,6 +7,7 @@ import placement_worker
 from targetprop.inversion.columns import Columns
 from targetprop.placement import Places, _marks, _stretches
 
+pytestmark = pytest.mark.xdist_group("placement")  # its processes are started once
 CLOSE = {"rtol": 1e-9, "atol": 1e-11}
 
 

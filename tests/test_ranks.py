@@ -15,6 +15,8 @@ from targetprop.output_target import shared_loss_gradient
 from targetprop.ranks import Ranks
 from targetprop.share import Share
 
+pytestmark = pytest.mark.xdist_group("ranks")  # its processes are started once
+
 
 @pytest.fixture(scope="module")
 def two(tmp_path_factory):
