@@ -1,15 +1,12 @@
 """What every process of the tests of layers on several devices runs."""
 
-import sys
 from collections.abc import Callable
-from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import nn
 
 import targetprop as tp
@@ -192,17 +189,3 @@ def refusals(rank: int) -> dict[str, str]:
     note("decoders", lambda: engine.train_decoders(x + rank))
     assert all(p.grad is None for p in parameters(model))
     return found
-
-
-def start(work: Callable[[int, int, str], None], size: int, folder: Path) -> None:
-    """Run a function on several ranks, and wait for them."""
-    mp.spawn(_join, (work.__name__, size, str(folder)), nprocs=size)
-
-
-def _join(rank: int, work: str, size: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group(
-        "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=size, timeout=timedelta(seconds=30)
-    )
-    getattr(sys.modules[__name__], work)(rank, size, folder)
-    dist.destroy_process_group()

@@ -1,9 +1,9 @@
 """What every process of the tests of several ranks runs; a file of its own, so that new processes can import it."""
 
-import sys
 from collections.abc import Callable
 from datetime import timedelta
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -163,13 +163,13 @@ def refusals(rank: int) -> dict[str, str]:
 
 def start(work: Callable[[int, int, str], None], size: int, folder: Path) -> None:
     """Run a function on several ranks, and wait for them."""
-    mp.spawn(_join, (work.__name__, size, str(folder)), nprocs=size)
+    mp.spawn(_join, (work.__module__, work.__name__, size, str(folder)), nprocs=size)
 
 
-def _join(rank: int, work: str, size: int, folder: str) -> None:
+def _join(rank: int, module: str, work: str, size: int, folder: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group(
         "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=size, timeout=timedelta(seconds=30)
     )
-    getattr(sys.modules[__name__], work)(rank, size, folder)
+    getattr(import_module(module), work)(rank, size, folder)
     dist.destroy_process_group()

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 import placement_worker
+import ranks_worker
 from targetprop.inversion.columns import Columns
 from targetprop.placement import Places, _marks, _stretches
 
@@ -13,7 +14,7 @@ CLOSE = {"rtol": 1e-9, "atol": 1e-11}
 
 def start(work, size, tmp_path_factory):
     folder = tmp_path_factory.mktemp("placement")
-    placement_worker.start(work, size, folder)
+    ranks_worker.start(work, size, folder)
     return [torch.load(folder / f"{rank}.pt") for rank in range(size)]
 
 
