@@ -176,7 +176,7 @@ class LayerBank(Bank):
 
     def learns(self, index: int) -> bool:
         """Look for trainable parameters; see `Bank.learns`."""
-        return index not in self.mirrored and self.count(index) > 0
+        return index not in self.mirrored and any(p.requires_grad for p in self.decoder(index).parameters())
 
     def count(self, index: int) -> int:
         """Count what the decoder of one layer learns.
