@@ -1,5 +1,7 @@
 """Several processes: whatever a step computes is the same as one process computes on all of the batch."""
 
+import subprocess
+import sys
 from collections.abc import Sequence
 
 import pytest
@@ -131,6 +133,20 @@ def test_weighted_mean_counts_each_rank_by_its_weights():
     assert torch.allclose(value, loss(h, y)) and torch.equal(gradient[1], torch.zeros(3).double())
     value, gradient = shared_loss_gradient(h, torch.full((4,), 2), loss, share(3, 4, 2))
     assert not gradient.any(), "a rank whose labels are all ignored has no part in the mean"
+
+
+def test_threads_of_groups_settle_before_the_interpreter_ends(tmp_path):
+    script = f"""
+import torch.distributed as dist
+from targetprop import ranks
+dist.init_process_group("gloo", init_method="file://{tmp_path}/store", rank=0, world_size=1)
+for _ in range(2):
+    ranks.Ranks(dist.group.WORLD)
+ranks.sleep = lambda seconds: print("settled", seconds > 0)
+dist.destroy_process_group()
+"""
+    ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert ended.stdout == "settled True\n"
 
 
 def test_lost_rank_is_told_from_other_errors(monkeypatch):

@@ -6,13 +6,25 @@ One process is rank 0 of 1: nothing is sent, and no number changes.
 (True, [3, 1])
 """
 
+import atexit
 import re
 from collections.abc import Callable, Iterable, Sequence
 from hashlib import sha256
+from time import sleep
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+_SETTLING = 0.1  # seconds
+
+
+def _settle() -> None:
+    """Let the threads of process groups free the tensors that they sent last.
+
+    They need the interpreter for that, and abort the process if it shuts down meanwhile (PyTorch's pull request 179291).
+    """
+    sleep(_SETTLING)
 
 
 class Ranks:
@@ -27,6 +39,9 @@ class Ranks:
         """Find this process' place."""
         self._group, self.device = group, torch.device(device)
         self.size, self.rank = (1, 0) if group is None else (group.size(), group.rank())
+        if group is not None:
+            atexit.unregister(_settle)
+            atexit.register(_settle)
 
     @property
     def alone(self) -> bool:
