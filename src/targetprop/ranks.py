@@ -22,7 +22,7 @@ _SETTLING = 0.1  # seconds
 def _settle() -> None:
     """Let the threads of process groups free the tensors that they sent last.
 
-    They need the interpreter for that, and abort the process if it shuts down meanwhile (PyTorch's pull request 179291).
+    They need the interpreter for that, and abort the process if it shuts down meanwhile (PyTorch's pull 179291).
     """
     sleep(_SETTLING)
 
