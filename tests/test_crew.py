@@ -376,10 +376,18 @@ def test_rank_that_waits_for_a_lost_machine_ends_itself(crew, monkeypatch, capsy
     assert len(said) == 2, "it has noticed by itself"
 
 
+@pytest.fixture
+def ctrl_c():
+    """Hear of Ctrl-C, which a job in the background starts with ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.mark.parametrize(
     ("number", "reason"), [(signal.SIGINT, "stopped by Ctrl-C"), (signal.SIGTERM, "stopped by SIGTERM")]
 )
-def test_rank_that_is_left_alone_after_a_signal_was_stopped_by_it(crew, number, reason):
+def test_rank_that_is_left_alone_after_a_signal_was_stopped_by_it(crew, ctrl_c, number, reason):
     store = dist.HashStore()
     for rank in (2, 1, 0):
         mine = crew(rank, store)
