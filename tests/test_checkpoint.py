@@ -12,10 +12,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from runs import metrics, train
 from targetprop.experiments import checkpoint, keeper
 from targetprop.experiments import train as train_module
 from targetprop.experiments.checkpoint import has_checkpoint, load_checkpoint, save_checkpoint, settle_checkpoint
-from targetprop.experiments.main import main
 from targetprop.experiments.screen import Screen
 from targetprop.report import atomic
 from targetprop.report.atomic import write_atomic
@@ -26,15 +26,6 @@ SMALL = "--network.widths 12 12 --batch_size 256 --log_every 4 --device cpu".spl
 @pytest.fixture(autouse=True)
 def no_curves(monkeypatch):
     monkeypatch.setattr(train_module, "draw_curves", lambda path: path)
-
-
-def train(*arguments: object) -> int:
-    return main(["train", *map(str, arguments)])
-
-
-def metrics(run: Path) -> list[dict]:
-    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return [{key: value for key, value in line.items() if key != "seconds"} for line in lines]
 
 
 def values(run: Path) -> dict:

@@ -15,6 +15,7 @@ import torch
 import torch.distributed as dist
 from safetensors.torch import load_file
 
+from runs import metrics, train
 from targetprop.experiments import board as board_module
 from targetprop.experiments import crew as crew_module
 from targetprop.experiments import pulse as pulse_module
@@ -23,7 +24,6 @@ from targetprop.experiments import train as train_module
 from targetprop.experiments.checkpoint import load_checkpoint
 from targetprop.experiments.crew import Crew, Lost
 from targetprop.experiments.errors import CommandError
-from targetprop.experiments.main import main
 from targetprop.experiments.meeting import Meeting, join
 from targetprop.experiments.pulse import LOOKS, Pulse, is_sibling
 from targetprop.experiments.run_folder import RunFolder, end_for_another
@@ -45,15 +45,6 @@ TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "
 @pytest.fixture(autouse=True)
 def no_curves(monkeypatch):
     monkeypatch.setattr(train_module, "draw_curves", lambda path: path)
-
-
-def train(*arguments: object) -> int:
-    return main(["train", *map(str, arguments)])
-
-
-def metrics(run: Path) -> list[dict]:
-    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return [{key: value for key, value in line.items() if key != "seconds"} for line in lines]
 
 
 def summary(run: Path) -> dict:

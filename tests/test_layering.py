@@ -13,7 +13,7 @@ ROOT = Path(targetprop.__file__).parent
 # From the bottom up: a module may import what stands above it in this list, and its own folder.
 ORDER = [
     "settings", "precision", "compiled", "ranks", "share", "buckets", "norm_statistics", "guard", "finite", "residual",
-    "chain", "placement", "forward", "watching", "output_target", "inversion", "regression", "step_report",
+    "chain", "placement", "replay", "forward", "watching", "output_target", "inversion", "regression", "step_report",
     "gathering", "decoders", "targets", "influence", "updates", "methods", "admission", "black_box", "backprop",
     "engine", "check", "lightning", "diagnostics", "testing", "report", "experiments", "bench", "claims", "__main__",
 ]  # fmt: skip

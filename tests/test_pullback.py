@@ -11,7 +11,8 @@ import targetprop as tp
 from cases import DTYPE, gradients, rand, relative
 from targetprop import diagnostics
 from targetprop.decoders.registry import _BUILDERS
-from targetprop.forward import _RULES, run_forward
+from targetprop.forward import run_forward
+from targetprop.replay import _RULES
 from targetprop.testing import DecoderContract
 
 

@@ -20,7 +20,6 @@ from targetprop.decoders import (
     register_pullback,
 )
 from targetprop.engine import TargetPropagation
-from targetprop.forward import Side, register_replay
 from targetprop.influence import Influence, normalise
 from targetprop.inversion import (
     Difference,
@@ -36,6 +35,7 @@ from targetprop.inversion import (
 from targetprop.methods import METHODS, Method, method
 from targetprop.output_target import GaussNewtonStep, GradientStep, LabelTarget
 from targetprop.placement import Placement
+from targetprop.replay import Side, register_replay
 from targetprop.residual import Residual
 from targetprop.step_report import StepReport
 from targetprop.updates import DeltaRule, Gradient, LeastSquares

@@ -25,7 +25,7 @@ from targetprop.buckets import Buckets
 from targetprop.chain import Model, build_chain
 from targetprop.compiled import Stages
 from targetprop.decoders import LayerDecoder, OptimizerFactory
-from targetprop.forward import LayerRecord, Record, Replay, evaluating, replay_modules, run_forward
+from targetprop.forward import LayerRecord, Record, evaluating, run_forward
 from targetprop.gathering import gather_norms, gather_optimizer, gather_outcomes, layer_states
 from targetprop.guard import Gradients, Guard, RunningStatistics
 from targetprop.inversion import Iteration
@@ -35,6 +35,7 @@ from targetprop.norm_statistics import check_norms
 from targetprop.output_target import Loss
 from targetprop.placement import Placement, Places
 from targetprop.ranks import Ranks
+from targetprop.replay import Replay, replay_modules
 from targetprop.share import Share
 from targetprop.step_report import StepReport
 from targetprop.targets import propagate

@@ -13,142 +13,22 @@ with it: inverting a layer means inverting the very function that was applied.
 True
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
-import torch
 from torch import Tensor, nn
-from torch.nn import functional
 from torch.nn.modules.batchnorm import _BatchNorm  # pyright: ignore[reportPrivateUsage]
 from torch.nn.modules.dropout import _DropoutNd  # pyright: ignore[reportPrivateUsage]
 
 from targetprop.chain import Chain, Layer, visible
 from targetprop.placement import Places
-from targetprop.precision import widened
+from targetprop.replay import Replay, Side, has_replay, record_modules, replay_modules
 from targetprop.share import Share
-
-
-@dataclass(frozen=True)
-class Side:
-    """What one module drew or measured in the forward pass.
-
-    Attributes:
-        per_sample: tensors of shape ``(n, …)``, such as a dropout mask.
-        shared: tensors that all samples share, such as batch statistics.
-        inner: side data of the modules inside, for a module that is made of others.
-    """
-
-    per_sample: tuple[Tensor, ...] = ()
-    shared: tuple[Tensor, ...] = ()
-    inner: tuple["Side", ...] = ()
-
-
-Recorder = Callable[[nn.Module, Tensor], tuple[Tensor, Side]]
-Replay = Callable[[Sequence[nn.Module], Tensor, Sequence[Side]], Tensor]
-Replayer = Callable[[nn.Module, Tensor, Side], Tensor]
-_NOTHING = Side()
-_RULES: dict[type[nn.Module], tuple[Recorder, Replayer]] = {}
-
-
-def register_replay(kind: type[nn.Module], record: Recorder, replay: Replayer) -> None:
-    """Teach the library to repeat a module whose output is not a function of its input alone.
-
-    Args:
-        kind: the module class; subclasses follow it.
-        record: ``(module, x) -> (y, side)``, called once a step.
-        replay: ``(module, x, side) -> y``, the same function again, sample by sample.
-
-    Raises:
-        ValueError: the class has a rule already.
-    """
-    if kind in _RULES:
-        raise ValueError(f"{kind.__name__} has a replay rule already")
-    _RULES[kind] = (record, replay)
-
-
-def record_input(module: nn.Module, x: Tensor) -> tuple[Tensor, Side]:
-    """Apply a module and keep its input as side data.
-
-    Args:
-        module: the module.
-        x: its input, shape ``(n, …)``.
-
-    Returns:
-        The output, and the side data.
-    """
-    return module(x), Side(per_sample=(x.detach(),))
-
-
-def _rule(module: nn.Module) -> tuple[Recorder, Replayer] | None:
-    return next((_RULES[kind] for kind in type(module).__mro__ if kind in _RULES), None)
-
-
-def record_modules(modules: Sequence[nn.Module], x: Tensor) -> tuple[tuple[Tensor, ...], tuple[Side, ...]]:
-    """Apply modules in order and keep what is needed to repeat them.
-
-    Args:
-        modules: the modules.
-        x: input of the first, shape ``(n, …)``.
-
-    Returns:
-        The output and the side data of each module.
-
-    Raises:
-        TypeError: a module returned something that is not a tensor.
-        ValueError: a module overwrote its input.
-    """
-    outputs: list[Tensor] = []
-    sides: list[Side] = []
-    for module in modules:
-        rule, version = _rule(module), x._version
-        y, side = (module(x), _NOTHING) if rule is None else rule[0](module, x)
-        if not isinstance(y, Tensor):
-            raise TypeError(f"{type(module).__name__} returned {type(y).__name__}")
-        if x._version != version:
-            raise ValueError(
-                f"{type(module).__name__} overwrites its input, the activation that targets are measured against; use"
-                " functions that do not work in place in it"
-            )
-        x = y
-        outputs.append(x)
-        sides.append(side)
-    return tuple(outputs), tuple(sides)
-
-
-def replay_modules(modules: Sequence[nn.Module], x: Tensor, sides: Sequence[Side]) -> Tensor:
-    """Apply modules in order with the side data of an earlier pass.
-
-    Args:
-        modules: the modules.
-        x: input of the first, shape ``(n, …)``.
-        sides: what `record_modules` returned.
-
-    Returns:
-        The output of the last module.
-    """
-    for module, side in zip(modules, sides, strict=True):
-        rule = None if side is _NOTHING else _rule(module)
-        x = module(x) if rule is None else rule[1](module, x, side)
-    return x
 
 
 def _outline(values: Tensor, rows: int) -> Tensor:
     return values.new_zeros(()).expand(rows, *values.shape[1:])
-
-
-def _outlines(side: Side, rows: int) -> Side:
-    if side is _NOTHING:
-        return side
-    kept = tuple(_outline(values, rows) for values in side.per_sample)
-    return Side(kept, side.shared, tuple(_outlines(inner, rows) for inner in side.inner))
-
-
-def _head(side: Side, rows: int) -> Side:
-    if side is _NOTHING:
-        return side
-    kept = tuple(values[:rows] for values in side.per_sample)
-    return Side(kept, side.shared, tuple(_head(inner, rows) for inner in side.inner))
 
 
 @dataclass(frozen=True, eq=False)
@@ -213,7 +93,7 @@ class LayerRecord:
         if share is self.share:
             return self
         rows = share.rows
-        sides = tuple(_head(side, rows) for side in self.sides)
+        sides = tuple(side.each(lambda values: values[:rows]) for side in self.sides)
         return replace(self, x=self.x[:rows], y=self.h[:rows], sides=sides, share=share, inner=())
 
     def outline(self, rows: int, share: Share) -> "LayerRecord":
@@ -226,7 +106,7 @@ class LayerRecord:
         Returns:
             A record of zeros that take no memory.
         """
-        sides = tuple(_outlines(side, rows) for side in self.sides)
+        sides = tuple(side.each(lambda values: _outline(values, rows)) for side in self.sides)
         return LayerRecord(self.layer, _outline(self.x, rows), _outline(self.h, rows), sides, share)
 
 
@@ -363,7 +243,7 @@ def check_repeatable(layer: Layer, module: nn.Module) -> None:
     Raises:
         ValueError: it does.
     """
-    opaque = (part for part in visible(module) if _rule(part) is None)
+    opaque = (part for part in visible(module) if not has_replay(part))
     for part, inner in ((outer, inner) for outer in opaque for inner in outer.modules()):
         if inner.training and isinstance(inner, (_DropoutNd, _BatchNorm)) and getattr(inner, "p", 1.0) > 0:
             raise ValueError(
@@ -371,30 +251,3 @@ def check_repeatable(layer: Layer, module: nn.Module) -> None:
                 " cannot be repeated from outside; make its modules a layer's own in an nn.Sequential or a Residual,"
                 " call its eval(), or tell how to repeat it with targetprop.register_replay"
             )
-
-
-def _record_dropout(module: nn.Module, x: Tensor) -> tuple[Tensor, Side]:
-    if not module.training:
-        return module(x), _NOTHING
-    mask = module(torch.ones_like(x))  # draws what the module itself would draw
-    return x * mask, Side(per_sample=(mask,))
-
-
-def _record_batch_norm(module: nn.Module, x: Tensor) -> tuple[Tensor, Side]:
-    assert isinstance(module, _BatchNorm)
-    if not module.training and module.running_mean is not None:
-        return module(x), _NOTHING
-    axes = [d for d in range(x.dim()) if d != 1]
-    with torch.no_grad():
-        variance, mean = torch.var_mean(widened(x), dim=axes, correction=0)
-    return module(x), Side(shared=(mean, variance))
-
-
-def _replay_batch_norm(module: nn.Module, x: Tensor, side: Side) -> Tensor:
-    assert isinstance(module, _BatchNorm)
-    mean, variance = side.shared
-    return functional.batch_norm(x, mean, variance, module.weight, module.bias, training=False, eps=module.eps)
-
-
-register_replay(_DropoutNd, _record_dropout, lambda module, x, side: x * side.per_sample[0])
-register_replay(_BatchNorm, _record_batch_norm, _replay_batch_norm)

@@ -20,7 +20,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from targetprop.settings import check_types
+from targetprop.settings import check_ranges, check_types
 from targetprop.share import Share
 
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -206,14 +206,9 @@ class GaussNewtonStep(OutputTarget):
     name: ClassVar[str] = "gauss-newton"
 
     def __post_init__(self) -> None:
-        """Check the settings.
-
-        Raises:
-            ValueError: a setting is out of its range.
-        """
+        """Check the settings; a wrong one raises `ValueError`."""
         super().__post_init__()
-        if self.damping < 0:
-            raise ValueError(f"damping must be ≥ 0; got {self.damping}")
+        check_ranges(self, damping=(self.damping >= 0, "≥ 0"))
 
     def direction(self, output: Tensor, y: Tensor, loss: Loss, gradient: Tensor) -> Tensor:
         """Solve with the damped Hessian; see `OutputTarget.direction`.

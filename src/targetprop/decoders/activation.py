@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from targetprop.decoders.registry import ModuleDecoder, Style, register_decoder
 from targetprop.decoders.shape import Rearrange
-from targetprop.forward import Side, register_replay
+from targetprop.replay import Side, register_replay
 
 Function = Callable[[Tensor], Tensor]
 _EDGE = 1e-6

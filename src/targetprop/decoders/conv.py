@@ -26,7 +26,7 @@ from torch.nn import functional, grad
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd  # pyright: ignore[reportPrivateUsage]
 
 from targetprop.decoders.registry import ModuleDecoder, Style, register_decoder
-from targetprop.forward import Side, record_input, register_replay
+from targetprop.replay import Side, record_input, register_replay
 
 _CONVOLVE: dict[int, Callable[..., Tensor]] = {1: functional.conv1d, 2: functional.conv2d, 3: functional.conv3d}
 _TRANSPOSED: dict[int, Callable[..., Tensor]] = {

@@ -20,7 +20,8 @@ from targetprop.decoders.layer import LayerDecoder
 from targetprop.decoders.pool import MaxPoolDecoder, ShuffleDecoder
 from targetprop.decoders.registry import ModuleDecoder
 from targetprop.decoders.shape import Rearrange
-from targetprop.forward import LayerRecord, Side
+from targetprop.forward import LayerRecord
+from targetprop.replay import Side
 
 Placed = list[tuple[ModuleDecoder, Side]]
 

@@ -18,6 +18,7 @@ from targetprop.decoders.difference_reconstruction import difference_loss
 from targetprop.decoders.layer import Inverse
 from targetprop.decoders.objective import Learned, Noise
 from targetprop.forward import Record
+from targetprop.settings import check_ranges
 
 
 @dataclass(frozen=True)
@@ -39,14 +40,9 @@ class GlobalReconstruction(Learned):
     local: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        """Check the settings.
-
-        Raises:
-            ValueError: a setting is out of its range.
-        """
+        """Check the settings; a wrong one raises `ValueError`."""
         super().__post_init__()
-        if self.damping < 0:
-            raise ValueError(f"decoder damping must be ≥ 0; got {self.damping}")
+        check_ranges(self, "decoder ", damping=(self.damping >= 0, "≥ 0"))
 
     def layer_loss(self, bank: Bank, index: int, record: Record, noise: Noise) -> Tensor:
         """Send a perturbation up to the output and back; see `Learned.layer_loss`."""
@@ -88,14 +84,9 @@ class DirectFeedback(Learned):
     local: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        """Check the settings.
-
-        Raises:
-            ValueError: a setting is out of its range.
-        """
+        """Check the settings; a wrong one raises `ValueError`."""
         super().__post_init__()
-        if self.damping < 0:
-            raise ValueError(f"decoder damping must be ≥ 0; got {self.damping}")
+        check_ranges(self, "decoder ", damping=(self.damping >= 0, "≥ 0"))
 
     def build(
         self, chain: Chain, example: Record, inner: list[tuple[Tensor, ...]], custom: Mapping[str, nn.Module]

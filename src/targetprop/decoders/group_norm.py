@@ -20,8 +20,8 @@ from torch.nn.modules.instancenorm import _InstanceNorm  # pyright: ignore[repor
 from targetprop.decoders.norm import _divide  # pyright: ignore[reportPrivateUsage]
 from targetprop.decoders.registry import ModuleDecoder, Style, register_decoder
 from targetprop.decoders.shape import Rearrange
-from targetprop.forward import Side, register_replay
 from targetprop.precision import widened
+from targetprop.replay import Side, register_replay
 
 
 class GroupNormDecoder(ModuleDecoder):

@@ -10,8 +10,9 @@ from targetprop.compiled import Stages
 from targetprop.decoders.linear import LinearDecoder
 from targetprop.decoders.registry import ModuleDecoder, PlainDecoder, Style, find_builder
 from targetprop.decoders.shape import Rearrange
-from targetprop.forward import LayerRecord, Side
+from targetprop.forward import LayerRecord
 from targetprop.precision import exactly, widened
+from targetprop.replay import Side
 
 
 @dataclass(frozen=True, eq=False)

@@ -4,7 +4,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from targetprop.decoders.registry import ModuleDecoder, Style, register_decoder
-from targetprop.forward import Side, record_input, register_replay
+from targetprop.replay import Side, record_input, register_replay
 
 
 class LinearDecoder(ModuleDecoder):

@@ -37,9 +37,10 @@ from targetprop.decoders.objective import Objective, failed_decoder
 from targetprop.decoders.registry import ModuleDecoder
 from targetprop.decoders.residual import CorrectedDecoder, PathDecoder
 from targetprop.finite import check_digits
-from targetprop.forward import Record, Side
+from targetprop.forward import Record
 from targetprop.guard import Guard
 from targetprop.precision import exactly, widened
+from targetprop.replay import Side
 from targetprop.residual import Residual
 from targetprop.share import Share
 

@@ -11,8 +11,8 @@ from torch.nn.modules.batchnorm import _BatchNorm  # pyright: ignore[reportPriva
 
 from targetprop.decoders.registry import ModuleDecoder, Style, register_decoder
 from targetprop.decoders.shape import Rearrange
-from targetprop.forward import Side, register_replay
 from targetprop.precision import widened
+from targetprop.replay import Side, register_replay
 
 _SMALL = 1e-6
 

@@ -29,7 +29,7 @@ from torch.nn.modules.pooling import (
 )
 
 from targetprop.decoders.registry import ModuleDecoder, Style, register_decoder
-from targetprop.forward import Side, register_replay
+from targetprop.replay import Side, register_replay
 
 _SMALL = 1e-6
 _POOL: dict[type[nn.Module], tuple[Callable[..., Any], int]] = {  # and how many axes it pools

@@ -16,7 +16,7 @@ from torch.nn.modules.batchnorm import _BatchNorm  # pyright: ignore[reportPriva
 from torch.nn.modules.dropout import _DropoutNd  # pyright: ignore[reportPrivateUsage]
 
 from targetprop.decoders.registry import ModuleDecoder, Style, find_builder, register_decoder
-from targetprop.forward import Side, record_input, register_replay
+from targetprop.replay import Side, record_input, register_replay
 
 _M = TypeVar("_M", bound=type[nn.Module])
 

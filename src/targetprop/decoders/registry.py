@@ -9,7 +9,7 @@ from typing import Literal, TypeVar
 
 from torch import Tensor, nn
 
-from targetprop.forward import Side
+from targetprop.replay import Side
 
 Style = Literal["identity", "inverse", "transpose"]
 Builder = Callable[[nn.Module, Tensor, Tensor, Style], nn.Module | None]

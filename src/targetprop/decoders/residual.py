@@ -14,7 +14,7 @@ from targetprop.chain import leaves
 from targetprop.decoders.layer import build_parts
 from targetprop.decoders.registry import ModuleDecoder, Style, find_builder, register_decoder
 from targetprop.decoders.shape import Rearrange
-from targetprop.forward import Side, record_modules, register_replay, replay_modules
+from targetprop.replay import Side, record_modules, register_replay, replay_modules
 from targetprop.residual import Residual
 
 

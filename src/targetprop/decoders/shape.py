@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from torch.nn.modules.dropout import _DropoutNd  # pyright: ignore[reportPrivateUsage]
 
 from targetprop.decoders.registry import ModuleDecoder, Style, register_decoder
-from targetprop.forward import Side
+from targetprop.replay import Side
 
 
 class Rearrange(ModuleDecoder):

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from targetprop.inversion.loop import Iteration
 from targetprop.inversion.problem import Evaluation, Problem
+from targetprop.settings import check_ranges
 
 
 @dataclass(frozen=True)
@@ -37,14 +38,9 @@ class Regularised(Iteration):
     name: ClassVar[str] = "regularised"
 
     def __post_init__(self) -> None:
-        """Check the settings.
-
-        Raises:
-            ValueError: a setting is out of its range.
-        """
+        """Check the settings; a wrong one raises `ValueError`."""
         super().__post_init__()
-        if self.damping < 0:
-            raise ValueError(f"damping must be ≥ 0; got {self.damping}")
+        check_ranges(self, damping=(self.damping >= 0, "≥ 0"))
 
     @property
     def needs_decoder(self) -> bool:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from targetprop.chain import Chain, Layer
 from targetprop.decoders import ELEMENTWISE
 from targetprop.forward import LayerRecord
-from targetprop.settings import check_types
+from targetprop.settings import check_ranges, check_types
 from targetprop.share import Share
 
 Pullback = Literal["inverse", "transpose"]
@@ -70,14 +70,9 @@ class LinearUpdate(Update):
     pullback_damping: float = 1e-2
 
     def __post_init__(self) -> None:
-        """Check the settings.
-
-        Raises:
-            ValueError: a setting is out of its range.
-        """
+        """Check the settings; a wrong one raises `ValueError`."""
         super().__post_init__()
-        if self.pullback_damping < 0:
-            raise ValueError(f"update pullback_damping must be ≥ 0; got {self.pullback_damping}")
+        check_ranges(self, "update ", pullback_damping=(self.pullback_damping >= 0, "≥ 0"))
 
     @property
     def needs_inner(self) -> bool:

@@ -1,0 +1,179 @@
+"""Modules applied once, and again with what they drew or measured then: their *side data*.
+
+Dropout draws a mask, batch normalisation measures its batch: repeating such a module on another input has to repeat
+that too, or another function is inverted than was applied. `register_replay` teaches a class.
+
+>>> import torch
+>>> from torch import nn
+>>> outputs, sides = record_modules([nn.Dropout(0.5)], torch.ones(4, 3))
+>>> bool((replay_modules([nn.Dropout(0.5)], torch.ones(4, 3), sides) == outputs[0]).all())     # the same mask again
+True
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.nn.modules.batchnorm import _BatchNorm  # pyright: ignore[reportPrivateUsage]
+from torch.nn.modules.dropout import _DropoutNd  # pyright: ignore[reportPrivateUsage]
+
+from targetprop.precision import widened
+
+
+@dataclass(frozen=True)
+class Side:
+    """What one module drew or measured in the forward pass.
+
+    Attributes:
+        per_sample: tensors of shape ``(n, …)``, such as a dropout mask.
+        shared: tensors that all samples share, such as batch statistics.
+        inner: side data of the modules inside, for a module that is made of others.
+    """
+
+    per_sample: tuple[Tensor, ...] = ()
+    shared: tuple[Tensor, ...] = ()
+    inner: tuple["Side", ...] = ()
+
+    def each(self, change: Callable[[Tensor], Tensor]) -> "Side":
+        """Change what is kept of each sample.
+
+        Args:
+            change: from a tensor of shape ``(n, …)`` to one of shape ``(m, …)``.
+
+        Returns:
+            The side data of ``m`` samples.
+        """
+        if self is _NOTHING:
+            return self
+        kept = tuple(change(values) for values in self.per_sample)
+        return Side(kept, self.shared, tuple(inner.each(change) for inner in self.inner))
+
+
+Recorder = Callable[[nn.Module, Tensor], tuple[Tensor, Side]]
+Replay = Callable[[Sequence[nn.Module], Tensor, Sequence[Side]], Tensor]
+Replayer = Callable[[nn.Module, Tensor, Side], Tensor]
+_NOTHING = Side()
+_RULES: dict[type[nn.Module], tuple[Recorder, Replayer]] = {}
+
+
+def register_replay(kind: type[nn.Module], record: Recorder, replay: Replayer) -> None:
+    """Teach the library to repeat a module whose output is not a function of its input alone.
+
+    Args:
+        kind: the module class; subclasses follow it.
+        record: ``(module, x) -> (y, side)``, called once a step.
+        replay: ``(module, x, side) -> y``, the same function again, sample by sample.
+
+    Raises:
+        ValueError: the class has a rule already.
+    """
+    if kind in _RULES:
+        raise ValueError(f"{kind.__name__} has a replay rule already")
+    _RULES[kind] = (record, replay)
+
+
+def record_input(module: nn.Module, x: Tensor) -> tuple[Tensor, Side]:
+    """Apply a module and keep its input as side data.
+
+    Args:
+        module: the module.
+        x: its input, shape ``(n, …)``.
+
+    Returns:
+        The output, and the side data.
+    """
+    return module(x), Side(per_sample=(x.detach(),))
+
+
+def has_replay(module: nn.Module) -> bool:
+    """Say whether a module is repeated by a rule of its class.
+
+    Args:
+        module: the module.
+
+    Returns:
+        Whether it is; without one it is simply applied again.
+    """
+    return _rule(module) is not None
+
+
+def _rule(module: nn.Module) -> tuple[Recorder, Replayer] | None:
+    return next((_RULES[kind] for kind in type(module).__mro__ if kind in _RULES), None)
+
+
+def record_modules(modules: Sequence[nn.Module], x: Tensor) -> tuple[tuple[Tensor, ...], tuple[Side, ...]]:
+    """Apply modules in order and keep what is needed to repeat them.
+
+    Args:
+        modules: the modules.
+        x: input of the first, shape ``(n, …)``.
+
+    Returns:
+        The output and the side data of each module.
+
+    Raises:
+        TypeError: a module returned something that is not a tensor.
+        ValueError: a module overwrote its input.
+    """
+    outputs: list[Tensor] = []
+    sides: list[Side] = []
+    for module in modules:
+        rule, version = _rule(module), x._version
+        y, side = (module(x), _NOTHING) if rule is None else rule[0](module, x)
+        if not isinstance(y, Tensor):
+            raise TypeError(f"{type(module).__name__} returned {type(y).__name__}")
+        if x._version != version:
+            raise ValueError(
+                f"{type(module).__name__} overwrites its input, the activation that targets are measured against; use"
+                " functions that do not work in place in it"
+            )
+        x = y
+        outputs.append(x)
+        sides.append(side)
+    return tuple(outputs), tuple(sides)
+
+
+def replay_modules(modules: Sequence[nn.Module], x: Tensor, sides: Sequence[Side]) -> Tensor:
+    """Apply modules in order with the side data of an earlier pass.
+
+    Args:
+        modules: the modules.
+        x: input of the first, shape ``(n, …)``.
+        sides: what `record_modules` returned.
+
+    Returns:
+        The output of the last module.
+    """
+    for module, side in zip(modules, sides, strict=True):
+        rule = None if side is _NOTHING else _rule(module)
+        x = module(x) if rule is None else rule[1](module, x, side)
+    return x
+
+
+def _record_dropout(module: nn.Module, x: Tensor) -> tuple[Tensor, Side]:
+    if not module.training:
+        return module(x), _NOTHING
+    mask = module(torch.ones_like(x))  # draws what the module itself would draw
+    return x * mask, Side(per_sample=(mask,))
+
+
+def _record_batch_norm(module: nn.Module, x: Tensor) -> tuple[Tensor, Side]:
+    assert isinstance(module, _BatchNorm)
+    if not module.training and module.running_mean is not None:
+        return module(x), _NOTHING
+    axes = [d for d in range(x.dim()) if d != 1]
+    with torch.no_grad():
+        variance, mean = torch.var_mean(widened(x), dim=axes, correction=0)
+    return module(x), Side(shared=(mean, variance))
+
+
+def _replay_batch_norm(module: nn.Module, x: Tensor, side: Side) -> Tensor:
+    assert isinstance(module, _BatchNorm)
+    mean, variance = side.shared
+    return functional.batch_norm(x, mean, variance, module.weight, module.bias, training=False, eps=module.eps)
+
+
+register_replay(_DropoutNd, _record_dropout, lambda module, x, side: x * side.per_sample[0])
+register_replay(_BatchNorm, _record_batch_norm, _replay_batch_norm)
