@@ -74,7 +74,7 @@ def _draw_residuals(axes: Axes, steps: list[dict[str, Any]]) -> None:
     axes.set_ylim(bottom=0)
     axes.set_xlabel("step")
     axes.set_ylabel("inversion residual ‖t − f(x)‖ / ‖t − y₀‖")
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    axes.xaxis.set_major_locator(MaxNLocator(6, integer=True, min_n_ticks=1))
     axes.grid(alpha=0.3)
     axes.legend()
 
