@@ -69,14 +69,7 @@ class Request:
 
 
 def bench(argv: list[str]) -> int:
-    """Run the command.
-
-    Args:
-        argv: its arguments.
-
-    Returns:
-        Exit status 0; what is wrong with an argument, the data or the results' folder ends the command.
-    """
+    """Run the command."""
     request = read_request(argv)
     if request is None:
         sys.stdout.write(_usage())
@@ -112,17 +105,7 @@ def _compete(request: Request) -> int:
 
 
 def read_request(argv: list[str]) -> Request | None:
-    """Read the arguments.
-
-    Args:
-        argv: the problem's name, then options.
-
-    Returns:
-        The request; None if help was asked for.
-
-    Raises:
-        CommandError: a word, an option or a value is wrong.
-    """
+    """Read the arguments."""
     named = bool(argv) and not argv[0].startswith("-")
     arguments = read_command_line(argv[1:] if named else argv, "bench")
     if "help" in arguments.flags:

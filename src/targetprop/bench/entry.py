@@ -33,15 +33,6 @@ class Entry:
     def read(cls, word: str) -> Self:
         """Read ``NAME`` or ``NAME@SHARE``.
 
-        Args:
-            word: the word.
-
-        Returns:
-            The entry.
-
-        Raises:
-            CommandError: the name is unknown, or the share is no number in (0, 1].
-
         >>> Entry.read("adam@0.25").label
         'adam@0.25'
         """
@@ -65,17 +56,7 @@ class Entry:
 
 
 def read_settings(path: Path) -> dict[str, Competitor]:
-    """Read the settings of an earlier result.
-
-    Args:
-        path: a ``result.json``.
-
-    Returns:
-        Competitors by label.
-
-    Raises:
-        CommandError: the file cannot be read, or does not fit today's competitors.
-    """
+    """Read the settings of an earlier result."""
     try:
         found: Mapping[str, Any] = json.loads(path.read_text(encoding="utf-8"))["competitors"]
         return {label: replace(COMPETITORS[Entry.read(label).name], **f["settings"]) for label, f in found.items()}

@@ -12,16 +12,7 @@ from targetprop.bench.timing import Times
 
 
 def draw(outcomes: Mapping[str, Outcome], times: Times, title: str) -> Figure:
-    """Draw the mean over the seeds, smoothed as in the table; diverged runs are left out.
-
-    Args:
-        outcomes: by competitor.
-        times: times per step, measured by turns: the runs themselves may have met different loads of the machine.
-        title: title of the figure.
-
-    Returns:
-        The figure.
-    """
+    """Draw the mean over the seeds, smoothed as in the table; diverged runs are left out."""
     figure = Figure(figsize=(12, 4.5), layout="constrained")
     by_step, by_second = figure.subplots(1, 2, sharey=True)
     for place, (name, outcome) in enumerate(outcomes.items()):

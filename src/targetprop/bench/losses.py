@@ -15,15 +15,7 @@ class SampledLoss(nn.Module):
     reduction = "mean"
 
     def draw(self, output: Tensor, generator: torch.Generator) -> Tensor:
-        """Draw labels from what the network believes.
-
-        Args:
-            output: the network's output, shape ``(n, …)``.
-            generator: source of randomness.
-
-        Returns:
-            Labels, as the loss takes them.
-        """
+        """Draw labels from what the network believes."""
         raise NotImplementedError
 
 
@@ -35,15 +27,7 @@ class SigmoidCrossEntropy(SampledLoss):
     """
 
     def forward(self, output: Tensor, y: Tensor) -> Tensor:
-        """Compute the loss.
-
-        Args:
-            output: logits, shape ``(n, pixels)``.
-            y: targets of the same shape.
-
-        Returns:
-            A scalar.
-        """
+        """Compute the loss."""
         return functional.binary_cross_entropy_with_logits(output, y, reduction="sum") / len(output)
 
     def draw(self, output: Tensor, generator: torch.Generator) -> Tensor:
@@ -55,15 +39,7 @@ class SoftmaxCrossEntropy(SampledLoss):
     """Cross-entropy of logits with class labels."""
 
     def forward(self, output: Tensor, y: Tensor) -> Tensor:
-        """Compute the loss.
-
-        Args:
-            output: logits, shape ``(n, classes)``.
-            y: labels, shape ``(n,)``.
-
-        Returns:
-            A scalar.
-        """
+        """Compute the loss."""
         return functional.cross_entropy(output, y)
 
     def draw(self, output: Tensor, generator: torch.Generator) -> Tensor:
@@ -79,15 +55,7 @@ class HalfSquaredError(SampledLoss):
     """
 
     def forward(self, output: Tensor, y: Tensor) -> Tensor:
-        """Compute the loss.
-
-        Args:
-            output: shape ``(n, k)``.
-            y: targets of the same shape.
-
-        Returns:
-            A scalar.
-        """
+        """Compute the loss."""
         return (output - y).square().sum() / (2 * len(output))
 
     def draw(self, output: Tensor, generator: torch.Generator) -> Tensor:

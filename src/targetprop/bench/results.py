@@ -34,25 +34,11 @@ class Outcome:
         return [run.at(1.0) for run in self.runs]
 
     def at(self, share: float) -> float:
-        """Average the training loss over the seeds.
-
-        Args:
-            share: share of the steps.
-
-        Returns:
-            The mean.
-        """
+        """Average the training loss over the seeds."""
         return fmean(run.at(share) for run in self.runs)
 
     def steps_to(self, loss: float) -> float:
-        """Count the steps to a loss on the mean of the seeds' smoothed curves.
-
-        Args:
-            loss: the loss.
-
-        Returns:
-            The number of steps; infinite if the mean never reaches it.
-        """
+        """Count the steps to a loss on the mean of the seeds' smoothed curves."""
         curves = zip(*(run.smooth() for run in self.runs), strict=True)
         return next((step for step, values in enumerate(curves, start=1) if fmean(values) <= loss), inf)
 
@@ -66,13 +52,6 @@ def rows(outcomes: Mapping[str, Outcome], times: Times) -> list[dict[str, Any]]:
     """Compute the table.
 
     Seconds are steps times the time per step measured by turns, so that the load of the machine weighs on all alike.
-
-    Args:
-        outcomes: by competitor.
-        times: times per step.
-
-    Returns:
-        A row per competitor, the lowest final loss first.
     """
     goal = outcomes[reference_of(list(outcomes))].at(1.0)
     found = []
@@ -97,15 +76,7 @@ def rows(outcomes: Mapping[str, Outcome], times: Times) -> list[dict[str, Any]]:
 
 
 def format_table(found: Sequence[Mapping[str, Any]], reference: str) -> str:
-    """Write the table.
-
-    Args:
-        found: what `rows` returned.
-        reference: what the others are compared with.
-
-    Returns:
-        Lines of a Markdown table.
-    """
+    """Write the table."""
     measures = list(dict.fromkeys(name for row in found for name in row["test"]))
     header = [*(title.replace("ref", reference) for title in HEADER), *measures]
     lines = [header, ["---"] * len(header)]
@@ -120,14 +91,7 @@ def format_table(found: Sequence[Mapping[str, Any]], reference: str) -> str:
 
 
 def as_values(outcomes: Mapping[str, Outcome]) -> dict[str, Any]:
-    """Write all runs as plain values.
-
-    Args:
-        outcomes: by competitor.
-
-    Returns:
-        Settings, curves against steps and seconds, final measures and median time per step, by competitor.
-    """
+    """Write all runs as plain values."""
     return {
         name: {
             "settings": outcome.competitor.settings(),

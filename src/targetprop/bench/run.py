@@ -40,36 +40,18 @@ class History:
         return median(self.seconds)
 
     def at(self, share: float) -> float:
-        """Look up the training loss after a share of the steps.
-
-        Args:
-            share: in (0, 1].
-
-        Returns:
-            Mean over the batches of the last twentieth of the run until then.
-        """
+        """Look up the training loss after a share of the steps."""
         last = max(1, round(share * len(self.losses)))
         return fmean(self.losses[max(0, last - window(len(self.losses))) : last])
 
     def smooth(self) -> list[float]:
-        """Smooth the losses as in `at`.
-
-        Returns:
-            A value for every step.
-        """
+        """Smooth the losses as in `at`."""
         size = window(len(self.losses))
         return [fmean(self.losses[max(0, end - size) : end]) for end in range(1, len(self.losses) + 1)]
 
 
 def window(steps: int) -> int:
-    """Choose the number of batches that a training loss is averaged over, a twentieth of the run.
-
-    Args:
-        steps: steps of the run.
-
-    Returns:
-        The number.
-    """
+    """Choose the number of batches that a training loss is averaged over, a twentieth of the run."""
     return max(1, steps // 20)
 
 
@@ -83,19 +65,7 @@ def unheard(done: int, steps: int, loss: float) -> None:
 def train(
     problem: Problem, task: Task, competitor: Competitor, seed: int, steps: int, progress: Progress = unheard
 ) -> History:
-    """Train from the start; weights, batch order and schedule depend on nothing but problem, seed and steps.
-
-    Args:
-        problem: the problem.
-        task: its data.
-        competitor: what trains.
-        seed: seed of the weights, of the order of the data and of the competitor's own random numbers.
-        steps: steps to take; the schedule spans them.
-        progress: hears of every step: how many are done, of how many, and the loss.
-
-    Returns:
-        The history.
-    """
+    """Train from the start; weights, batch order and schedule depend on nothing but problem, seed and steps."""
     network = problem.network(seed)
     stepper = competitor.start(network, task.loss, task.x[:2], seed)
     schedules = [problem.schedule.make(optimizer, steps) for optimizer in stepper.optimizers]

@@ -32,19 +32,7 @@ def alternate(
     rounds: int = 3,
     steps: int = 10,
 ) -> Times:
-    """Let competitors take turns.
-
-    Args:
-        problem: the problem.
-        task: its data.
-        competitors: by name; one that fails gets NaN.
-        reference: whose time is 1.
-        rounds: turns of each; a first one warms up and does not count.
-        steps: steps of a turn, a multiple of what one factorisation serves.
-
-    Returns:
-        The times.
-    """
+    """Let competitors take turns."""
     starts = {name: _start(problem, task, competitor) for name, competitor in competitors.items()}
     batches, found = task.batches(problem.batch, 0), {name: [] for name in competitors}
     for _ in range(rounds + 1):
@@ -62,13 +50,6 @@ def alternate(
 
 def summarise(found: Mapping[str, list[float]], reference: str) -> Times:
     """Take medians.
-
-    Args:
-        found: seconds per step, a value per round, by competitor.
-        reference: whose time is 1.
-
-    Returns:
-        The times.
 
     >>> summarise({"adam": [1.0, 2.0, 4.0], "other": [2.0, 6.0, 8.0]}, "adam").ratios
     {'adam': 1.0, 'other': 2.0}

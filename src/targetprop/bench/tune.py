@@ -34,20 +34,6 @@ def tune(
 
     Trial ``k`` is drawn by a sampler of seed ``k`` from the trials before it: a study that was stopped goes on as if it
     had not been. Shorter runs have the whole schedule in fewer steps.
-
-    Args:
-        problem: the problem.
-        task: its data.
-        name: the competitor's name.
-        competitor: its settings.
-        steps: steps of a trial.
-        trials: trials of the whole study, those of earlier calls included.
-        out: folder of the studies.
-        tell: hears of each new trial's number and loss.
-        progress: hears of every step of a trial.
-
-    Returns:
-        The competitor with the best settings.
     """
     study = open_study(problem, name, competitor, steps, out)
     for number in range(len(completed(study)), trials):
@@ -64,21 +50,7 @@ def tune(
 
 
 def open_study(problem: Problem, name: str, competitor: Competitor, steps: int, out: Path) -> optuna.Study:
-    """Open or make the study of a competitor.
-
-    Args:
-        problem: the problem.
-        name: the competitor's name.
-        competitor: its settings.
-        steps: steps of a trial.
-        out: folder of the studies.
-
-    Returns:
-        The study.
-
-    Raises:
-        CommandError: the folder holds a study of the same name on another problem or from other settings.
-    """
+    """Open or make the study of a competitor."""
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     storage = f"sqlite:///{out / STUDIES}"
     study = optuna.create_study(storage=storage, study_name=f"{name}-{steps}", load_if_exists=True)
@@ -90,39 +62,17 @@ def open_study(problem: Problem, name: str, competitor: Competitor, steps: int, 
 
 
 def completed(study: optuna.Study) -> list[FrozenTrial]:
-    """List the trials that have a result, oldest first.
-
-    Args:
-        study: the study.
-
-    Returns:
-        Its trials; those that were stopped do not count.
-    """
+    """List the trials that have a result, oldest first."""
     return study.get_trials(deepcopy=False, states=[TrialState.COMPLETE])
 
 
 def first_values(competitor: Competitor) -> dict[str, float]:
-    """Write the settings that a competitor came with as a trial's values.
-
-    Args:
-        competitor: the competitor.
-
-    Returns:
-        A value per dimension of its space.
-    """
+    """Write the settings that a competitor came with as a trial's values."""
     return {name: span.encode(getattr(competitor, name)) for name, span in competitor.space.items()}
 
 
 def with_values(competitor: Competitor, values: dict[str, float]) -> Competitor:
-    """Put a trial's values into the settings; the opposite of `first_values`.
-
-    Args:
-        competitor: the competitor.
-        values: a value per dimension of its space.
-
-    Returns:
-        The competitor with these settings.
-    """
+    """Put a trial's values into the settings; the opposite of `first_values`."""
     spans = competitor.space
     return replace(competitor, **{n: 1 - v if spans[n].complement else v for n, v in values.items()})
 

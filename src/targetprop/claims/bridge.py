@@ -50,21 +50,7 @@ def bridge(
     steps: Sequence[int] = _STEPS,
     alter: Alter = unaltered,
 ) -> Claim:
-    """Measure learned decoders against their closed form, and angles of updates over a grid of damping and steps.
-
-    Args:
-        seed: seed of networks, data and noise.
-        width: units per layer.
-        depth: layers.
-        networks: networks that the medians of where it stops are taken over.
-        updates: decoder updates.
-        dampings: values of ``λ``, ascending, in units of the mean diagonal of ``J_f J_fᵀ``.
-        steps: values of ``K``, ascending.
-        alter: what becomes of every inverse.
-
-    Returns:
-        The record.
-    """
+    """Measure learned decoders against their closed form, and angles of updates over a grid of damping and steps."""
     learned = [learn_pair(w, damping, seed, alter, updates=updates) for w, damping in _PAIRS]
     curved = [learn_pair(*pair, seed, alter, updates=updates, activation=nn.Tanh) for pair in _CURVED]
     trial = random_trial([width] * (depth + 1), _leaky, seed, _SAMPLES, spread=_SPREAD, alter=alter)

@@ -113,17 +113,7 @@ class Claim:
 
 
 def merge(claims: Sequence[Claim]) -> Claim:
-    """Put the measurements of several seeds together.
-
-    Args:
-        claims: one measurement per seed, of the same claim.
-
-    Returns:
-        The claim with the numbers of all seeds; sentence, tables and data are those of the first.
-
-    Raises:
-        ValueError: the measurements are not of the same claim.
-    """
+    """Put the measurements of several seeds together."""
     first = claims[0]
     for other in claims:
         if [n.what for n in _numbers(other)] != [n.what for n in _numbers(first)] or other.name != first.name:
@@ -150,12 +140,6 @@ def _join(columns: Sequence[tuple[Number, ...]]) -> tuple[Number, ...]:
 
 def format_number(value: float | str) -> str:
     """Write a number for reading: three digits, powers of ten where they are needed.
-
-    Args:
-        value: a number; a text is returned as it is.
-
-    Returns:
-        The text.
 
     >>> [format_number(v) for v in (0.99973, 2.0, 1234, 3.1e-06, float("nan"))]
     ['0.9997', '2', '1234', '3.1e-6', 'none']

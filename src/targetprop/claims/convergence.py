@@ -52,19 +52,7 @@ def convergence(
     epochs: int = 15,
     alter: Alter = unaltered,
 ) -> Claim:
-    """Measure the decay of both iterations against what the Lipschitz constant predicts.
-
-    Args:
-        seed: seed of networks, decoders and targets.
-        widths: units of the random networks.
-        samples: targets per network.
-        steps: iterations that are watched.
-        epochs: training of the digits network.
-        alter: what becomes of every approximate inverse for which the theorem should hold.
-
-    Returns:
-        The record.
-    """
+    """Measure the decay of both iterations against what the Lipschitz constant predicts."""
     closed = max(_closed_form_error(space, alpha, seed, alter) for space in _SPACES for alpha in (1.0, 0.5))
     random = [
         (pair, space, measure_decay(pair, space, steps))

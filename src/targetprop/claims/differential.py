@@ -29,19 +29,7 @@ _SAMPLES = 16
 def differential(
     seed: int = 0, *, width: int = 16, depth: int = 3, points: int = 31, steps: int = 25, alter: Alter = unaltered
 ) -> Claim:
-    """Measure the distance of targets from their linear prediction as β goes to 0.
-
-    Args:
-        seed: seed of network and batch.
-        width: units of every layer.
-        depth: layers, each followed by tanh.
-        points: values of β, evenly on a log scale.
-        steps: inversion steps.
-        alter: what becomes of every inverse.
-
-    Returns:
-        The claim, measured.
-    """
+    """Measure the distance of targets from their linear prediction as β goes to 0."""
     betas = [10 ** (_SMALLEST_POWER * i / (points - 1)) for i in range(points)]
     error = _DECODER_ERROR * orthogonal(width, torch.Generator().manual_seed(seed + 2))
     trials = {name: _trial(seed, width, depth, dtype, error, alter) for name, dtype in _PRECISIONS.items()}

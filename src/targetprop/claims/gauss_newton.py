@@ -31,20 +31,7 @@ def gauss_newton(
     shrinking: tuple[int, ...] = (48, 40, 32, 24, 16, 8),
     alter: Alter = unaltered,
 ) -> Claim:
-    """Measure how close targets and weight changes come to Gauss-Newton's.
-
-    Args:
-        seed: seed of networks and batches.
-        width: units of every layer of the invertible networks.
-        depth: their layers.
-        steps: numbers of inversion steps, growing.
-        batch: samples, at most ``width + 1``.
-        shrinking: input, hidden and output units of the network whose layers shrink.
-        alter: what becomes of every inverse.
-
-    Returns:
-        The claim, measured.
-    """
+    """Measure how close targets and weight changes come to Gauss-Newton's."""
     found = {}
     for name, activation in _ACTIVATIONS.items():
         generator = torch.Generator().manual_seed(seed + 1)  # weights are drawn from the seed itself

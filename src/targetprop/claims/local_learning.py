@@ -38,21 +38,7 @@ def local_learning(
     objectives: Mapping[str, Objective] | None = None,
     promised: Collection[str] = PROMISED,
 ) -> Claim:
-    """Measure how far decoders become inverses, by themselves and while the network learns.
-
-    Args:
-        seed: seed of weights, batches and noise.
-        widths: hidden units.
-        steps: steps of each regime.
-        objectives: decoder objectives by name; those of the library if not given.
-        promised: names of the objectives that the theory says contract; those that are measured decide the verdict.
-
-    Returns:
-        The claim.
-
-    Raises:
-        ValueError: no objective is promised to contract.
-    """
+    """Measure how far decoders become inverses, by themselves and while the network learns."""
     objectives = _objectives() if objectives is None else objectives
     marks, rest = [round(steps * share) for share in CHECKPOINTS], round(steps * REST)
     bounded = [name for name in objectives if name in promised]

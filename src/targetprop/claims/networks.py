@@ -13,30 +13,12 @@ DTYPE = torch.float64
 
 
 def orthogonal(width: int, generator: torch.Generator) -> Tensor:
-    """Draw an orthogonal matrix.
-
-    Args:
-        width: its size.
-        generator: source of randomness.
-
-    Returns:
-        Shape ``(width, width)``, float64.
-    """
+    """Draw an orthogonal matrix."""
     return torch.linalg.qr(torch.randn(width, width, dtype=DTYPE, generator=generator))[0]
 
 
 def with_singular_values(values: Tensor, rows: int, columns: int, generator: torch.Generator) -> Tensor:
-    """Draw a matrix with given singular values.
-
-    Args:
-        values: at most ``min(rows, columns)`` singular values.
-        rows: its rows.
-        columns: its columns.
-        generator: source of randomness.
-
-    Returns:
-        ``U diag(values) Vᵀ`` with random orthonormal ``U`` and ``V``, shape ``(rows, columns)``, float64.
-    """
+    """Draw a matrix with given singular values."""
     k = len(values)
     return orthogonal(rows, generator)[:, :k] * values @ orthogonal(columns, generator)[:, :k].T
 
@@ -50,19 +32,7 @@ def random_network(
     gains: Sequence[float] | None = None,
     bias: float = 0.1,
 ) -> nn.Sequential:
-    """Build a float64 network of ``Linear`` layers with an activation between them, all of full rank.
-
-    Args:
-        widths: input, hidden and output units; equal widths and an injective activation make it invertible.
-        activation: makes the activation.
-        seed: seed of the weights.
-        spread: each layer's singular values run from ``gain / √spread`` to ``gain · √spread``, evenly on a log scale.
-        gains: geometric mean of each layer's singular values; 1 if not given.
-        bias: scale of the biases.
-
-    Returns:
-        The network.
-    """
+    """Build a float64 network of ``Linear`` layers with an activation between them, all of full rank."""
     generator = torch.Generator().manual_seed(seed)
     gains = [1.0] * (len(widths) - 1) if gains is None else gains
     layers: list[nn.Module] = []
@@ -84,16 +54,7 @@ def load_digits() -> Dataset:
 
 
 def digits_network(widths: Sequence[int], seed: int, activation: Callable[[], nn.Module] = nn.Tanh) -> nn.Sequential:
-    """Build an untrained float32 network for digits, 64 inputs and 10 outputs, with PyTorch's own initial values.
-
-    Args:
-        widths: hidden units.
-        seed: seed of the weights.
-        activation: makes the activation.
-
-    Returns:
-        The network; its first module is a ``Flatten``.
-    """
+    """Build an untrained float32 network for digits, 64 inputs and 10 outputs, with PyTorch's own initial values."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         sizes = [64, *widths]

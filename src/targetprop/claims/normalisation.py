@@ -52,19 +52,7 @@ def normalisation(
     spreads: Sequence[float] = (1, 2, 5, 10, 30, 100, 1000),
     alter: Alter = unaltered,
 ) -> Claim:
-    """Measure what influence normalisation does to the size of each layer's change.
-
-    Args:
-        seed: seed of networks and data.
-        width: units per layer.
-        depth: layers.
-        networks: random networks that medians are taken over.
-        spreads: ratios of a layer's largest to its smallest singular value; the first is 1.
-        alter: what becomes of every inverse.
-
-    Returns:
-        The record.
-    """
+    """Measure what influence normalisation does to the size of each layer's change."""
     orthogonal, scalar = (
         _error(scaled_trial(*size, 1000 * seed, alter)) for size in ((width, depth, nn.Identity), (1, depth, nn.Tanh))
     )

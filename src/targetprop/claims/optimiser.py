@@ -31,19 +31,7 @@ def optimiser(
     rates: Sequence[float] = (1.0, 3.0, 10.0, 30.0),
     alter: Alter = unaltered,
 ) -> Claim:
-    """Train every contender at its best learning rate.
-
-    Args:
-        seed: seed of the reported starts and of the order of the data; tuning uses others.
-        widths: hidden units.
-        steps: steps of each run.
-        dampings: values of ``λ``, from back-propagation's end to Gauss-Newton's.
-        rates: learning rates that every contender tries, as multiples of the lowest of its rule and optimiser.
-        alter: what becomes of every inverse, to try the measurement with wrong ones.
-
-    Returns:
-        The claim, without a verdict.
-    """
+    """Train every contender at its best learning rate."""
     found, labels = contest(seed, widths, steps, dampings, rates, alter), [damping_name(d) for d in dampings]
     reference = min(found[BACKPROP, "adam"], found[BACKPROP, "sgd"], key=lambda best: best.final)
     champions = {rule: min((found[rule, label] for label in labels), key=lambda best: best.final) for rule in RULES}

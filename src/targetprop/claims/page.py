@@ -51,15 +51,7 @@ for every seed."""
 
 
 def render_page(claims: Sequence[Claim], figures: Sequence[Figure]) -> str:
-    """Write the page.
-
-    Args:
-        claims: the records.
-        figures: the figure of each.
-
-    Returns:
-        HTML that needs no other file.
-    """
+    """Write the page."""
     made_on = f"targetprop {tp.__version__}, torch {torch.__version__}, {system()} {machine()}"
     sections = [_section(claim, figure) for claim, figure in zip(claims, figures, strict=True)]
     return "\n".join(

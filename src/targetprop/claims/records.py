@@ -12,24 +12,12 @@ from targetprop.report.atomic import write_atomic
 
 
 def write_records(path: Path, claims: Sequence[Claim]) -> None:
-    """Write records, each with its verdict.
-
-    Args:
-        path: the file.
-        claims: the records; values that are not finite become null.
-    """
+    """Write records, each with its verdict."""
     write_atomic(path, encode_json([{"verdict": claim.verdict} | asdict(claim) for claim in claims]))
 
 
 def read_records(path: Path) -> list[Claim]:
-    """Read what `write_records` wrote.
-
-    Args:
-        path: the file.
-
-    Returns:
-        The records, with NaN for null.
-    """
+    """Read what `write_records` wrote."""
     return [_claim(values) for values in json.loads(path.read_text(encoding="utf-8"))]
 
 

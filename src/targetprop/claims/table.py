@@ -10,15 +10,7 @@ _NARROWEST = 96
 
 
 def format_table(claims: Sequence[Claim], columns: int = 140) -> str:
-    """Write the claims for a terminal, each as a row of wrapped cells.
-
-    Args:
-        claims: the records.
-        columns: width of the terminal, in characters.
-
-    Returns:
-        Lines of text.
-    """
+    """Write the claims for a terminal, each as a row of wrapped cells."""
     widths = [int(share * (max(columns, _NARROWEST) - 6)) for share in _SHARES]
     titles = ("claim", "prediction", "measured", "where it stops holding")
     rule = "─" * (sum(widths) + 6)
@@ -29,14 +21,7 @@ def format_table(claims: Sequence[Claim], columns: int = 140) -> str:
 
 
 def format_markdown(claims: Sequence[Claim]) -> str:
-    """Write the claims as a Markdown table.
-
-    Args:
-        claims: the records.
-
-    Returns:
-        The table.
-    """
+    """Write the claims as a Markdown table."""
     lines = ["| claim | prediction | measured | verdict | where it stops holding |", "|---|---|---|---|---|"]
     for claim in claims:
         measured = "<br>".join(describe(number) for number in claim.measured)
@@ -47,12 +32,6 @@ def format_markdown(claims: Sequence[Claim]) -> str:
 
 def describe(number: Number) -> str:
     """Write a number with what it must be.
-
-    Args:
-        number: the number.
-
-    Returns:
-        One phrase.
 
     >>> describe(Number("slope", (2.0,), at_least=1.9, at_most=2.1))
     'slope: 2 (1.9 to 2.1)'

@@ -44,14 +44,7 @@ class _Request:
 
 
 def verify(argv: list[str]) -> int:
-    """Run the command.
-
-    Args:
-        argv: its arguments.
-
-    Returns:
-        Exit status: 0, or 1 if a claim fails where it should hold.
-    """
+    """Run the command."""
     arguments = read_command_line(argv, "verify")
     if "help" in arguments.flags:
         sys.stdout.write(_USAGE)
@@ -91,15 +84,7 @@ def _one_thread() -> Iterator[None]:
 
 
 def measure(name: str, seeds: range) -> Claim:
-    """Measure one claim.
-
-    Args:
-        name: one of `CLAIMS`.
-        seeds: the seeds.
-
-    Returns:
-        The record, with the numbers of all seeds and the time they took.
-    """
+    """Measure one claim."""
     claims = []
     for seed in seeds:
         start = perf_counter()

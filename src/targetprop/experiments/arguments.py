@@ -30,18 +30,7 @@ class Arguments:
 
 
 def read_command_line(argv: Sequence[str], command: str = "train") -> Arguments:
-    """Split a command line into options and their values.
-
-    Args:
-        argv: ``--name value``, ``--name=value`` or ``--name value value …``.
-        command: the command's name, for messages.
-
-    Returns:
-        The arguments; a name given twice has its last value.
-
-    Raises:
-        CommandError: a word belongs to no option, or an option has no value.
-    """
+    """Split a command line into options and their values."""
     found, words = Arguments(), list(argv)
     while words:
         word = words.pop(0)
@@ -65,17 +54,7 @@ def read_command_line(argv: Sequence[str], command: str = "train") -> Arguments:
 
 
 def read_file(path: str) -> dict[str, str]:
-    """Read a nested YAML file.
-
-    Args:
-        path: the file.
-
-    Returns:
-        Its values as texts, by dotted name.
-
-    Raises:
-        CommandError: it cannot be read, or is not a mapping.
-    """
+    """Read a nested YAML file."""
     try:
         text = Path(path).expanduser().read_bytes().decode()
     except (OSError, UnicodeDecodeError) as error:
@@ -92,13 +71,6 @@ def merge(file: Mapping[str, str], line: Arguments) -> Arguments:
 
     Where the command line chooses another method, or another class of a section, than the file has, the file's settings
     of what was replaced are left out, and a note says so.
-
-    Args:
-        file: values of the file.
-        line: the command line.
-
-    Returns:
-        Both together.
     """
     kept, notes = dict(file), []
     for switch, section in _switches():

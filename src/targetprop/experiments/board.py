@@ -11,9 +11,6 @@ _MOMENT = 0.05  # seconds between two looks; waiting inside the store would end 
 class Board:
     """The store by which the ranks met.
 
-    Args:
-        store: the store, which is kept by ``torchrun``.
-
     Attributes:
         store: the same.
     """
@@ -23,42 +20,19 @@ class Board:
         self.store = store
 
     def leave(self, key: str, text: str = "") -> None:
-        """Leave a word, if the store is still there.
-
-        Args:
-            key: its name.
-            text: what it says.
-        """
+        """Leave a word, if the store is still there."""
         with suppress(RuntimeError):
             self.store.set(key, text)
 
     def has(self, key: str) -> bool:
-        """Look whether a word was left.
-
-        Args:
-            key: its name.
-
-        Returns:
-            Whether it was.
-
-        Raises:
-            ConnectionError: the store is gone.
-        """
+        """Look whether a word was left."""
         try:
             return self.store.check([key])
         except RuntimeError as error:
             raise ConnectionError("the store of the ranks is gone with the process that kept it") from error
 
     def read(self, key: str, seconds: float = 0.0) -> str | None:
-        """Read a word.
-
-        Args:
-            key: its name.
-            seconds: how long to wait for it.
-
-        Returns:
-            What it says; None if it does not come, or the store is gone.
-        """
+        """Read a word."""
         end = monotonic() + seconds
         with suppress(RuntimeError, ConnectionError):
             while not self.has(key):

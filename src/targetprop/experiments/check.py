@@ -39,14 +39,7 @@ class _Request:
 
 
 def check(argv: list[str]) -> int:
-    """Run the command.
-
-    Args:
-        argv: its arguments.
-
-    Returns:
-        Exit status 0 if the model is supported, 1 if not.
-    """
+    """Run the command."""
     if "-h" in argv or "--help" in argv:
         sys.stdout.write(_USAGE)
         return 0

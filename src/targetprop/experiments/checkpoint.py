@@ -25,12 +25,7 @@ _LOOKS = 3  # at a pair that its run may be replacing right now
 
 
 def save_checkpoint(folder: Path, state: dict[str, Any]) -> None:
-    """Replace a folder's checkpoint.
-
-    Args:
-        folder: the run's folder.
-        state: nested dictionaries, lists and tuples of tensors and plain values.
-    """
+    """Replace a folder's checkpoint."""
     tensors: dict[str, Tensor] = {}
     values = _encode(state, "", tensors)
     content = save(tensors)
@@ -47,26 +42,12 @@ def save_checkpoint(folder: Path, state: dict[str, Any]) -> None:
 
 
 def has_checkpoint(folder: Path) -> bool:
-    """Tell whether a save has got so far that `load_checkpoint` finds one, or that something of one is left.
-
-    Args:
-        folder: the run's folder.
-
-    Returns:
-        Whether either file is there.
-    """
+    """Tell whether a save has got so far that `load_checkpoint` finds one, or that something of one is left."""
     return (folder / TENSORS).exists() or (folder / VALUES).exists()
 
 
 def load_checkpoint(folder: Path) -> dict[str, Any]:
-    """Read a folder's checkpoint.
-
-    Args:
-        folder: the run's folder.
-
-    Returns:
-        What was saved, with all tensors on the CPU; what is missing, damaged or of another version ends the command.
-    """
+    """Read a folder's checkpoint."""
     content, document, _ = _read_pair(folder)
     try:
         return _decode(document["state"], load(content))
@@ -75,11 +56,7 @@ def load_checkpoint(folder: Path) -> dict[str, Any]:
 
 
 def settle_checkpoint(folder: Path) -> None:
-    """Finish a save that a crash cut off between its two files, before the next one writes over the staged half.
-
-    Args:
-        folder: the run's folder, which nobody else writes to.
-    """
+    """Finish a save that a crash cut off between its two files, before the next one writes over the staged half."""
     path = _read_pair(folder)[2]
     if path != folder / VALUES:
         commit(folder / VALUES)
@@ -177,11 +154,7 @@ def random_state() -> dict[str, Tensor]:
 
 
 def restore_random_state(states: dict[str, Tensor]) -> None:
-    """Put PyTorch's own random states back.
-
-    Args:
-        states: what `random_state` returned, here or on another machine.
-    """
+    """Put PyTorch's own random states back."""
     torch.set_rng_state(states["cpu"])
     if "cuda" in states and torch.cuda.is_available():
         torch.cuda.set_rng_state(states["cuda"])

@@ -131,11 +131,7 @@ class RunConfig:
         check_types(self)
 
     def to_yaml(self) -> str:
-        """Write it as the nested file that ``--config`` reads, without the folder.
-
-        Returns:
-            The text; reading it gives the same run.
-        """
+        """Write it as the nested file that ``--config`` reads, without the folder."""
         sections = {name: getattr(self.method, name) for name in (PARTS if has_parts(self.method) else ())}
         sections |= {name: getattr(self, name) for name in SECTIONS if name not in PARTS}
         values: dict[str, Any] = {"method": self.method.name}
@@ -156,17 +152,7 @@ def has_parts(recipe: Method) -> bool:
 
 
 def base_method(values: Mapping[str, str]) -> Method:
-    """Find the method that the values name.
-
-    Args:
-        values: raw values by dotted name.
-
-    Returns:
-        The method as published.
-
-    Raises:
-        CommandError: there is no such method.
-    """
+    """Find the method that the values name."""
     name = values.get("method", "iterated")
     if name not in METHODS:
         raise CommandError(f"unknown method {name!r}; {suggest(name, METHODS)} (targetprop methods describes them)")
@@ -180,18 +166,7 @@ def default_sections(recipe: Method) -> dict[str, Any]:
 
 
 def choose_sections(recipe: Method, values: Mapping[str, str]) -> dict[str, Any]:
-    """Choose the class of every section, with its default settings.
-
-    Args:
-        recipe: the method as published.
-        values: raw values by dotted name.
-
-    Returns:
-        An object per section.
-
-    Raises:
-        CommandError: a name is unknown.
-    """
+    """Choose the class of every section, with its default settings."""
     chosen = default_sections(recipe)
     for section, default in chosen.items():
         kind = SECTIONS[section]
@@ -205,15 +180,7 @@ def choose_sections(recipe: Method, values: Mapping[str, str]) -> dict[str, Any]
 
 
 def list_options(recipe: Method, sections: Mapping[str, Any]) -> dict[str, Option]:
-    """List the options of a run by dotted name.
-
-    Args:
-        recipe: the method as published.
-        sections: the object of every section.
-
-    Returns:
-        The options, with these objects' values as defaults.
-    """
+    """List the options of a run by dotted name."""
     options = [Option("method", Literal[tuple(METHODS)], recipe.name, "the recipe; see targetprop methods")]
     if has_parts(recipe):
         ways = tuple(way for way in get_args(Propagation) if way != "backprop")
@@ -233,19 +200,7 @@ def list_options(recipe: Method, sections: Mapping[str, Any]) -> dict[str, Optio
 
 
 def assemble(recipe: Method, sections: Mapping[str, Any], values: Mapping[str, Any]) -> RunConfig:
-    """Put checked values into the sections.
-
-    Args:
-        recipe: the method as published.
-        sections: the object of every section.
-        values: a value of the right type for every option, by dotted name.
-
-    Returns:
-        The configuration.
-
-    Raises:
-        CommandError: a value is out of its range, or the parts do not fit each other.
-    """
+    """Put checked values into the sections."""
     try:
         made = {
             name: replace(old, **{f.name: values[f"{name}.{f.name}"] for f in fields(old)})

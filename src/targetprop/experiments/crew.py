@@ -28,14 +28,7 @@ _NOTHING = "-"  # what a rank leaves that finished, or ended because of others
 
 
 class Lost(Exception):
-    """The run ended early by the fault of another rank.
-
-    Args:
-        status: "failed", or "interrupted" where a signal has ended the others.
-        reason: why, for a person.
-        code: exit status of the process.
-        speaks: whether it falls to this rank to say so.
-    """
+    """The run ended early by the fault of another rank."""
 
     def __init__(self, status: str, reason: str, code: int, speaks: bool) -> None:
         """Keep all."""
@@ -45,10 +38,6 @@ class Lost(Exception):
 
 class Crew:
     """This process and the others of its run.
-
-    Args:
-        seat: where it stands.
-        store: where ranks leave words for each other; None alone.
 
     Attributes:
         signals: what may ask this rank, and with it all, to stop.
@@ -73,16 +62,7 @@ class Crew:
         return [rank for rank in range(self.seat.size) if rank != self.seat.rank]
 
     def meet(self, key: Callable[[int], str], what: str, seconds: float) -> None:
-        """Leave a word, and wait until all ranks have.
-
-        Args:
-            key: its name by rank.
-            what: what the ranks should do, for the message.
-            seconds: how long.
-
-        Raises:
-            ConnectionError: a rank did not, or has ended, or a signal asks this one to stop.
-        """
+        """Leave a word, and wait until all ranks have."""
         if self._board is None:
             return
         self._board.leave(key(self.seat.rank))
@@ -98,16 +78,7 @@ class Crew:
                 pause()
 
     def agree(self, session: Session, *, save: bool = False, epoch: bool = False) -> tuple[bool, bool]:
-        """Decide between two steps with all other ranks, which all ask at the same place.
-
-        Args:
-            session: the session; if it is to be saved, rank 0's then holds what belongs to all ranks.
-            save: whether it is time to save it, by this rank's clock.
-            epoch: whether an epoch has ended, after which it is saved in any case.
-
-        Returns:
-            Whether to stop, as a signal asked some rank to; and whether to save, for that or as rank 0 wants to.
-        """
+        """Decide between two steps with all other ranks, which all ask at the same place."""
         heard, save_now = session.ranks.largest([self.signals.received or 0, int(save and self.keeps)])
         if heard:
             self.signals.received = heard
@@ -120,22 +91,11 @@ class Crew:
         return bool(heard), saves
 
     def listen(self) -> AbstractContextManager[object]:
-        """Hear of signals in a process that trains alone; one of several has heard of them since they met.
-
-        Returns:
-            The context.
-        """
+        """Hear of signals in a process that trains alone; one of several has heard of them since they met."""
         return self.signals if self._board is None else nullcontext()
 
     def work(self, action: Callable[[], int]) -> int:
-        """Do this rank's part of the run.
-
-        Args:
-            action: the part, which returns an exit status.
-
-        Returns:
-            The exit status.
-        """
+        """Do this rank's part of the run."""
         with self.heard():
             code = action()
             if self._board is not None:
@@ -145,15 +105,7 @@ class Crew:
 
     @contextmanager
     def heard(self) -> Iterator[None]:
-        """Leave the reason for the others if this rank ends early, and look for theirs if they have.
-
-        Yields:
-            Nothing.
-
-        Raises:
-            Lost: another rank has ended, and this one cannot go on without it.
-            ConnectionError: this process trains alone, so it is about something else.
-        """
+        """Leave the reason for the others if this rank ends early, and look for theirs if they have."""
         try:
             yield
         except ConnectionError as error:
@@ -170,20 +122,12 @@ class Crew:
             raise
 
     def leave_folder(self, path: Path) -> None:
-        """Tell the other ranks where the run is kept.
-
-        Args:
-            path: its folder.
-        """
+        """Tell the other ranks where the run is kept."""
         if self._board is not None:
             self._board.leave("folder", str(path.absolute()))
 
     def find_folder(self) -> Path | None:
-        """Look where the run is kept.
-
-        Returns:
-            What rank 0 says, which has made it before the first step; None if it is gone before that.
-        """
+        """Look where the run is kept."""
         path = None if self._board is None else self._board.read("folder")
         return None if path is None else Path(path)
 
@@ -207,11 +151,7 @@ class Crew:
                 pause()
 
     def end_without(self, ranks: list[int]) -> None:
-        """End this process, where the loss of others has not ended its waiting for them.
-
-        Args:
-            ranks: those who are silent.
-        """
+        """End this process, where the loss of others has not ended its waiting for them."""
         if not self._finished and not self._settled.wait(GRACE):
             self._speak(f"this rank still waited for rank {' and '.join(map(str, ranks))} then")
             os._exit(FAILURE)

@@ -17,18 +17,7 @@ _WORKSPACE = "CUBLAS_WORKSPACE_CONFIG"
 
 @contextmanager
 def deterministic(wanted: bool) -> Iterator[None]:
-    """Use deterministic algorithms only, and put the earlier setting back at the end.
-
-    Args:
-        wanted: whether to do anything.
-
-    Yields:
-        Nothing.
-
-    Raises:
-        CommandError: an operation of the run has no deterministic algorithm.
-        RuntimeError: whatever else the run raises.
-    """
+    """Use deterministic algorithms only, and put the earlier setting back at the end."""
     if not wanted:
         yield
         return

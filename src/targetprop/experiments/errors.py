@@ -7,12 +7,7 @@ USAGE, FAILURE = 2, 1
 
 
 class CommandError(Exception):
-    """Something the user can put right.
-
-    Args:
-        message: one sentence that says what to do.
-        status: exit status, 2 for wrong usage and 1 for anything that went wrong while running.
-    """
+    """Something the user can put right."""
 
     def __init__(self, message: str, status: int = USAGE) -> None:
         """Keep message and status."""
@@ -21,15 +16,7 @@ class CommandError(Exception):
 
 
 def suggest(name: str, known: Iterable[str]) -> str:
-    """Say which names exist.
-
-    Args:
-        name: the name that does not.
-        known: those that do.
-
-    Returns:
-        The end of a sentence: the close match, or all names.
-    """
+    """Say which names exist."""
     names = list(known)
     close = get_close_matches(name, names, n=1)
     return f"did you mean {close[0]!r}?" if close else f"choose one of {', '.join(names)}"

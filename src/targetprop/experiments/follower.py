@@ -12,11 +12,6 @@ from targetprop.experiments.stop_signals import Stopped
 class Follower:
     """Stops where the keeper does.
 
-    Args:
-        config: the run's configuration.
-        session: this rank's session.
-        crew: the processes that train it.
-
     Attributes:
         folder: where rank 0 keeps the run, as soon as a step is done.
     """
@@ -27,31 +22,16 @@ class Follower:
         self.folder: Path | None = None
 
     def on_step(self, record: dict[str, Any] | None) -> None:
-        """Agree with the other ranks after a step.
-
-        Args:
-            record: what rank 0 logs.
-
-        Raises:
-            Stopped: a signal asked some rank for it.
-        """
+        """Agree with the other ranks after a step."""
         stop, _ = self.crew.agree(self.session)
         self.folder = self.folder or self.crew.find_folder()
         if stop:
             raise Stopped
 
     def on_skip(self, record: dict[str, Any]) -> None:
-        """Leave it to rank 0 to log a step that was skipped.
-
-        Args:
-            record: what rank 0 logs.
-        """
+        """Leave it to rank 0 to log a step that was skipped."""
 
     def on_epoch(self) -> None:
-        """Agree with the other ranks after an epoch.
-
-        Raises:
-            Stopped: a signal asked some rank for it, and there are epochs left.
-        """
+        """Agree with the other ranks after an epoch."""
         if self.crew.agree(self.session, epoch=True)[0] and self.session.epoch < self.config.loop.epochs:
             raise Stopped

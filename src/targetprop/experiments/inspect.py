@@ -51,17 +51,7 @@ class _Request:
 
 
 def inspect(argv: list[str]) -> int:
-    """Run the command.
-
-    Args:
-        argv: its arguments.
-
-    Returns:
-        Exit status 0.
-
-    Raises:
-        CommandError: the run has no checkpoint yet, or no inverses.
-    """
+    """Run the command."""
     if "-h" in argv or "--help" in argv:
         sys.stdout.write(_USAGE)
         return 0

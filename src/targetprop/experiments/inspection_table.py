@@ -10,14 +10,7 @@ Layer = dict[str, Any]
 
 
 def format_inspection(record: dict[str, Any]) -> str:
-    """Write what was measured as a table, a row per layer.
-
-    Args:
-        record: the content of ``inspection.json``; numbers may also be infinite.
-
-    Returns:
-        Lines of text: what was inspected, the table, and what its columns mean.
-    """
+    """Write what was measured as a table, a row per layer."""
     rule, extra, trial = record["inversion"], record["extra_steps"], record["trial_steps"]
     columns = _columns(extra)
     titles = [column.title for column in columns]

@@ -16,16 +16,7 @@ from targetprop.experiments.summary import summarise
 
 
 class Keeper:
-    """Writes what a run leaves behind, between its steps.
-
-    Args:
-        config: the run's configuration.
-        session: its session.
-        data: its data.
-        folder: its folder.
-        crew: the processes that train it, which stop and save together.
-        saved: steps done by the checkpoint it goes on from; None without one.
-    """
+    """Writes what a run leaves behind, between its steps."""
 
     def __init__(
         self,
@@ -42,14 +33,7 @@ class Keeper:
         self._patience, self._saved_at = 60 * config.loop.checkpoint_minutes, monotonic()
 
     def on_step(self, record: dict[str, Any] | None) -> None:
-        """Log a step, and save the run if it is time to.
-
-        Args:
-            record: what was measured in the step, or None.
-
-        Raises:
-            Stopped: a signal asked for it.
-        """
+        """Log a step, and save the run if it is time to."""
         if record is not None:
             self.folder.log(record)
         stop, save = self._crew.agree(self.session, save=monotonic() >= self._saved_at + self._patience)
@@ -59,22 +43,11 @@ class Keeper:
             raise Stopped
 
     def on_skip(self, record: dict[str, Any]) -> None:
-        """Log a step that was skipped.
-
-        Args:
-            record: where, and why.
-        """
+        """Log a step that was skipped."""
         self.folder.log(record)
 
     def on_epoch(self, record: dict[str, Any]) -> None:
-        """Log an epoch and save the run.
-
-        Args:
-            record: what the loop returned.
-
-        Raises:
-            Stopped: a signal asked for it, and there are epochs left.
-        """
+        """Log an epoch and save the run."""
         self.folder.log(record)
         stop, _ = self._crew.agree(self.session, epoch=True)
         self.save()
@@ -89,15 +62,7 @@ class Keeper:
         self.write("running")
 
     def write(self, status: str, reason: str | None = None) -> dict[str, Any]:
-        """Write the summary.
-
-        Args:
-            status: running, interrupted, failed or finished.
-            reason: why it was interrupted or failed.
-
-        Returns:
-            Its content.
-        """
+        """Write the summary."""
         summary = summarise(self.config, self.session, self._data, status, reason, self.saved)
         self.folder.write_summary(summary)
         return summary

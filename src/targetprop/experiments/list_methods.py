@@ -12,17 +12,7 @@ Lists the methods by name; --verbose adds the parts each of them is made of.
 
 
 def methods(argv: list[str]) -> int:
-    """Print the methods.
-
-    Args:
-        argv: nothing, ``--verbose`` or ``--help``.
-
-    Returns:
-        Exit status 0.
-
-    Raises:
-        CommandError: another argument was given.
-    """
+    """Print the methods."""
     unknown = [a for a in argv if a not in ("-v", "--verbose", "-h", "--help")]
     if unknown:
         raise CommandError(f"targetprop methods does not know {unknown[0]!r}; its one option is --verbose")

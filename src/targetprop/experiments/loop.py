@@ -93,19 +93,6 @@ def run_epoch(session: Session, data: Dataset, batch_size: int, log_every: int, 
     """Train to the end of the epoch and evaluate.
 
     A step whose numbers are not finite is skipped and counted; weights and schedule stay where they are.
-
-    Args:
-        session: what is trained.
-        data: the data, on the network's device.
-        batch_size: samples per step, over all ranks.
-        log_every: steps between two measurements.
-        watcher: hears of every step once the session stands behind it; where it raises, the epoch can go on later.
-
-    Returns:
-        The epoch's record, also kept as ``session.last``.
-
-    Raises:
-        FloatingPointError: too many steps in a row were skipped, or all of the epoch, or the test loss is not finite.
     """
     session.model.train()
     start, before = perf_counter(), session.seconds
@@ -158,36 +145,14 @@ def run_epoch(session: Session, data: Dataset, batch_size: int, log_every: int, 
 
 
 def casting(device: torch.device, precision: Precision) -> torch.autocast:
-    """Make the context in which matrix products and convolutions take the precision asked for.
-
-    Args:
-        device: where they run.
-        precision: "bf16" casts their arguments.
-
-    Returns:
-        The context. It keeps no casts of weights, since decoders learn between two uses of theirs.
-    """
+    """Make the context in which matrix products and convolutions take the precision asked for."""
     return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16", cache_enabled=False)
 
 
 def evaluate(
     model: nn.Module, loss: nn.Module, x: Tensor, y: Tensor, ranks: Ranks | None = None
 ) -> tuple[float, float]:
-    """Compute loss and accuracy on labelled data.
-
-    Args:
-        model: the network; in eval mode afterwards.
-        loss: a mean over the batch.
-        x: inputs.
-        y: labels.
-        ranks: the processes that share the work; this one alone if None.
-
-    Returns:
-        Mean loss and share of right answers.
-
-    Raises:
-        FloatingPointError: the loss is not finite.
-    """
+    """Compute loss and accuracy on labelled data."""
     model.eval()
     n, total, right = len(y), 0.0, 0
     if ranks is not None:

@@ -27,15 +27,7 @@ _EXTRAS = {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line.
-
-    Args:
-        argv: arguments after the program's name; those of the process if None.
-
-    Returns:
-        Exit status: 0, 1 after a failed run, 2 for wrong usage, 130 after Ctrl-C, 141 where nobody reads the output any
-        more, 143 after SIGTERM.
-    """
+    """Run the command line."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     return deliver(lambda: _run(arguments))
 

@@ -22,10 +22,6 @@ MEETING = 50.0  # seconds that a rank waits for the others to come
 class Meeting:
     """The processes of a run before they train: each chooses its device and loads its data, then they are connected.
 
-    Args:
-        crew: the processes.
-        store: where they meet; None alone.
-
     Attributes:
         crew: the same.
     """
@@ -35,17 +31,7 @@ class Meeting:
         self.crew, self._store = crew, store
 
     def connect(self, device: torch.device) -> "dist.ProcessGroup | None":
-        """Wait until all are ready to train, and make their group.
-
-        Args:
-            device: where this one trains.
-
-        Returns:
-            The group for `targetprop.TargetPropagation`; None alone.
-
-        Raises:
-            CommandError: they cannot be connected.
-        """
+        """Wait until all are ready to train, and make their group."""
         if self._store is None:
             return None
         self.crew.meet(ready_key, "get ready", TIMEOUT)
@@ -64,17 +50,7 @@ class Meeting:
 
 @contextmanager
 def join(seat: Seat) -> Iterator[Meeting]:
-    """Meet the other processes of the run.
-
-    Args:
-        seat: where this one stands.
-
-    Yields:
-        The meeting.
-
-    Raises:
-        CommandError: they do not meet.
-    """
+    """Meet the other processes of the run."""
     if seat.size == 1:
         yield Meeting(Crew(seat))
         return

@@ -17,11 +17,7 @@ _SIZE = re.compile(r"tried to allocate [\d.]+ \w+", re.IGNORECASE)
 
 
 class OutOfMemory(CommandError):
-    """Something does not fit in memory.
-
-    Args:
-        message: one sentence that says what to do.
-    """
+    """Something does not fit in memory."""
 
     def __init__(self, message: str) -> None:
         """Keep the message; the exit status is that of a failure."""
@@ -31,16 +27,6 @@ class OutOfMemory(CommandError):
 @contextmanager
 def fitting(what: str, remedy: str = "make it smaller") -> Iterator[None]:
     """Name what does not fit in memory; every other error passes.
-
-    Args:
-        what: what is made or computed meanwhile, the subject of the sentence.
-        remedy: what to do where it does not fit.
-
-    Yields:
-        Nothing.
-
-    Raises:
-        OutOfMemory: it does not fit.
 
     >>> with fitting("the list"):
     ...     [0] * 2**60

@@ -13,17 +13,7 @@ SPECIAL = {"inf": ".inf", "+inf": ".inf", "-inf": "-.inf", "nan": ".nan"}
 
 
 def read_values(text: str) -> dict[str, str]:
-    """Read nested YAML.
-
-    Args:
-        text: lines of the form ``name: value``; an indented block is a section.
-
-    Returns:
-        Texts by dotted name; several numbers become a YAML list.
-
-    Raises:
-        ValueError: it is not valid, or not a mapping.
-    """
+    """Read nested YAML."""
     try:
         content = yaml.load(text, _Loader)
     except (

@@ -11,18 +11,7 @@ _OWN_RANGE = ("seed",)
 
 
 def read_count(name: str, text: str) -> int:
-    """Read a number of things.
-
-    Args:
-        name: the option's name, for the message.
-        text: what was given.
-
-    Returns:
-        The number.
-
-    Raises:
-        CommandError: it is no whole number, or too small or too large.
-    """
+    """Read a number of things."""
     digits = text.lstrip("0")
     if not (text.isascii() and text.isdecimal() and digits):
         raise CommandError(f"--{name} must be a whole number ≥ 1; got {text!r}")
@@ -32,14 +21,7 @@ def read_count(name: str, text: str) -> int:
 
 
 def check_numbers(values: Mapping[str, Any]) -> None:
-    """Check the size of every number of a configuration.
-
-    Args:
-        values: values by dotted name; lists are looked into.
-
-    Raises:
-        CommandError: a number is too large.
-    """
+    """Check the size of every number of a configuration."""
     for name, value in values.items():
         for number in value if isinstance(value, list) else [value]:
             if name in _OWN_RANGE or isinstance(number, bool):

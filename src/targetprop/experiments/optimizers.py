@@ -29,14 +29,7 @@ class Optimizer(ABC):
 
     @abstractmethod
     def make(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
-        """Make the optimiser.
-
-        Args:
-            parameters: what it trains.
-
-        Returns:
-            The optimiser.
-        """
+        """Make the optimiser."""
 
 
 @dataclass(frozen=True)
@@ -90,11 +83,7 @@ class Sgd(Optimizer):
     name: ClassVar[str] = "sgd"
 
     def __post_init__(self) -> None:
-        """Check the settings.
-
-        Raises:
-            ValueError: a setting is out of its range, or does not fit another.
-        """
+        """Check the settings."""
         super().__post_init__()
         check_ranges(
             self, "optimizer.",

@@ -67,15 +67,7 @@ def _meaning(kind: Any) -> str:
 
 
 def field_options(prefix: str, settings: Any) -> list[Option]:
-    """List the fields of a settings object as options.
-
-    Args:
-        prefix: goes before the field's name, with a dot unless empty.
-        settings: an instance of a dataclass; its values are the defaults.
-
-    Returns:
-        One option per field, with the help from the class's docstring or its bases'.
-    """
+    """List the fields of a settings object as options."""
     kinds, helps = get_type_hints(type(settings)), attribute_texts(type(settings))
     return [
         Option(f"{prefix}.{f.name}".lstrip("."), kinds[f.name], getattr(settings, f.name), helps.get(f.name, ""))
@@ -84,14 +76,7 @@ def field_options(prefix: str, settings: Any) -> list[Option]:
 
 
 def attribute_texts(kind: type) -> dict[str, str]:
-    """Read the ``Attributes:`` sections of a class and its bases.
-
-    Args:
-        kind: the class.
-
-    Returns:
-        Text by attribute; a text that only says where to look ("see …") gives way to the one of a base.
-    """
+    """Read the ``Attributes:`` sections of a class and its bases."""
     found: dict[str, str] = {}
     for base in kind.__mro__:
         section = re.search(r"^Attributes:\n((?:    .*\n?|\n)+)", inspect.cleandoc(base.__doc__ or ""), re.MULTILINE)

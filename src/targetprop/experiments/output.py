@@ -12,14 +12,7 @@ CLOSED = 141  # what a shell makes of a program that SIGPIPE ends, as ``head`` e
 
 
 def deliver(command: Callable[[], int]) -> int:
-    """Run a command and hand over all that it wrote.
-
-    Args:
-        command: returns an exit status.
-
-    Returns:
-        That status; 141 where the reader is gone, and 1 where the output cannot be written.
-    """
+    """Run a command and hand over all that it wrote."""
     sys.stdout, sys.stderr = sys.stdout or _nowhere(), sys.stderr or _nowhere()  # None where the caller closed them
     try:
         status = command()

@@ -40,14 +40,7 @@ _TITLES = {
 
 
 def parse_config(arguments: Arguments) -> RunConfig:
-    """Check the arguments and make the configuration.
-
-    Args:
-        arguments: names and texts.
-
-    Returns:
-        The configuration, complete; an option that does not exist and a wrong value end the command.
-    """
+    """Check the arguments and make the configuration."""
     recipe = base_method(arguments.values)
     sections = choose_sections(recipe, arguments.values)
     options = list_options(recipe, sections)
@@ -70,14 +63,7 @@ def parse_config(arguments: Arguments) -> RunConfig:
 
 
 def format_help(arguments: Arguments) -> str:
-    """Describe every option that a run with these arguments has.
-
-    Args:
-        arguments: names and texts; only the method and the classes matter.
-
-    Returns:
-        The help.
-    """
+    """Describe every option that a run with these arguments has."""
     recipe = base_method(arguments.values)
     parser = _parser(list_options(recipe, choose_sections(recipe, arguments.values)))
     group = parser.add_argument_group("configuration files and earlier runs")

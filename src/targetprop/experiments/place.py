@@ -32,33 +32,19 @@ class Place:
     variation: Tensor | None = None
 
     def enter(self, augment: Variation) -> None:
-        """Bring the augmentation to this place.
-
-        Args:
-            augment: the epoch's augmentation, at its beginning.
-        """
+        """Bring the augmentation to this place."""
         generator = augment.generator
         # Generators of different kinds of device have states of different size; a fresh one then goes on.
         if self.variation is not None and generator is not None and self.variation.shape == generator.get_state().shape:
             generator.set_state(self.variation)
 
     def count(self, loss: Tensor, right: Tensor, samples: int) -> None:
-        """Add a batch to the sums.
-
-        Args:
-            loss: mean over the batch.
-            right: right answers among this rank's rows of it.
-            samples: size of the batch, over all ranks.
-        """
+        """Add a batch to the sums."""
         self.totals += torch.stack([loss.double() * samples, right.double()])
         self.counted += samples
 
     def gather(self, ranks: Ranks) -> None:
-        """Give rank 0 the right answers of all ranks, so that it can save the place for any number of them.
-
-        Args:
-            ranks: the processes that train together.
-        """
+        """Give rank 0 the right answers of all ranks, so that it can save the place for any number of them."""
         ranks.sum_([self.totals[1:]])
         self._leave_to_first(ranks)
 
@@ -67,11 +53,7 @@ class Place:
             self.totals[1] = 0.0
 
     def advance(self, augment: Variation) -> None:
-        """Leave a batch behind.
-
-        Args:
-            augment: the epoch's augmentation.
-        """
+        """Leave a batch behind."""
         self.batches += 1
         self.variation = None if augment.generator is None else augment.generator.get_state()
 
@@ -81,30 +63,12 @@ class Place:
 
 
 def restore_place(state: dict[str, Any], order: Tensor, device: torch.device, ranks: Ranks) -> Place:
-    """Stand where a checkpoint was made.
-
-    Args:
-        state: what `Place.state` returned, after `Place.gather`.
-        order: state of the generator of the data's order when the epoch began.
-        device: where loss and right answers are summed.
-        ranks: the processes that go on together.
-
-    Returns:
-        The place.
-    """
+    """Stand where a checkpoint was made."""
     place = Place(order, **{**state, "totals": state["totals"].to(device)})
     place._leave_to_first(ranks)
     return place
 
 
 def begin_epoch(order: torch.Generator, device: torch.device) -> Place:
-    """Stand at the beginning of an epoch.
-
-    Args:
-        order: generator of the data's order, before the epoch draws from it.
-        device: where loss and right answers are summed.
-
-    Returns:
-        The place.
-    """
+    """Stand at the beginning of an epoch."""
     return Place(order.get_state(), torch.zeros(2, dtype=torch.float64, device=device))

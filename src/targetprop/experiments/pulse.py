@@ -23,13 +23,7 @@ LOOKS = 10  # without news, until a rank counts as lost
 
 
 class Pulse:
-    """Writes and reads the numbers while the ranks are together.
-
-    Args:
-        seat: where this process stands.
-        store: where the numbers are; a connection of the thread's own.
-        on_silence: told, in another thread, who is lost, with those on this machine ended.
-    """
+    """Writes and reads the numbers while the ranks are together."""
 
     def __init__(self, seat: Seat, store: Store, on_silence: Callable[[list[int]], object]) -> None:
         """Write the first number."""
@@ -52,11 +46,7 @@ class Pulse:
             self._thread.join(PERIOD)
 
     def look(self) -> list[int]:
-        """Look once whether there is news of the ranks that this one looks after.
-
-        Returns:
-            Those that there was none of for too long.
-        """
+        """Look once whether there is news of the ranks that this one looks after."""
         self._beat()
         for rank, said in zip(self._watched, self._store.multi_get([beat_key(r) for r in self._watched]), strict=True):
             text = said.decode()
@@ -91,14 +81,7 @@ class Pulse:
 
 
 def is_sibling(pid: int) -> bool:
-    """Ask whether another process has this one's parent, so that it must be a rank of the same run.
-
-    Args:
-        pid: its number on this machine.
-
-    Returns:
-        False also where the system does not tell.
-    """
+    """Ask whether another process has this one's parent, so that it must be a rank of the same run."""
     try:
         parent = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
     except (OSError, ValueError, IndexError):

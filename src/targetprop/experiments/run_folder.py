@@ -16,11 +16,7 @@ CONFIG = "config.yaml"
 
 
 class RunFolder:
-    """Writes what a run leaves behind.
-
-    Args:
-        path: the folder, which exists.
-    """
+    """Writes what a run leaves behind."""
 
     def __init__(self, path: Path) -> None:
         """Keep the path, and count what is logged from here on."""
@@ -28,53 +24,27 @@ class RunFolder:
         self._size, self._hash = 0, sha256()
 
     def write_config(self, text: str) -> None:
-        """Replace ``config.yaml``.
-
-        Args:
-            text: the complete configuration.
-        """
+        """Replace ``config.yaml``."""
         write_atomic(self.path / CONFIG, text.encode())
 
     def write_summary(self, summary: dict[str, Any]) -> None:
-        """Replace ``summary.json``.
-
-        Args:
-            summary: plain values.
-        """
+        """Replace ``summary.json``."""
         write_atomic(self.path / SUMMARY, encode_json(summary))
 
     def log(self, record: dict[str, Any]) -> None:
-        """Append a line to ``metrics.jsonl``.
-
-        Args:
-            record: plain values; "kind" says what they are.
-        """
+        """Append a line to ``metrics.jsonl``."""
         line = encode_line(record)
         append(self.path / METRICS, line)
         self._count(line)
 
     def mark(self) -> dict[str, Any]:
-        """Bring ``metrics.jsonl`` down to the disk.
-
-        Returns:
-            How much it holds, for `cut_back` to find again.
-        """
+        """Bring ``metrics.jsonl`` down to the disk."""
         if self._size:
             sync(self.path / METRICS)
         return {"bytes": self._size, "sha256": self._hash.hexdigest()}
 
     def cut_back(self, mark: dict[str, Any]) -> bool:
-        """Drop the metrics that were logged after a mark, and will be logged again.
-
-        Args:
-            mark: what `mark` returned.
-
-        Returns:
-            Whether the metrics are there; a file that was taken away begins anew.
-
-        Raises:
-            CommandError: what was logged before the mark has changed since.
-        """
+        """Drop the metrics that were logged after a mark, and will be logged again."""
         path, (size, known) = self.path / METRICS, (mark["bytes"], mark["sha256"])
         if not path.exists():
             return size == 0
@@ -90,17 +60,7 @@ class RunFolder:
         return True
 
     def forget_after(self, epoch: int) -> bool:
-        """Drop the metrics of later epochs, for a checkpoint that marks no place in them.
-
-        Args:
-            epoch: the last epoch that counts.
-
-        Returns:
-            True.
-
-        Raises:
-            CommandError: the file is damaged.
-        """
+        """Drop the metrics of later epochs, for a checkpoint that marks no place in them."""
         try:
             kept = [record for record in read_metrics(self.path) if record["epoch"] <= epoch]
         except (ValueError, KeyError, TypeError) as error:
@@ -117,13 +77,7 @@ class RunFolder:
 
 
 def end_for_another(path: Path, reason: str, instead: Container[str] = ("running",)) -> None:
-    """Say in a run's summary that it failed, where nobody keeps the run: its keeper is gone, or did not come so far.
-
-    Args:
-        path: the run's folder; nothing happens where it cannot be reached.
-        reason: why it failed.
-        instead: the statuses that this may replace.
-    """
+    """Say in a run's summary that it failed, where nobody keeps the run: its keeper is gone, or did not come so far."""
     with suppress(OSError, ValueError):
         summary = json.loads((path / SUMMARY).read_text(encoding="utf-8"))
         if summary["status"] in instead:
@@ -131,18 +85,7 @@ def end_for_another(path: Path, reason: str, instead: Container[str] = ("running
 
 
 def create_run_folder(out: str | None, name: str) -> RunFolder:
-    """Make a new folder for a run.
-
-    Args:
-        out: the folder asked for; None makes ``runs/NAME``, numbered if there is one.
-        name: the run's name.
-
-    Returns:
-        The folder.
-
-    Raises:
-        CommandError: the folder holds something already, or cannot be made.
-    """
+    """Make a new folder for a run."""
     try:
         if out is not None:
             path = Path(out).expanduser()
@@ -171,26 +114,12 @@ def _make_unique(path: Path) -> Path:
 
 
 def encode_line(record: dict[str, Any]) -> bytes:
-    """Write plain values as a line of a JSON Lines file.
-
-    Args:
-        record: dictionaries, lists and tuples of texts and numbers; NaN and infinity become null.
-
-    Returns:
-        The line with its end.
-    """
+    """Write plain values as a line of a JSON Lines file."""
     return f"{json.dumps(_finite(record), allow_nan=False)}\n".encode()
 
 
 def encode_json(value: Any) -> bytes:
-    """Write plain values for a person and a program to read.
-
-    Args:
-        value: dictionaries, lists and tuples of texts and numbers; NaN and infinity become null.
-
-    Returns:
-        The content of a file.
-    """
+    """Write plain values for a person and a program to read."""
     return f"{json.dumps(_finite(value), indent=2, allow_nan=False, ensure_ascii=False)}\n".encode()
 
 

@@ -12,17 +12,7 @@ from targetprop.report.run_status import fcntl, read_status
 
 @contextmanager
 def hold(run: Path) -> Iterator[None]:
-    """Hold a run's lock; a disk or a system without locks is left without one.
-
-    Args:
-        run: the run's folder.
-
-    Yields:
-        Nothing.
-
-    Raises:
-        CommandError: another process trains the run.
-    """
+    """Hold a run's lock; a disk or a system without locks is left without one."""
     if fcntl is None:
         yield
         return

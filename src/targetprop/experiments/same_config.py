@@ -11,28 +11,13 @@ _FREE = {"epochs", "device", "checkpoint_minutes", "data.root"}
 
 
 def fixed_values(config: RunConfig) -> dict[str, str]:
-    """List what stays the same for a run's whole life.
-
-    Args:
-        config: the run's configuration.
-
-    Returns:
-        Texts by dotted name.
-    """
+    """List what stays the same for a run's whole life."""
     values = read_values(config.to_yaml())
     return {name: text for name, text in values.items() if name not in _FREE}
 
 
 def check_config(config: RunConfig, state: dict[str, Any]) -> None:
-    """Compare a configuration with a checkpoint's.
-
-    Args:
-        config: what ``config.yaml`` says.
-        state: the content of the checkpoint.
-
-    Raises:
-        CommandError: they differ.
-    """
+    """Compare a configuration with a checkpoint's."""
     stored, now = state.get("config", {}), fixed_values(config)
     for name in (*stored, *now):
         if name not in _FREE and stored and stored.get(name) != now.get(name):

@@ -37,27 +37,11 @@ class Schedule(ABC):
         check_ranges(self, "schedule.", warmup=(0 <= self.warmup < 1, "a share of all steps in [0, 1)"))
 
     def make(self, optimizer: Optimizer, steps: int) -> LambdaLR:
-        """Attach it to an optimiser.
-
-        Args:
-            optimizer: whose learning rates it multiplies.
-            steps: all steps of the run.
-
-        Returns:
-            The scheduler, to be stepped after every step of the optimiser.
-        """
+        """Attach it to an optimiser."""
         return LambdaLR(optimizer, lambda step: self.factor(step, steps))
 
     def factor(self, step: int, steps: int) -> float:
-        """Compute the factor of one step.
-
-        Args:
-            step: steps done.
-            steps: all steps of the run.
-
-        Returns:
-            What the learning rate is multiplied by; after the last step, the factor that the decay ends with.
-        """
+        """Compute the factor of one step."""
         rising = round(self.warmup * steps)
         if step < rising:
             return (step + 1) / rising
@@ -65,14 +49,7 @@ class Schedule(ABC):
 
     @abstractmethod
     def decay(self, progress: float) -> float:
-        """Compute the factor after the warm-up.
-
-        Args:
-            progress: share of the remaining steps that are done, in [0, 1].
-
-        Returns:
-            The factor.
-        """
+        """Compute the factor after the warm-up."""
 
 
 @dataclass(frozen=True)
@@ -109,12 +86,7 @@ class Cosine(Schedule):
 
 
 def restore_schedule(schedule: LambdaLR, state: dict) -> None:
-    """Put a scheduler where another one was; a run that has become longer goes on at its place in the longer schedule.
-
-    Args:
-        schedule: a new scheduler, whose optimiser is restored already.
-        state: what the other one's ``state_dict`` returned.
-    """
+    """Put a scheduler where another one was; a longer run goes on at its place in the longer schedule."""
     schedule.load_state_dict(state)
     factors = [factor(schedule.last_epoch) for factor in schedule.lr_lambdas]
     for group, rate, factor in zip(schedule.optimizer.param_groups, schedule.base_lrs, factors, strict=True):

@@ -33,11 +33,7 @@ def error_console() -> Console:
 
 
 class _Bar:
-    """A progress bar on a terminal, and nothing anywhere else.
-
-    Args:
-        *columns: what it shows before the time that is left.
-    """
+    """A progress bar on a terminal, and nothing anywhere else."""
 
     def __init__(self, *columns: ProgressColumn) -> None:
         """Prepare the bar."""
@@ -64,14 +60,7 @@ class _Bar:
 
 
 class Screen(_Bar):
-    """A progress bar on a terminal, and a line per epoch anywhere else.
-
-    Args:
-        epochs: epochs of the whole run.
-        steps_per_epoch: steps of an epoch.
-        epochs_done: epochs done before.
-        steps_done: steps done before.
-    """
+    """A progress bar on a terminal, and a line per epoch anywhere else."""
 
     def __init__(self, epochs: int, steps_per_epoch: int, epochs_done: int, steps_done: int) -> None:
         """Prepare the bar."""
@@ -92,22 +81,14 @@ class Screen(_Bar):
         )
 
     def on_step(self, record: dict[str, Any] | None) -> None:
-        """Advance the bar.
-
-        Args:
-            record: what was measured in the step, or None.
-        """
+        """Advance the bar."""
         if record is not None:
             self._loss, self._residual = _number(record["loss"]), _number(record["residual"])
             self._accuracy = f"{record['accuracy']:.1%}"
         self._progress.update(self._task, advance=1, epoch=self._place(), numbers=self._numbers())
 
     def on_epoch(self, record: dict[str, Any]) -> None:
-        """Show the numbers of an epoch.
-
-        Args:
-            record: what the loop returned.
-        """
+        """Show the numbers of an epoch."""
         self._epoch, self._loss = record["epoch"], _number(record["train_loss"])
         self._accuracy, self._test_accuracy = f"{record['train_accuracy']:.1%}", f"{record['test_accuracy']:.2%}"
         self._progress.update(self._task, epoch=self._place(), numbers=self._numbers())
@@ -125,11 +106,7 @@ class Screen(_Bar):
 
 
 class Steps(_Bar):
-    """A bar for one task of many steps on a terminal, and a line twice a minute anywhere else.
-
-    Args:
-        title: what is being done.
-    """
+    """A bar for one task of many steps on a terminal, and a line twice a minute anywhere else."""
 
     def __init__(self, title: str) -> None:
         """Prepare the bar."""
@@ -138,13 +115,7 @@ class Steps(_Bar):
         self._task = self._progress.add_task(title, total=None)
 
     def __call__(self, done: int, steps: int, loss: float) -> None:
-        """Advance.
-
-        Args:
-            done: steps done.
-            steps: steps of the whole.
-            loss: the last step's.
-        """
+        """Advance."""
         title = f"{self._title}, loss {_number(loss)}"
         self._progress.update(self._task, completed=done, total=steps, description=title)
         if not self._console.is_terminal and monotonic() > self._said + _QUIET:
@@ -153,21 +124,12 @@ class Steps(_Bar):
 
 
 def say(sentence: str) -> None:
-    """Write a remark to the error stream.
-
-    Args:
-        sentence: the remark.
-    """
+    """Write a remark to the error stream."""
     error_console().print(sentence, soft_wrap=True, markup=False)
 
 
 def show_summary(summary: dict[str, Any], folder: Path) -> None:
-    """Write the end of a run to the output stream.
-
-    Args:
-        summary: the content of ``summary.json``.
-        folder: the run's folder.
-    """
+    """Write the end of a run to the output stream."""
     rows = {
         "method": f"{summary['method']}, seed {summary['seed']}, on {summary['device']}",
         "epochs": f"{summary['epochs']} ({summary['steps']} steps{_skipped(summary['skipped_steps'])})",

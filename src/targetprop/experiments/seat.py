@@ -20,11 +20,7 @@ class Seat:
 
 
 def find_seat() -> Seat:
-    """Look for what ``torchrun`` tells the processes that it starts.
-
-    Returns:
-        The seat; rank 0 of 1 where nobody said anything.
-    """
+    """Look for what ``torchrun`` tells the processes that it starts."""
     told = [os.environ.get(name, "") for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK")]
     if "MASTER_ADDR" not in os.environ or not all(text.isdecimal() for text in told):
         return Seat()

@@ -26,18 +26,7 @@ _COUNTERS = ("epoch", "step", "seconds", "best", "last")
 
 
 def find_device(name: str, local: int | None = None) -> torch.device:
-    """Choose the device.
-
-    Args:
-        name: "auto", "cpu" or "cuda".
-        local: which of the machine's GPUs; None leaves it to PyTorch.
-
-    Returns:
-        The device.
-
-    Raises:
-        CommandError: there is no GPU, or none for this process.
-    """
+    """Choose the device."""
     if name == "cuda" and not torch.cuda.is_available():
         raise CommandError("--device cuda was asked for and PyTorch finds no GPU; use --device cpu or auto")
     if name == "auto":
@@ -53,15 +42,7 @@ def find_device(name: str, local: int | None = None) -> torch.device:
 
 
 def load_data(config: RunConfig, device: torch.device) -> Dataset:
-    """Load the data in the precision and onto the device of a run.
-
-    Args:
-        config: the configuration.
-        device: where it trains.
-
-    Returns:
-        The data.
-    """
+    """Load the data in the precision and onto the device of a run."""
     data = config.data.load().to(device)
     if config.loop.precision != "fp64":
         return data
@@ -69,19 +50,7 @@ def load_data(config: RunConfig, device: torch.device) -> Dataset:
 
 
 def build_session(config: RunConfig, data: Dataset, group: "dist.ProcessGroup | None" = None) -> Session:
-    """Make network, engine and optimiser from the seed.
-
-    Args:
-        config: the configuration.
-        data: the data, on the device that trains.
-        group: the processes that train together; None is this one alone.
-
-    Returns:
-        A session that has not begun.
-
-    Raises:
-        CommandError: the method does not fit the network.
-    """
+    """Make network, engine and optimiser from the seed."""
     seed, device = config.loop.seed, data.train_x.device
     torch.manual_seed(seed)
     model = config.network.build(data.shape, data.classes).to(device, data.train_x.dtype)
@@ -117,14 +86,7 @@ def _note(sentence: str) -> None:
 
 
 def session_state(session: Session) -> dict[str, Any]:
-    """Collect all that the rest of the run depends on.
-
-    Args:
-        session: the session, between two steps.
-
-    Returns:
-        Nested tensors and plain values.
-    """
+    """Collect all that the rest of the run depends on."""
     place = session.place
     return {
         "model": dict(session.model.state_dict()),
@@ -141,15 +103,7 @@ def session_state(session: Session) -> dict[str, Any]:
 
 
 def restore_session(session: Session, state: dict[str, Any]) -> None:
-    """Put a session where another one was.
-
-    Args:
-        session: a new session of the same configuration.
-        state: what `session_state` returned.
-
-    Raises:
-        CommandError: the state belongs to another configuration.
-    """
+    """Put a session where another one was."""
     try:
         session.model.load_state_dict(state["model"])
         session.engine.load_state_dict(state["engine"])
@@ -176,14 +130,7 @@ def _restore_place(session: Session, state: dict[str, Any] | None) -> Place | No
 
 
 def check_in_step(session: Session) -> None:
-    """Make sure that all ranks have the same weights and decoders.
-
-    Args:
-        session: the session, between two epochs.
-
-    Raises:
-        CommandError: they do not.
-    """
+    """Make sure that all ranks have the same weights and decoders."""
     if session.ranks.alone:
         return
     owned = session.engine.state_dict().get("decoders", {})

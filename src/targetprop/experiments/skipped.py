@@ -18,14 +18,7 @@ class Skipped:
     in_a_row: int = 0
 
     def observe(self, reason: str | None) -> None:
-        """Hear of a step.
-
-        Args:
-            reason: why it was skipped; None if it was taken.
-
-        Raises:
-            FloatingPointError: as many as the limit were skipped in a row.
-        """
+        """Hear of a step."""
         self.in_a_row = 0 if reason is None else self.in_a_row + 1
         self.total += reason is not None
         if self.in_a_row >= self.limit:

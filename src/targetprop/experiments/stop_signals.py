@@ -69,13 +69,6 @@ def impatient(signals: StopSignals, give_up: Callable[[], object]) -> Iterator[N
     """End the process if a signal does not: one that waits for another process in a call that nothing ends never looks.
 
     A thread that hears of the signals too then speaks for it.
-
-    Args:
-        signals: what listens in the main thread; its `StopSignals.settled` says that all is well.
-        give_up: called by that thread before it ends the process.
-
-    Yields:
-        Nothing.
     """
     if threading.current_thread() is not threading.main_thread():
         yield

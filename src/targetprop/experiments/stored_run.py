@@ -20,36 +20,14 @@ from targetprop.experiments.session import build_session, find_device, load_data
 
 
 def read_stored_values(run: Path, command: str) -> dict[str, str]:
-    """Read the configuration of a run.
-
-    Args:
-        run: the run's folder.
-        command: what asks for it, for messages.
-
-    Returns:
-        Values by dotted name.
-
-    Raises:
-        CommandError: it is not a run's folder.
-    """
+    """Read the configuration of a run."""
     if not (run / CONFIG).is_file():
         raise CommandError(f"{command} {run} is not a run folder, it has no {CONFIG}; give the folder of a run")
     return read_file(str(run / CONFIG))
 
 
 def parse_stored(run: Path, stored: dict[str, str]) -> RunConfig:
-    """Check the configuration of a run.
-
-    Args:
-        run: the run's folder.
-        stored: what `read_stored_values` returned.
-
-    Returns:
-        The configuration.
-
-    Raises:
-        CommandError: it is no longer a configuration of this release.
-    """
+    """Check the configuration of a run."""
     try:
         return parse_config(Arguments(stored))
     except CommandError as error:
@@ -63,17 +41,7 @@ def open_session(
     device: torch.device | None = None,
     connect: "Callable[[torch.device], dist.ProcessGroup | None]" = lambda device: None,
 ) -> tuple[Session, Dataset]:
-    """Put a session where a checkpoint left it.
-
-    Args:
-        config: the run's configuration.
-        state: the content of its checkpoint; empty for a run that has none yet.
-        device: where it goes on; None is the device that the configuration names.
-        connect: finds the processes that train together, once this one has its data; None is this one alone.
-
-    Returns:
-        The session and its data, on that device.
-    """
+    """Put a session where a checkpoint left it."""
     check_config(config, state)
     device = find_device(config.loop.device) if device is None else device
     with fitting("the data"):

@@ -16,27 +16,14 @@ State = dict[str, Tensor]
 
 
 def begin_stream(ranks: Ranks, seed: int, step: int = 0) -> None:
-    """Begin this rank's stream; rank 0 goes on with that of a single process.
-
-    Args:
-        ranks: the processes that train together.
-        seed: the run's seed.
-        step: steps done, so that a rank which joins later does not repeat what was drawn before.
-    """
+    """Begin this rank's stream; rank 0 goes on with that of a single process."""
     if ranks.rank:
         digest = sha256(f"{seed} {ranks.rank} {step}".encode()).digest()
         torch.manual_seed(int.from_bytes(digest[:8]) % 2**63)
 
 
 def gather_streams(ranks: Ranks) -> list[State]:
-    """Collect the streams of all ranks but the first for a checkpoint.
-
-    Args:
-        ranks: the processes that train together, which all ask at the same place.
-
-    Returns:
-        The same list on every rank, empty for one process.
-    """
+    """Collect the streams of all ranks but the first for a checkpoint."""
     if ranks.alone:
         return []
     names = ("cpu", "cuda") if ranks.device.type == "cuda" else ("cpu",)
@@ -50,15 +37,7 @@ def gather_streams(ranks: Ranks) -> list[State]:
 
 
 def restore_stream(ranks: Ranks, first: State, others: list[State], seed: int, step: int) -> None:
-    """Go on with this rank's stream, or begin one where the checkpoint has none for it.
-
-    Args:
-        ranks: the processes that go on together, as many as before or not.
-        first: the checkpoint's stream of rank 0.
-        others: those of the ranks after it.
-        seed: the run's seed.
-        step: steps done.
-    """
+    """Go on with this rank's stream, or begin one where the checkpoint has none for it."""
     restore_random_state(first)
     if 0 < ranks.rank <= len(others):
         restore_random_state(others[ranks.rank - 1])

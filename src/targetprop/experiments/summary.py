@@ -16,19 +16,7 @@ from targetprop.experiments.loop import Session
 def summarise(
     config: RunConfig, session: Session, data: Dataset, status: str, reason: str | None, saved: int | None
 ) -> dict[str, Any]:
-    """Say how a run stands.
-
-    Args:
-        config: its configuration.
-        session: its session.
-        data: its data.
-        status: running, interrupted, failed or finished.
-        reason: why it was interrupted or failed.
-        saved: steps done by its checkpoint; None without one.
-
-    Returns:
-        Plain values.
-    """
+    """Say how a run stands."""
     last = session.last
     return {
         "method": config.method.name,

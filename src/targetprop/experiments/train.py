@@ -39,17 +39,7 @@ _FULL = {getattr(errno, name, None) for name in ("ENOSPC", "EDQUOT", "EFBIG")}
 
 
 def train(argv: list[str]) -> int:
-    """Run the command.
-
-    Args:
-        argv: its arguments.
-
-    Returns:
-        Exit status: 0, 130 after Ctrl-C, 143 after SIGTERM.
-
-    Raises:
-        CommandError: something the user can put right; ranks that all say the same leave it to rank 0.
-    """
+    """Run the command."""
     seat = find_seat()
     try:
         return _train(argv, seat)

@@ -8,12 +8,7 @@ _BINARY = getattr(os, "O_BINARY", 0)  # only Windows tells texts from bytes
 
 
 def write_atomic(path: Path, content: bytes) -> None:
-    """Replace a file, so that after a crash it is the old one or the new one.
-
-    Args:
-        path: the file.
-        content: what it will hold.
-    """
+    """Replace a file, so that after a crash it is the old one or the new one."""
     stage(path, content)
     commit(path)
 
@@ -24,12 +19,7 @@ def staged(path: Path) -> Path:
 
 
 def stage(path: Path, content: bytes) -> None:
-    """Write the next content of a file beside it, down to the disk.
-
-    Args:
-        path: the file.
-        content: what it will hold; nothing is left of it where writing fails.
-    """
+    """Write the next content of a file beside it, down to the disk."""
     try:
         file = os.open(staged(path), os.O_WRONLY | os.O_CREAT | os.O_TRUNC | _BINARY, 0o666)
         try:
@@ -43,11 +33,7 @@ def stage(path: Path, content: bytes) -> None:
 
 
 def commit(path: Path) -> None:
-    """Put the staged content in the file's place.
-
-    Args:
-        path: the file.
-    """
+    """Put the staged content in the file's place."""
     os.replace(staged(path), path)
     with suppress(OSError):  # not every system can open a folder
         folder = os.open(path.parent, os.O_RDONLY)
@@ -58,12 +44,7 @@ def commit(path: Path) -> None:
 
 
 def append(path: Path, content: bytes) -> None:
-    """Write at the end of a file, which is left as it was where that fails.
-
-    Args:
-        path: the file, made if there is none.
-        content: what is added.
-    """
+    """Write at the end of a file, which is left as it was where that fails."""
     file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | _BINARY, 0o666)
     try:
         size = os.fstat(file).st_size
@@ -77,11 +58,7 @@ def append(path: Path, content: bytes) -> None:
 
 
 def sync(path: Path) -> None:
-    """Bring what was appended down to the disk.
-
-    Args:
-        path: the file.
-    """
+    """Bring what was appended down to the disk."""
     file = os.open(path, os.O_WRONLY | _BINARY)
     try:
         os.fsync(file)

@@ -16,14 +16,7 @@ _TRAIN, _TEST = "#1f5fa8", "#d1603d"
 
 
 def draw_curves(run: Path) -> Path:
-    """Draw the curves of a run.
-
-    Args:
-        run: the run's folder.
-
-    Returns:
-        The picture's path.
-    """
+    """Draw the curves of a run."""
     summary, records = read_summary(run), read_metrics(run)
     epochs = [record for record in records if record["kind"] == "epoch"]
     steps = [record for record in records if record["kind"] == "step" and record["residual"] is not None]

@@ -35,14 +35,7 @@ Layer = dict[str, Any]
 
 
 def draw_inspection(run: Path) -> Figure:
-    """Draw the inspection of a run, panels below each other, a place per layer.
-
-    Args:
-        run: the run's folder.
-
-    Returns:
-        The figure.
-    """
+    """Draw the inspection of a run, panels below each other, a place per layer."""
     record = json.loads((run / INSPECTION).read_text(encoding="utf-8"))
     layers, names = record["layers"], [layer["name"] for layer in record["layers"]]
     with rc_context(_RC):

@@ -8,28 +8,14 @@ METRICS, SUMMARY = "metrics.jsonl", "summary.json"
 
 
 def read_metrics(run: Path) -> list[dict[str, Any]]:
-    """Read the lines of ``metrics.jsonl``.
-
-    Args:
-        run: the run's folder.
-
-    Returns:
-        One record per complete line, in order; a last line that a crash cut off is left out.
-    """
+    """Read the lines of ``metrics.jsonl``."""
     path = run / METRICS
     lines = path.read_bytes().split(b"\n")[:-1] if path.exists() else []
     return [_read_object(line, f"line {number} of {path}") for number, line in enumerate(lines, 1)]
 
 
 def read_summary(run: Path) -> dict[str, Any]:
-    """Read ``summary.json``.
-
-    Args:
-        run: the run's folder.
-
-    Returns:
-        Its entries.
-    """
+    """Read ``summary.json``."""
     return _read_object((run / SUMMARY).read_bytes(), str(run / SUMMARY))
 
 

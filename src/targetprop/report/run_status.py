@@ -32,14 +32,7 @@ class RunStatus(NamedTuple):
 
 
 def read_status(run: Path) -> RunStatus:
-    """Find out what a run is doing.
-
-    Args:
-        run: the run's folder.
-
-    Returns:
-        The status, never "running" for a process of this machine that has ended.
-    """
+    """Find out what a run is doing."""
     try:
         summary = read_summary(run)
     except (OSError, ValueError) as error:
@@ -54,14 +47,7 @@ def read_status(run: Path) -> RunStatus:
 
 
 def is_held(run: Path) -> bool | None:
-    """Ask whether a process holds the lock of a run.
-
-    Args:
-        run: the run's folder.
-
-    Returns:
-        None where the system or the folder's disk cannot tell.
-    """
+    """Ask whether a process holds the lock of a run."""
     if fcntl is None:
         return None
     try:

@@ -37,27 +37,12 @@ class Range:
         )  # fmt: skip
 
     def suggest(self, trial: BaseTrial, name: str) -> float:
-        """Ask a trial for a value.
-
-        Args:
-            trial: the trial.
-            name: the setting's name.
-
-        Returns:
-            The setting.
-        """
+        """Ask a trial for a value."""
         value = trial.suggest_float(name, self.low, self.high, log=True)
         return 1 - value if self.complement else value
 
     def encode(self, setting: float) -> float:
-        """Find the value that a trial must have for a setting; the opposite of `suggest`.
-
-        Args:
-            setting: the setting.
-
-        Returns:
-            The value, inside the range.
-        """
+        """Find the value that a trial must have for a setting; the opposite of `suggest`."""
         return min(max(1 - setting if self.complement else setting, self.low), self.high)
 
 
@@ -69,11 +54,7 @@ _SIZES = ("lr", "damping", "clip", "gamma", "bias_rate", "least")
 
 
 class Stepper(ABC):
-    """A competitor at work on one network.
-
-    Args:
-        optimizers: own all parameters; their learning rates are what the schedule changes.
-    """
+    """A competitor at work on one network."""
 
     def __init__(self, optimizers: Sequence[torch.optim.Optimizer]) -> None:
         """Keep the optimisers."""
@@ -81,15 +62,7 @@ class Stepper(ABC):
 
     @abstractmethod
     def step(self, x: Tensor, y: Tensor) -> Tensor:
-        """Change the weights once.
-
-        Args:
-            x: inputs, shape ``(n, d)``.
-            y: labels.
-
-        Returns:
-            The loss before the change, a scalar without graph.
-        """
+        """Change the weights once."""
 
 
 @dataclass(frozen=True)
@@ -116,17 +89,7 @@ class Competitor(ABC):
 
     @abstractmethod
     def start(self, network: nn.Sequential, loss: SampledLoss, example: Tensor, seed: int) -> Stepper:
-        """Attach it to a network.
-
-        Args:
-            network: what it trains.
-            loss: what it lowers.
-            example: some inputs; only their shape matters.
-            seed: seed of its own random numbers.
-
-        Returns:
-            The stepper.
-        """
+        """Attach it to a network."""
 
     def settings(self) -> dict[str, Any]:
         """List the settings by name."""
@@ -134,13 +97,7 @@ class Competitor(ABC):
 
 
 class GradientStepper(Stepper):
-    """Back-propagation, then one step of the optimisers.
-
-    Args:
-        network: the network.
-        loss: the loss.
-        optimizers: what changes the weights.
-    """
+    """Back-propagation, then one step of the optimisers."""
 
     def __init__(self, network: nn.Module, loss: SampledLoss, *optimizers: torch.optim.Optimizer) -> None:
         """Keep the parts."""

@@ -48,11 +48,7 @@ class Kfac(Competitor):
 
 
 class Factors:
-    """Running ``A`` and ``G`` of one map.
-
-    Args:
-        settings: decay, damping and how long a factorisation serves.
-    """
+    """Running ``A`` and ``G`` of one map."""
 
     def __init__(self, settings: Kfac) -> None:
         """Start without observations."""
@@ -60,12 +56,7 @@ class Factors:
         self.a = self.g = self._a_factor = self._g_factor = torch.empty(0)
 
     def observe(self, a: Tensor, g: Tensor) -> None:
-        """Add a batch.
-
-        Args:
-            a: inputs, shape ``(n, d)``.
-            g: per-sample gradients at the output, shape ``(n, k)``.
-        """
+        """Add a batch."""
         keep, n = self._settings.decay, len(a)
         new = (a.T @ a / n, g.T @ g / n)
         if self._count == 0:
@@ -76,15 +67,7 @@ class Factors:
         self.g.lerp_(new[1], weight)
 
     def solve(self, gradient: Tensor, damping: float | None = None) -> Tensor:
-        """Apply the damped inverse.
-
-        Args:
-            gradient: shape ``(k, d)``.
-            damping: ``λ`` of the next factorisation; that of the settings if None.
-
-        Returns:
-            ``(G + √λ/π I)⁻¹ gradient (A + π√λ I)⁻¹``, shape ``(k, d)``.
-        """
+        """Apply the damped inverse."""
         if (self._count - 1) % self._settings.every == 0:
             self._factorise(self._settings.damping if damping is None else damping)
         return torch.cholesky_solve(torch.cholesky_solve(gradient, self._g_factor).T, self._a_factor).T
@@ -97,14 +80,7 @@ class Factors:
 
 
 class KfacStepper(Stepper):
-    """K-FAC on one network.
-
-    Args:
-        settings: the settings.
-        network: what it trains.
-        loss: what it lowers.
-        seed: seed of the labels that it draws.
-    """
+    """K-FAC on one network."""
 
     def __init__(self, settings: Kfac, network: nn.Sequential, loss: SampledLoss, seed: int) -> None:
         """Make the optimiser and the factors."""

@@ -52,14 +52,7 @@ class AdaptiveKfac(Competitor):
 
 
 class AdaptiveKfacStepper(Stepper):
-    """Adaptive K-FAC on one network.
-
-    Args:
-        settings: the settings.
-        network: what it trains.
-        loss: what it lowers.
-        seed: seed of the labels that it draws.
-    """
+    """Adaptive K-FAC on one network."""
 
     def __init__(self, settings: AdaptiveKfac, network: nn.Sequential, loss: SampledLoss, seed: int) -> None:
         """Make the optimiser and the factors."""

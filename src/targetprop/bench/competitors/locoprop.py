@@ -47,13 +47,7 @@ class LocoProp(Competitor):
 
 
 class LocoPropStepper(Stepper):
-    """LocoProp on one network.
-
-    Args:
-        settings: the settings.
-        network: what it trains.
-        loss: what it lowers.
-    """
+    """LocoProp on one network."""
 
     def __init__(self, settings: LocoProp, network: nn.Sequential, loss: SampledLoss) -> None:
         """Make the optimiser."""

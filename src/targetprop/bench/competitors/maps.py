@@ -34,11 +34,7 @@ class Map:
         return torch.cat([p.detach().reshape(len(self.z[0]), -1) for p in self.parameters], dim=1)
 
     def set_gradient(self, gradient: Tensor) -> None:
-        """Write ``.grad``.
-
-        Args:
-            gradient: for ``[W b]``, shape ``(k, d)``.
-        """
+        """Write ``.grad``."""
         width = self.linear.in_features
         self.linear.weight.grad = gradient[:, :width].contiguous()
         if self.linear.bias is not None:
@@ -46,15 +42,7 @@ class Map:
 
 
 def run_forward(network: nn.Sequential, x: Tensor) -> tuple[Tensor, list[Map]]:
-    """Run a network of linear maps and activations.
-
-    Args:
-        network: the network.
-        x: inputs, shape ``(n, d)``.
-
-    Returns:
-        The output, and its maps from the bottom up.
-    """
+    """Run a network of linear maps and activations."""
     modules, maps = list(network), []
     for module, after in zip(modules, [*modules[1:], None], strict=True):
         y = module(x)
@@ -67,15 +55,6 @@ def run_forward(network: nn.Sequential, x: Tensor) -> tuple[Tensor, list[Map]]:
 
 
 def output_gradients(loss: Tensor, maps: Sequence[Map], *, keep_graph: bool = False) -> list[Tensor]:
-    """Compute every sample's own gradient at the output of every map.
-
-    Args:
-        loss: a mean over samples.
-        maps: the maps.
-        keep_graph: whether the graph is used again.
-
-    Returns:
-        ``n ∂loss/∂z`` per map, shape ``(n, k)``.
-    """
+    """Compute every sample's own gradient at the output of every map."""
     gradients = torch.autograd.grad(loss, [m.z for m in maps], retain_graph=keep_graph)
     return [len(g) * g for g in gradients]

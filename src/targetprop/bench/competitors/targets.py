@@ -46,11 +46,7 @@ class TargetProp(Competitor):
     space: ClassVar = {"lr": Range(2.5e-2, 2.5), "damping": Range(3e-4, 3e-2), "momentum": MOMENTUM}
 
     def __post_init__(self) -> None:
-        """Check the settings.
-
-        Raises:
-            ValueError: a setting is out of its range, or the composition does not exist.
-        """
+        """Check the settings."""
         super().__post_init__()
         if self.composition not in COMPOSITIONS:
             raise ValueError(f"unknown composition {self.composition!r}; {suggest(self.composition, COMPOSITIONS)}")
@@ -65,12 +61,7 @@ class TargetProp(Competitor):
 
 
 class TargetStepper(Stepper):
-    """Target propagation on one network.
-
-    Args:
-        engine: fills ``.grad``.
-        optimizer: takes the steps.
-    """
+    """Target propagation on one network."""
 
     def __init__(self, engine: tp.TargetPropagation, optimizer: torch.optim.Optimizer) -> None:
         """Keep the engine."""

@@ -66,13 +66,5 @@ class DigitsAutoencoder(Autoencoder):
 
 
 def squared_error(output: Tensor, y: Tensor) -> Tensor:
-    """Compute the squared error of the pixels, summed over pixels.
-
-    Args:
-        output: logits.
-        y: pixels in [0, 1].
-
-    Returns:
-        Mean over images.
-    """
+    """Compute the squared error of the pixels, summed over pixels."""
     return (torch.sigmoid(output) - y).square().sum() / len(y)

@@ -40,15 +40,7 @@ class Task:
     measures: Mapping[str, Measure]
 
     def batches(self, size: int, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Draw batches without end, every sample once per epoch.
-
-        Args:
-            size: samples per batch; an epoch's rest that is smaller is left out.
-            seed: seed of the order.
-
-        Yields:
-            Inputs and labels.
-        """
+        """Draw batches without end, every sample once per epoch."""
         generator = torch.Generator().manual_seed(seed)
         size = min(size, len(self.x))
         while True:
@@ -57,14 +49,7 @@ class Task:
                 yield self.x[rows], self.y[rows]
 
     def evaluate(self, network: nn.Module) -> dict[str, float]:
-        """Measure on all data.
-
-        Args:
-            network: the network.
-
-        Returns:
-            Loss and measures, by name, with "train" or "test" before it.
-        """
+        """Measure on all data."""
         measures = {"loss": self.loss, **self.measures}
         found = {}
         for part, x, y in (("train", self.x, self.y), ("test", self.test_x, self.test_y)):
@@ -115,34 +100,15 @@ class Problem(ABC):
 
     @abstractmethod
     def network(self, seed: int) -> nn.Sequential:
-        """Build the network.
-
-        Args:
-            seed: seed of the initial weights.
-
-        Returns:
-            The network, of ``nn.Linear`` and activations.
-        """
+        """Build the network."""
 
     @abstractmethod
     def load(self) -> Task:
-        """Read or make the data.
-
-        Returns:
-            Data and loss.
-        """
+        """Read or make the data."""
 
 
 def dense(widths: Sequence[int], seed: int, linear: Sequence[int] = ()) -> nn.Sequential:
     """Build a tanh network with Glorot-uniform weights and zero biases.
-
-    Args:
-        widths: units per layer, input and output included.
-        seed: seed of the weights.
-        linear: places in ``widths`` of hidden layers that have no activation; the output never has one.
-
-    Returns:
-        The network.
 
     >>> [type(m).__name__ for m in dense([3, 4, 2, 1], 0, linear=[2])]
     ['Linear', 'Tanh', 'Linear', 'Linear']
@@ -158,17 +124,7 @@ def dense(widths: Sequence[int], seed: int, linear: Sequence[int] = ()) -> nn.Se
 
 
 def images(root: str | None) -> Dataset:
-    """Load MNIST, or the embedded digits.
-
-    Args:
-        root: folder that holds MNIST; None for the digits.
-
-    Returns:
-        The data set.
-
-    Raises:
-        CommandError: the folder does not exist.
-    """
+    """Load MNIST, or the embedded digits."""
     if root is None:
         return Digits().load()
     if not Path(root).expanduser().is_dir():

@@ -41,11 +41,7 @@ class Regression(Problem):
     name: ClassVar[str] = "regression"
 
     def __post_init__(self) -> None:
-        """Check the settings.
-
-        Raises:
-            ValueError: a setting is out of its range, or does not fit another.
-        """
+        """Check the settings."""
         super().__post_init__()
         check_ranges(
             self,

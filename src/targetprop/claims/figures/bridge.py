@@ -14,14 +14,7 @@ _MARKERS = ("o", "s", "^", "D")
 
 
 def draw(claim: Claim) -> Figure:
-    """Draw the figure.
-
-    Args:
-        claim: the record of `targetprop.claims.bridge`.
-
-    Returns:
-        The figure.
-    """
+    """Draw the figure."""
     figure, (gains, backprop, newton) = new_figure(3, height=3.9)
     _draw_gains(gains, claim.data["learned"])
     grid = claim.data["grid"]

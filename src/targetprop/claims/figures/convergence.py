@@ -17,14 +17,7 @@ _PREDICTED = "guaranteed: ρ²⁰⁰ < 10⁻³ at x*"
 
 
 def draw(claim: Claim) -> Figure:
-    """Draw the figure.
-
-    Args:
-        claim: the record of `targetprop.claims.convergence`.
-
-    Returns:
-        The figure.
-    """
+    """Draw the figure."""
     figure, axes = new_figure(4)
     _draw_decay(axes[0], claim.data["decays"])
     _draw_rates(axes[1], claim.data["decays"])

@@ -13,14 +13,7 @@ _ONCE = (("difference", "^", 2), ("direct", "D", 3))
 
 
 def draw(claim: Claim) -> Figure:
-    """Draw the claim.
-
-    Args:
-        claim: its record.
-
-    Returns:
-        The figure.
-    """
+    """Draw the claim."""
     figure, (absolute, relative) = new_figure(2, height=3.6)
     _absolute(absolute, claim.data)
     label(absolute, "Error of the lowest layer's target", "β, size of the output's change", "‖Δ − βu‖, u = J⁻¹v")

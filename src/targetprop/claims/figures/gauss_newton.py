@@ -13,14 +13,7 @@ _LOWEST = 1e-20
 
 
 def draw(claim: Claim) -> Figure:
-    """Draw the claim.
-
-    Args:
-        claim: its record.
-
-    Returns:
-        The figure.
-    """
+    """Draw the claim."""
     figure, (activations, weights, shrinking) = new_figure(3, height=3.3)
     _by_steps(activations, claim.data, "activations")
     x, y = "inversion steps K", "1 − cosine, largest of the samples"

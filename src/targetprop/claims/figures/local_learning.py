@@ -16,14 +16,7 @@ _LIMIT = "1: no convergence, no inversion"
 
 
 def draw(claim: Claim) -> Figure:
-    """Draw the worst layer's contraction factor and residual at every checkpoint.
-
-    Args:
-        claim: the record.
-
-    Returns:
-        The figure: factor and residual with decoders alone, then both with everything together.
-    """
+    """Draw the worst layer's contraction factor and residual at every checkpoint."""
     figure, axes = new_figure(4, height=2.6)
     panels = [(phase, key) for phase in _TITLES for key in ("factor", "last")]
     for axis, (phase, key) in zip(axes, panels, strict=True):

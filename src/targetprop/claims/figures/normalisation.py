@@ -11,14 +11,7 @@ _LOOKS = {"normalised": (COLOURS[0], "o"), "not normalised": (COLOURS[1], "s")}
 
 
 def draw(claim: Claim) -> Figure:
-    """Draw the figure.
-
-    Args:
-        claim: the record of `targetprop.claims.normalisation`.
-
-    Returns:
-        The figure.
-    """
+    """Draw the figure."""
     figure, (layers, networks, sweep) = new_figure(3)
     _draw_layers(layers, claim.data["example"])
     _draw_networks(networks, claim.data["relative"])

@@ -16,14 +16,7 @@ Losses = list[float | None]
 
 
 def draw(claim: Claim) -> Figure:
-    """Draw the curves of the best-tuned contenders, and their final losses against the damping.
-
-    Args:
-        claim: the record.
-
-    Returns:
-        The figure: gradient update by ``λ``, update rules at their best ``λ``, final loss by ``λ`` and rule.
-    """
+    """Draw the curves of the best-tuned contenders, and their final losses against the damping."""
     data = claim.data
     figure, (by_damping, by_rule, final) = new_figure(3, height=3.5)
     gradient = data["targets"]["gradient"]

@@ -13,15 +13,7 @@ _RC: Any = {"font.size": 10, "axes.grid": True, "grid.alpha": 0.3, "axes.spines.
 
 
 def new_figure(panels: int, height: float = 3.3) -> tuple[Figure, list[Axes]]:
-    """Make a figure with panels below each other.
-
-    Args:
-        panels: how many.
-        height: of one panel, in inches.
-
-    Returns:
-        The figure and its axes, from top to bottom.
-    """
+    """Make a figure with panels below each other."""
     with rc_context(_RC):
         figure = Figure(figsize=(WIDTH, panels * height), layout="constrained")
         axes = figure.subplots(panels, 1, squeeze=False)
@@ -29,25 +21,13 @@ def new_figure(panels: int, height: float = 3.3) -> tuple[Figure, list[Axes]]:
 
 
 def label(axes: Axes, title: str, x: str, y: str) -> None:
-    """Name a panel and its axes.
-
-    Args:
-        axes: the panel.
-        title: what it shows.
-        x: quantity and unit of the horizontal axis.
-        y: quantity and unit of the vertical axis.
-    """
+    """Name a panel and its axes."""
     axes.set_title(title, loc="left", fontsize=10.5, fontweight="bold")
     axes.set_xlabel(x)
     axes.set_ylabel(y)
 
 
 def legend(axes: Axes, columns: int = 2) -> None:
-    """Put the legend below a panel, where it hides nothing.
-
-    Args:
-        axes: the panel, with its labels.
-        columns: entries beside each other.
-    """
+    """Put the legend below a panel, where it hides nothing."""
     below = (0.0, -0.19)
     axes.legend(loc="upper left", bbox_to_anchor=below, ncols=columns, fontsize=8.5, frameon=False, borderaxespad=0)

@@ -31,14 +31,7 @@ class Sweep:
     linear: list[Linear]
 
     def slope(self, layer: int) -> float:
-        """Fit the slope of log error on log β, where curvature is well above rounding.
-
-        Args:
-            layer: which layer.
-
-        Returns:
-            The slope; NaN where fewer than two β qualify.
-        """
+        """Fit the slope of log error on log β, where curvature is well above rounding."""
         where = [i for i in self._curved(layer, 5.0) if SMALLEST_FITTED <= self.betas[i] <= LARGEST_FITTED]
         x, y = (
             torch.tensor([values[i] for i in where], dtype=torch.float64).log10()
@@ -48,27 +41,13 @@ class Sweep:
         return float((x * y).sum() / x.square().sum()) if len(where) > 1 else nan
 
     def against_curvature(self, layer: int) -> float:
-        """Divide the error by ``½β²‖J⁻¹D²F[u, u]‖``, where nothing else counts.
-
-        Args:
-            layer: which layer.
-
-        Returns:
-            The ratio farthest from 1.
-        """
+        """Divide the error by ``½β²‖J⁻¹D²F[u, u]‖``, where nothing else counts."""
         where = [i for i in self._curved(layer, 50.0) if self.betas[i] <= 1e-3]
         ratios = [self.errors[layer][i] / (self.linear[layer].curvature * self.betas[i] ** 2) for i in where]
         return farthest(ratios, 1.0)
 
     def against_floor(self, layer: int) -> float:
-        """Divide the error by the predicted rounding, where curvature is small beside it and the target is not.
-
-        Args:
-            layer: which layer.
-
-        Returns:
-            The geometric mean of the ratios.
-        """
+        """Divide the error by the predicted rounding, where curvature is small beside it and the target is not."""
         linear = self.linear[layer]
         floor = linear.rounding * self.eps
         flat = [
@@ -79,26 +58,12 @@ class Sweep:
         return 10 ** (sum(flat) / len(flat)) if flat else nan
 
     def relative(self, layer: int) -> list[float]:
-        """Divide the error by the size of the target.
-
-        Args:
-            layer: which layer.
-
-        Returns:
-            ``‖Δ − βu‖ / ‖βu‖`` for every β.
-        """
+        """Divide the error by the size of the target."""
         size = self.linear[layer].size
         return [error / (beta * size) for beta, error in zip(self.betas, self.errors[layer], strict=True)]
 
     def best(self, layer: int) -> tuple[float, float]:
-        """Find where the relative error is smallest.
-
-        Args:
-            layer: which layer.
-
-        Returns:
-            β and the relative error.
-        """
+        """Find where the relative error is smallest."""
         error, beta = min(zip(self.relative(layer), self.betas, strict=True))
         return beta, error
 
@@ -109,18 +74,7 @@ class Sweep:
 
 
 def sweep_beta(trial: Trial, betas: list[float], rule: Inversion, linear: list[Linear], eps: float) -> Sweep:
-    """Carry smaller and smaller changes down, by exact inverses as the trial alters them.
-
-    Args:
-        trial: the network and the batch.
-        betas: sizes of the output's change.
-        rule: the inversion.
-        linear: the prediction for each hidden layer.
-        eps: of the trial's precision.
-
-    Returns:
-        The errors.
-    """
+    """Carry smaller and smaller changes down, by exact inverses as the trial alters them."""
     rows = []
     for beta in betas:
         exact, output = DenseInverse(w=1.0, damping=0.0), tp.GradientStep(beta)
@@ -130,13 +84,5 @@ def sweep_beta(trial: Trial, betas: list[float], rule: Inversion, linear: list[L
 
 
 def farthest(values: list[float], wanted: float) -> float:
-    """Choose the value farthest from another.
-
-    Args:
-        values: the values.
-        wanted: the other.
-
-    Returns:
-        The value; NaN if there is none or one of them is NaN.
-    """
+    """Choose the value farthest from another."""
     return nan if any(value != value for value in values) else max(values, key=lambda v: abs(v - wanted), default=nan)

@@ -26,19 +26,7 @@ def damped_method(
     inversion: Inversion | None = None,
     propagation: Propagation = "layerwise",
 ) -> tp.Method:
-    """Compose exact damped decoders with an iteration.
-
-    Args:
-        damping: ``λ``, in units of the mean diagonal of ``J_f J_fᵀ``.
-        steps: ``K``; 1 with another rule.
-        update: the local update.
-        inversion: another rule than ``K`` steps in input space.
-        propagation: layer by layer, or "composite".
-
-    Returns:
-        The method. As each layer divides changes by about ``1 + λ / K``, ``β`` grows with that: else they would be
-        lost in rounding at the bottom, and the iteration would find no iterate better than where it starts.
-    """
+    """Compose exact damped decoders with an iteration."""
     return tp.Method(
         output_target=tp.GradientStep(_BETA * (1 + damping / steps) ** 2),
         decoder=DenseInverse(1.0, damping, relative=True),
@@ -49,11 +37,7 @@ def damped_method(
 
 
 class Oracle:
-    """Dense algebra for one trial.
-
-    Args:
-        trial: the network and the batch, with squared error.
-    """
+    """Dense algebra for one trial."""
 
     def __init__(self, trial: Trial) -> None:
         """Take the Jacobians of all layers."""
@@ -62,24 +46,12 @@ class Oracle:
         self.output = -2 / trial.y.shape[1] * (self.record.output - trial.y)  # −∂C/∂h_L per sample
 
     def gauss_newton(self) -> list[Tensor]:
-        """Average block-diagonal Gauss-Newton steps ``J_θ⁺ Δ_L`` over the batch.
-
-        Returns:
-            What ``.grad`` should be, one flat tensor per layer.
-        """
+        """Average block-diagonal Gauss-Newton steps ``J_θ⁺ Δ_L`` over the batch."""
         steps = [gauss_newton_steps(self.record, self.output, sample) for sample in range(len(self.output))]
         return [-torch.stack(layer).mean(0) for layer in zip(*steps, strict=True)]
 
     def changes(self, damping: float, steps: int) -> list[Tensor]:
-        """Predict ``Δ_1 … Δ_L``, per unit of ``β``.
-
-        Args:
-            damping: ``λ``.
-            steps: ``K``.
-
-        Returns:
-            Each of shape ``(n, d_l)``.
-        """
+        """Predict ``Δ_1 … Δ_L``, per unit of ``β``."""
         deltas = [self.output]
         for J in reversed(self.jacobians[1:]):
             G = damped_inverse(J, 1.0, damping * float(J.square().sum(2).mean()))
@@ -89,15 +61,7 @@ class Oracle:
         return deltas[::-1]
 
     def updates(self, changes: list[Tensor], *, delta_rule: bool) -> list[Tensor]:
-        """Turn changes into ``.grad`` by the formula of the local update.
-
-        Args:
-            changes: ``Δ_l / β``.
-            delta_rule: ``−Δ aᵀ / ‖a‖²`` instead of ``−Δ aᵀ``, mean over the batch.
-
-        Returns:
-            One flat tensor per layer.
-        """
+        """Turn changes into ``.grad`` by the formula of the local update."""
         found = []
         for layer, delta in zip(self.record.layers, changes, strict=True):
             a = layer.x if len(layer.inner) == 1 else layer.inner[-2].detach()
@@ -107,30 +71,14 @@ class Oracle:
 
 
 def angle(a: list[Tensor], b: list[Tensor]) -> float:
-    """Measure the angle between two updates whose layers are all scaled to norm 1, without the output layer.
-
-    Args:
-        a: one flat tensor per layer.
-        b: the same of the other update.
-
-    Returns:
-        Degrees; 90 where nothing changes.
-    """
+    """Measure the angle between two updates whose layers are all scaled to norm 1, without the output layer."""
     u, v = (torch.cat([_unit(layer) for layer in update[:-1]]) for update in (a, b))
     degrees = float(directions_angle(u[None], v[None]))
     return 90.0 if degrees != degrees else degrees
 
 
 def deviation(found: list[Tensor], predicted: list[Tensor]) -> float:
-    """Compare an update with its prediction.
-
-    Args:
-        found: one flat tensor per layer.
-        predicted: the same.
-
-    Returns:
-        Largest ``‖found − predicted‖ / ‖predicted‖`` over layers.
-    """
+    """Compare an update with its prediction."""
     return max(float((a - b).norm() / b.norm()) for a, b in zip(found, predicted, strict=True))
 
 

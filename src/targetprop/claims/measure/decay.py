@@ -67,16 +67,7 @@ def _largest(values: Tensor, where: Tensor) -> float:
 
 
 def measure_decay(pair: Pair, space: str, steps: int) -> Decay:
-    """Iterate, look for the solution far beyond, and measure the Lipschitz constant in between.
-
-    Args:
-        pair: what is iterated.
-        space: "input-space" or "output-space".
-        steps: steps that are watched; where the solution is not known, it is where `FAR` times as many end.
-
-    Returns:
-        The decay.
-    """
+    """Iterate, look for the solution far beyond, and measure the Lipschitz constant in between."""
     known = pair.solution if space == "input-space" else None
     rule = tp.InputSpace if space == "input-space" else tp.OutputSpace
     with torch.no_grad():

@@ -46,12 +46,7 @@ class Errors:
     size: list[list[float]] = field(default_factory=list)
 
     def add(self, found: list[Tensor], wanted: list[Tensor]) -> None:
-        """Compare a layer's vectors, a row per sample.
-
-        Args:
-            found: one tensor of shape ``(n, …)`` per layer.
-            wanted: the same.
-        """
+        """Compare a layer's vectors, a row per sample."""
         pairs = list(zip(found, wanted, strict=True))
         self.direction.append([float(direction_error(a, b).max()) for a, b in pairs])
         self.size.append([float(relative_error(a, b).max()) for a, b in pairs])
@@ -81,16 +76,7 @@ class Convergence:
 
 
 def converge(trial: Trial, steps: tuple[int, ...], beta: float) -> Convergence:
-    """Invert with more and more steps, and compare.
-
-    Args:
-        trial: an invertible network and at most as many samples as each layer has inputs, and one more.
-        steps: numbers of inversion steps ``K``.
-        beta: size of the output's change.
-
-    Returns:
-        The errors.
-    """
+    """Invert with more and more steps, and compare."""
     found, record, n = Convergence(), trial.record(), len(trial.x)
     delta = -2 * beta * (record.output - trial.y)
     newton = [torch.linalg.solve(J, delta) for J in output_jacobians(record)[:-1]]

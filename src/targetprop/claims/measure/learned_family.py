@@ -52,19 +52,7 @@ def learn_pair(
     updates: int,
     activation: Callable[[], nn.Module] = nn.Identity,
 ) -> LearnedPair:
-    """Train the decoders of a layer that shrinks its input, one that does not, and one that widens it, on noise alone.
-
-    Args:
-        w: weight of the inverse.
-        damping: ``λ``.
-        seed: seed of the network, its input and the noise.
-        alter: what becomes of every inverse after the training.
-        updates: decoder updates.
-        activation: activation of each layer but the last; its own decoder is the transpose of its Jacobian.
-
-    Returns:
-        The learned decoders, compared.
-    """
+    """Train the decoders of layers that shrink, keep and widen their input, on noise alone."""
     net = random_network(_WIDTHS, activation, seed, spread=_SPREAD)
     x = torch.randn(_SAMPLES, _WIDTHS[0], dtype=DTYPE, generator=torch.Generator().manual_seed(seed + 2**20))
     curvature = 2 * (w * _SPREAD + damping)  # of the loss, at most

@@ -17,18 +17,7 @@ Series = dict[str, list[list[float]]]
 
 
 def learn_alone(objective: Objective, widths: Sequence[int], marks: Sequence[int], seed: int) -> Series:
-    """Train the decoders of a network at its random start.
-
-    Args:
-        objective: what they learn.
-        widths: hidden units of the network.
-        marks: steps after which to measure, ascending.
-        seed: seed of weights, batches and noise.
-
-    Returns:
-        Per checkpoint and inverted layer: "factor", the median contraction factor; "share" of samples with one < 1;
-        "first" and "last", the median relative residuals after difference inversion and after `ITERATIONS` steps.
-    """
+    """Train the decoders of a network at its random start."""
     engine, generator = _engine(objective, widths, seed), torch.Generator().manual_seed(seed)
     looks = []
     for step in range(marks[-1] + 1):
@@ -38,18 +27,7 @@ def learn_alone(objective: Objective, widths: Sequence[int], marks: Sequence[int
 
 
 def learn_together(objective: Objective, widths: Sequence[int], marks: Sequence[int], rest: int, seed: int) -> Series:
-    """Train network and decoders together, then the decoders alone with the weights at rest.
-
-    Args:
-        objective: what the decoders learn.
-        widths: hidden units of the network.
-        marks: steps after which to measure, ascending; the network stops learning at the last one.
-        rest: steps at rest.
-        seed: seed of weights, batches and noise.
-
-    Returns:
-        See `learn_alone`; the last checkpoint is that after the rest.
-    """
+    """Train network and decoders together, then the decoders alone with the weights at rest."""
     engine, generator = _engine(objective, widths, seed), torch.Generator().manual_seed(seed)
     assert isinstance(engine.model, nn.Module)
     optimizer, looks = torch.optim.Adam(engine.model.parameters(), lr=RATE), []

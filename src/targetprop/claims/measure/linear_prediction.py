@@ -38,15 +38,7 @@ class Linear:
 
 
 def predict(record: Record, v: Tensor) -> list[Linear]:
-    """Predict the targets of all hidden layers of an invertible network.
-
-    Args:
-        record: the forward pass.
-        v: ``Δ_L / β``, shape of the output.
-
-    Returns:
-        The predictions for ``l = 1 … L − 1``.
-    """
+    """Predict the targets of all hidden layers of an invertible network."""
     found = []
     for index, jacobian in enumerate(output_jacobians(record)[:-1]):
         layer, above = record.layers[index], record.layers[index + 1 :]
@@ -57,17 +49,7 @@ def predict(record: Record, v: Tensor) -> list[Linear]:
 
 
 def without_iteration(record: Record, change: Tensor, error: Tensor, *, direct: bool) -> list[Tensor]:
-    """Carry a change down by one call each of decoders ``(I + E) ∘ g_l``, ``g_l`` the inverse linearised at ``h_l``.
-
-    Args:
-        record: the forward pass.
-        change: ``Δ_L``, shape of the output.
-        error: ``E``, shape ``(d, d)``.
-        direct: decode the target, and with it the error at ``h_l``; otherwise by difference inversion.
-
-    Returns:
-        ``Δ_1 … Δ_{L-1}``.
-    """
+    """Carry a change down by one call each of decoders ``(I + E) ∘ g_l``, ``g_l`` the inverse linearised at ``h_l``."""
     found = [change]
     for layer in reversed(record.layers[1:]):
         inverted = torch.linalg.solve(layer_jacobian(layer), found[-1])
@@ -76,14 +58,7 @@ def without_iteration(record: Record, change: Tensor, error: Tensor, *, direct: 
 
 
 def rms(vectors: Tensor) -> float:
-    """Root mean square over samples of their norms.
-
-    Args:
-        vectors: shape ``(n, …)``.
-
-    Returns:
-        The mean.
-    """
+    """Root mean square over samples of their norms."""
     return float(sample_norm(vectors.double()).square().mean().sqrt())
 
 

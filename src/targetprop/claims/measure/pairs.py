@@ -42,17 +42,7 @@ class Pair:
 
 
 def affine(width: int, samples: int, seed: int, alter: Alter) -> tuple[Pair, Tensor, Tensor]:
-    """Draw ``f(x) = A x + a`` and ``g(y) = G y + b`` with ``G = A⁻¹ (I + E)``, ``‖E‖ = 0.6``.
-
-    Args:
-        width: units.
-        samples: how many targets.
-        seed: seed of everything.
-        alter: what becomes of ``g``.
-
-    Returns:
-        The pair, ``A`` and ``G``.
-    """
+    """Draw ``f(x) = A x + a`` and ``g(y) = G y + b`` with ``G = A⁻¹ (I + E)``, ``‖E‖ = 0.6``."""
     generator = torch.Generator().manual_seed(seed)
     values = torch.logspace(-0.5, 0.5, width, base=4.0, dtype=DTYPE)
     A = with_singular_values(values, width, width, generator)
@@ -75,21 +65,7 @@ def random_pair(
     scale: float = 0.25,
     depth: int = 3,
 ) -> Pair:
-    """Draw an invertible network; decoders are affine, one per layer, fitted by ridge regression (`targetprop.Ridge`).
-
-    Args:
-        name: name of the activation.
-        activation: makes it.
-        width: units of every layer.
-        samples: how many targets.
-        seed: seed of everything.
-        alter: what becomes of ``g``.
-        scale: scale of the activations: how much of the activation's curve is in play.
-        depth: layers that are inverted in one piece.
-
-    Returns:
-        The pair.
-    """
+    """Draw an invertible network; its decoders are affine, fitted by ridge regression (`targetprop.Ridge`)."""
     network = random_network([width] * (depth + 2), activation, seed)
     generator = torch.Generator().manual_seed(seed + 1)
     draw = lambda n: scale * torch.randn(n, width, dtype=DTYPE, generator=generator)  # noqa: E731
@@ -111,16 +87,6 @@ def digits_layers(widths: tuple[int, ...], epochs: int, samples: int, seed: int,
     """Train a network on digits by `learned-inverse`, and take its layers with the decoders that it learned.
 
     The targets are those of training: a layer's is the one that the layer above sent down.
-
-    Args:
-        widths: hidden units; layers after the first are taken.
-        epochs: passes over the training data.
-        samples: how many test samples.
-        seed: seed of everything.
-        alter: what becomes of ``g``.
-
-    Returns:
-        A pair per inverted layer, in float64.
     """
     data, network = load_digits(), digits_network(widths, seed)
     method = tp.method("learned-inverse")
@@ -159,16 +125,6 @@ def misplaced_kinks(slope: float, shift: float, samples: int, seed: int, width: 
 
     With ``z = W x + b``: ``f = W' L(z)``, ``g(y) = W⁻¹ (L⁻¹(W'⁻¹ y + shift) − b)``. Between the two kinks ``J_g J_f``
     has the eigenvalue ``1 / slope`` or ``slope``, everywhere else it is the identity.
-
-    Args:
-        slope: of the leaky ReLU below zero.
-        shift: between the kinks, in standard deviations of ``z``.
-        samples: how many targets.
-        seed: seed of everything.
-        width: units.
-
-    Returns:
-        The pair.
     """
     generator = torch.Generator().manual_seed(seed)
     values = torch.logspace(-0.25, 0.25, width, base=2.0, dtype=DTYPE)
@@ -188,17 +144,7 @@ def misplaced_kinks(slope: float, shift: float, samples: int, seed: int, width: 
 
 
 def shrinking(inputs: int, outputs: int, samples: int, seed: int) -> Pair:
-    """Draw a tanh layer with a null space; the inverse is the pseudo-inverse of its weights.
-
-    Args:
-        inputs: units below.
-        outputs: units above, fewer.
-        samples: how many targets.
-        seed: seed of everything.
-
-    Returns:
-        The pair; its solution is one of many.
-    """
+    """Draw a tanh layer with a null space; the inverse is the pseudo-inverse of its weights."""
     generator = torch.Generator().manual_seed(seed)
     W = with_singular_values(torch.linspace(0.7, 1.3, outputs, dtype=DTYPE), outputs, inputs, generator)
     x0, solution = (0.4 * torch.randn(samples, inputs, dtype=DTYPE, generator=generator) for _ in range(2))
@@ -213,16 +159,6 @@ def noisy_inverse(damping: float, draws: int, samples: int, seed: int, width: in
 
     ``g`` is linear, ``Vᵀ (V Vᵀ + λI)⁻¹`` with ``V = W + E``: ``W`` has singular values from 1 down to 0.03, ``E`` is
     white with ``‖E‖ ≈ 0.2``.
-
-    Args:
-        damping: ``λ``, where the largest singular value is 1.
-        draws: how many layers and inverses.
-        samples: targets for each of them.
-        seed: seed of everything.
-        width: units.
-
-    Returns:
-        The pair; its samples are those of all draws.
     """
     generator = torch.Generator().manual_seed(seed)
     values = torch.logspace(0, -1.5, width, dtype=DTYPE)
@@ -241,12 +177,5 @@ def noisy_inverse(damping: float, draws: int, samples: int, seed: int, width: in
 
 
 def plain_inverse(g: Map) -> Inverse:
-    """Give a callable its differences.
-
-    Args:
-        g: the callable.
-
-    Returns:
-        The inverse; its differences are computed as they stand.
-    """
+    """Give a callable its differences."""
     return Inverse(g, lambda y, change: g(y + change) - g(y))

@@ -62,67 +62,27 @@ class Best:
         return self.losses[-1]
 
     def at(self, share: float) -> float:
-        """Look the loss up after a share of all steps.
-
-        Args:
-            share: in [0, 1].
-
-        Returns:
-            The loss at the last measurement until then.
-        """
+        """Look the loss up after a share of all steps."""
         return [loss for step, loss in zip(self.steps, self.losses, strict=True) if step <= share * self.steps[-1]][-1]
 
     def steps_to(self, loss: float) -> float:
-        """Count the steps to a loss.
-
-        Args:
-            loss: the loss to be reached.
-
-        Returns:
-            Steps to the first measurement at or below it; infinite if there is none.
-        """
+        """Count the steps to a loss."""
         return next((step for step, value in zip(self.steps, self.losses, strict=True) if value <= loss), inf)
 
     def beats(self, other: "Best") -> bool:
-        """Compare with another contender.
-
-        Args:
-            other: the other one.
-
-        Returns:
-            Whether the final loss is lower on both starts, the reported one and the one of the tuning.
-        """
+        """Compare with another contender."""
         return self.final < other.final and self.tuned < other.tuned
 
 
 def damping_name(damping: float) -> str:
-    """Write ``λ``.
-
-    Args:
-        damping: ``λ``.
-
-    Returns:
-        The text.
-    """
+    """Write ``λ``."""
     return f"{damping:g}" if isfinite(damping) else "∞"
 
 
 def contest(
     seed: int, widths: Sequence[int], steps: int, dampings: Sequence[float], rates: Sequence[float], alter: Alter
 ) -> dict[tuple[str, str], Best]:
-    """Tune every contender on one start of the network, and run it on another.
-
-    Args:
-        seed: seed of the runs that are returned.
-        widths: hidden units.
-        steps: steps of each run.
-        dampings: values of ``λ``; infinite for the transpose.
-        rates: learning rates to try, as multiples of the lowest.
-        alter: what becomes of every inverse.
-
-    Returns:
-        The runs by contender: back-propagation by optimiser, the others by rule and the name of ``λ``.
-    """
+    """Tune every contender on one start of the network, and run it on another."""
 
     def run(rule: str, label: str, method: tp.Method, optimizers: Sequence[str]) -> Best:
         trials = [(name, _LOWEST[name][rule] * rate) for name in optimizers for rate in rates]
@@ -148,21 +108,7 @@ def _targets(rule: str, damping: float, alter: Alter) -> tp.Method:
 def train(
     method: tp.Method, optimizer: str, rate: float, steps: int, widths: Sequence[int], seed: int, looks: int = LOOKS
 ) -> tuple[list[int], list[float], float]:
-    """Train a network on digits.
-
-    Args:
-        method: fills ``.grad``.
-        optimizer: "adam" or "sgd", with momentum 0.9.
-        rate: its learning rate.
-        steps: steps to take.
-        widths: hidden units.
-        seed: seed of the start and of the order of the data.
-        looks: how often to measure, evenly spread; the start comes on top.
-
-    Returns:
-        The steps at which it was measured, the loss on the training set there, infinite once the run has diverged,
-        and the median of the seconds per step.
-    """
+    """Train a network on digits."""
     data, network, loss = load_digits(), digits_network(widths, seed), nn.CrossEntropyLoss()
     engine = tp.TargetPropagation(network, loss, example_input=data.train_x[:2], method=method, seed=seed)
     chosen = _make_optimizer(optimizer, list(network.parameters()), rate)

@@ -45,18 +45,7 @@ class Shrinking:
 
 
 def shrinking_layers(seed: int, widths: tuple[int, ...], batch: int, beta: float, alter: Alter) -> Shrinking:
-    """Measure targets by pseudo-inverses where every layer is smaller than the one below.
-
-    Args:
-        seed: seed of network and batch.
-        widths: input, hidden and output units.
-        batch: samples.
-        beta: size of the output's change.
-        alter: what becomes of every inverse.
-
-    Returns:
-        The measurement.
-    """
+    """Measure targets by pseudo-inverses where every layer is smaller than the one below."""
     generator = torch.Generator().manual_seed(seed + 1)  # weights are drawn from the seed itself
     x, y = (torch.randn(batch, width, dtype=DTYPE, generator=generator) for width in (widths[0], widths[-1]))
     network = random_network(widths, nn.Tanh, seed, spread=3.0)

@@ -34,14 +34,7 @@ class Rule:
     steps: int = 1
 
     def method(self, *, normalise: bool) -> tp.Method:
-        """Compose the method.
-
-        Args:
-            normalise: whether changes are normalised by influence.
-
-        Returns:
-            The method.
-        """
+        """Compose the method."""
         return tp.Method(
             output_target=tp.GradientStep(BETA),
             decoder=DenseInverse(1.0, self.damping, relative=True),
@@ -63,48 +56,24 @@ class Comparison:
     activations: dict[str, list[Tensor]]
 
     def sizes(self, of: str, kind: str) -> list[float]:
-        """Measure each layer's change, of "weights" or "activations" (root mean square over samples).
-
-        Args:
-            of: of what.
-            kind: one of `KINDS`.
-
-        Returns:
-            A norm per layer.
-        """
+        """Measure each layer's change, of "weights" or "activations" (root mean square over samples)."""
         if of == "weights":
             return [float(gradient.norm()) for gradient in self.weights[kind]]
         return [float(root_mean_square(delta)) for delta in self.activations[kind]]
 
     def projections(self) -> list[Tensor]:
-        """Predict the size of normalised changes: the gradient's, projected on the direction of the change.
-
-        Returns:
-            One size per sample, for each layer.
-        """
+        """Predict the size of normalised changes: the gradient's, projected on the direction of the change."""
         pairs = zip(self.activations[BACKPROP], self.activations[PLAIN], strict=True)
         return [gradient.norm(dim=1) * cosine_similarity(gradient, change) for gradient, change in pairs]
 
     def deviation(self) -> float:
-        """Compare normalised changes with that prediction.
-
-        Returns:
-            Largest difference in units of the gradient, over samples and layers.
-        """
+        """Compare normalised changes with that prediction."""
         layers = zip(self.activations[NORMALISED], self.projections(), self.activations[BACKPROP], strict=True)
         return max(float(((a.norm(dim=1) - size) / b.norm(dim=1)).abs().max()) for a, size, b in layers)
 
 
 def compare(trial: Trial, rule: Rule) -> Comparison:
-    """Measure the changes of all kinds.
-
-    Args:
-        trial: network and batch.
-        rule: how layers are inverted.
-
-    Returns:
-        The changes.
-    """
+    """Measure the changes of all kinds."""
     methods = {kind: rule.method(normalise=kind == NORMALISED) for kind in (NORMALISED, PLAIN)}
     weights = {kind: trial.updates(method) for kind, method in methods.items()}
     changes = {kind: [delta / BETA for delta in trial.changes(method)] for kind, method in methods.items()}
@@ -112,15 +81,7 @@ def compare(trial: Trial, rule: Rule) -> Comparison:
 
 
 def rank_correlation(a: Sequence[float], b: Sequence[float]) -> float:
-    """Compute Spearman's rank correlation of values without ties.
-
-    Args:
-        a: values.
-        b: as many others.
-
-    Returns:
-        1 for the same order, −1 for the opposite.
-    """
+    """Compute Spearman's rank correlation of values without ties."""
     ranks = torch.tensor([a, b], dtype=DTYPE).argsort(1).argsort(1).to(DTYPE)
     return float(torch.corrcoef(ranks)[0, 1])
 
@@ -128,19 +89,7 @@ def rank_correlation(a: Sequence[float], b: Sequence[float]) -> float:
 def scaled_trial(
     width: int, depth: int, activation: Callable[[], nn.Module], seed: int, alter: Alter, spread: float = 1.0
 ) -> Trial:
-    """Draw a network whose layers are scaled by gains from 1/4 to 4, in random order and with product 1.
-
-    Args:
-        width: units per layer.
-        depth: layers.
-        activation: makes the activation.
-        seed: seed of network and batch.
-        alter: what becomes of every inverse.
-        spread: ratio of each layer's largest to its smallest singular value.
-
-    Returns:
-        The trial.
-    """
+    """Draw a network whose layers are scaled by gains from 1/4 to 4, in random order and with product 1."""
     gains = torch.logspace(-1, 1, depth, base=_LARGEST_GAIN, dtype=DTYPE)
     gains = gains[torch.randperm(depth, generator=torch.Generator().manual_seed(seed))].tolist()
     widths = [width] * (depth + 1)

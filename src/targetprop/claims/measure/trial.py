@@ -50,34 +50,16 @@ class Trial:
     alter: Alter = unaltered
 
     def sample(self, index: int) -> "Trial":
-        """Take one sample by itself.
-
-        Args:
-            index: which one.
-
-        Returns:
-            The trial on a batch of one.
-        """
+        """Take one sample by itself."""
         rows = slice(index, index + 1)
         return replace(self, x=self.x[rows], y=self.y[rows])
 
     def record(self) -> Record:
-        """Run the network.
-
-        Returns:
-            The forward pass, with the outputs of modules inside layers.
-        """
+        """Run the network."""
         return run_forward(tp.build_chain(self.network, self.cut), self.x, keep_inner=True)
 
     def changes(self, method: tp.Method) -> list[Tensor]:
-        """Carry the output's change down.
-
-        Args:
-            method: the recipe.
-
-        Returns:
-            ``Δ_1 … Δ_L`` as the update would use them.
-        """
+        """Carry the output's change down."""
         engine, record = self._engine(method), self.record()
         delta = method.output_target(record.output, self.y, self.loss).delta
         with torch.no_grad():
@@ -85,34 +67,19 @@ class Trial:
             return method.influence(found)
 
     def updates(self, method: tp.Method) -> list[Tensor]:
-        """Take ``.grad`` by target propagation.
-
-        Args:
-            method: the recipe.
-
-        Returns:
-            One flat gradient per layer, in the order of ``layer.parameters()``.
-        """
+        """Take ``.grad`` by target propagation."""
         self.network.zero_grad()
         self._engine(method).backward(self.x, self.y)
         return self._gradients()
 
     def backprop(self) -> list[Tensor]:
-        """Take the gradient by ``loss.backward()``.
-
-        Returns:
-            One flat gradient per layer.
-        """
+        """Take the gradient by ``loss.backward()``."""
         self.network.zero_grad()
         self.loss(self.network(self.x), self.y).backward()
         return self._gradients()
 
     def backprop_changes(self) -> list[Tensor]:
-        """Differentiate each sample's loss in the activations.
-
-        Returns:
-            ``−∂C/∂h_l`` for ``l = 1…L``, each of shape ``(n, d_l)``.
-        """
+        """Differentiate each sample's loss in the activations."""
         values = activations(self.record())
         n = 1 if getattr(self.loss, "reduction", "mean") == "sum" else len(self.x)
         seed = -n * loss_gradient(values[-1], self.y, self.loss)[1]
@@ -140,21 +107,7 @@ def random_trial(
     bias: float = 0.1,
     alter: Alter = unaltered,
 ) -> Trial:
-    """Draw a network, cut as in the paper, ``f(h) = Wσ(h) + b``, and a batch of normal inputs and targets.
-
-    Args:
-        widths: see `random_network`.
-        activation: see `random_network`.
-        seed: seed of network and batch.
-        samples: size of the batch.
-        spread: see `random_network`.
-        gains: see `random_network`.
-        bias: see `random_network`.
-        alter: what becomes of every inverse.
-
-    Returns:
-        The trial.
-    """
+    """Draw a network, cut as in the paper, ``f(h) = Wσ(h) + b``, and a batch of normal inputs and targets."""
     generator = torch.Generator().manual_seed(seed + 2**20)
     network = random_network(widths, activation, seed, spread=spread, gains=gains, bias=bias)
     x, y = (torch.randn(samples, width, dtype=DTYPE, generator=generator) for width in (widths[0], widths[-1]))
@@ -162,28 +115,12 @@ def random_trial(
 
 
 def direction_error(found: Tensor, wanted: Tensor) -> Tensor:
-    """Compute ``1 − cosine`` of each sample, without cancellation where it is small.
-
-    Args:
-        found: shape ``(n, …)``.
-        wanted: same shape.
-
-    Returns:
-        ``½ ‖a/‖a‖ − b/‖b‖‖²``, shape ``(n,)``; 1 where one of the two is zero.
-    """
+    """Compute ``1 − cosine`` of each sample, without cancellation where it is small."""
     sizes = [sample_norm(found), sample_norm(wanted)]
     a, b = (vector / per_sample(size, vector) for vector, size in zip((found, wanted), sizes, strict=True))
     return torch.where(sizes[0] * sizes[1] > 0, 0.5 * sample_norm(a - b).square(), torch.ones_like(sizes[0]))
 
 
 def relative_error(found: Tensor, wanted: Tensor) -> Tensor:
-    """Compute ``‖a − b‖ / ‖b‖`` of each sample.
-
-    Args:
-        found: ``a``, shape ``(n, …)``.
-        wanted: ``b``, same shape, no sample of it zero.
-
-    Returns:
-        Shape ``(n,)``.
-    """
+    """Compute ``‖a − b‖ / ‖b‖`` of each sample."""
     return sample_norm(found - wanted) / sample_norm(wanted)

@@ -37,15 +37,6 @@ class Augmentation:
 
         Its random numbers follow from one seed, so a run that goes on after an epoch repeats them, and from there on
         nothing travels to the device.
-
-        Args:
-            seeds: gives the seed; left alone where there is nothing to draw.
-            device: the images' device.
-            own: which images of a batch this process holds.
-
-        Returns:
-            A function from images of shape ``(n, channels, height, width)`` to images of the same shape; where others
-            hold a part of the batch, its second argument is the number of images in all of it.
         """
         if not (self.crop or self.flip):
             return Variation(self, None, own)
@@ -53,17 +44,7 @@ class Augmentation:
         return Variation(self, torch.Generator(device).manual_seed(seed), own)
 
     def vary(self, images: Tensor, generator: torch.Generator, n: int, own: slice) -> Tensor:
-        """Vary a batch, or this process's part of it.
-
-        Args:
-            images: shape ``(rows, channels, height, width)``.
-            generator: what is drawn, on the images' device.
-            n: images of the whole batch, for all of which it is drawn.
-            own: which of them these are.
-
-        Returns:
-            Images of the same shape.
-        """
+        """Vary a batch, or this process's part of it."""
         device = images.device
         if self.crop:
             down, right = torch.randint(2 * self.crop + 1, (2, n), generator=generator, device=device)
@@ -95,17 +76,7 @@ class Variation:
 
 
 def crop_images(images: Tensor, padding: int, down: Tensor, right: Tensor) -> Tensor:
-    """Cut a piece of its own size out of each padded image.
-
-    Args:
-        images: shape ``(n, channels, height, width)``.
-        padding: pixels of zeros on every side.
-        down: first row of each piece, shape ``(n,)``, in ``0 … 2 padding``.
-        right: first column of each piece.
-
-    Returns:
-        The pieces, shaped like the images; ``down = right = padding`` gives the images themselves.
-    """
+    """Cut a piece of its own size out of each padded image."""
     height, width = images.shape[2:]
     pieces = pad(images, (padding,) * 4).unfold(2, height, 1).unfold(3, width, 1)  # (n, channels, down, right, …) views
     return pieces[torch.arange(len(images), device=images.device), :, down, right]

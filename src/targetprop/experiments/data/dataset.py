@@ -35,11 +35,7 @@ class Dataset:
     augmentation: Augmentation = field(default_factory=Augmentation)
 
     def __post_init__(self) -> None:
-        """Check values, shapes and labels.
-
-        Raises:
-            CommandError: something is wrong with the data.
-        """
+        """Check values, shapes and labels."""
         for part, x, y in (("training", self.train_x, self.train_y), ("test", self.test_x, self.test_y)):
             if len(x) == 0 or len(x) != len(y):
                 problem = f"has {len(x)} {part} inputs and {len(y)} labels; both must be the same number above 0"
@@ -57,37 +53,19 @@ class Dataset:
         return tuple(self.train_x.shape[1:])
 
     def limited(self, samples: int) -> "Dataset":
-        """Keep some of the training samples, evenly spread over all of them.
-
-        Args:
-            samples: how many to keep at most.
-
-        Returns:
-            The smaller data set, with all test samples.
-        """
+        """Keep some of the training samples, evenly spread over all of them."""
         n = len(self.train_x)
         chosen = torch.arange(min(samples, n)) * n // min(samples, n)
         return replace(self, train_x=self.train_x[chosen], train_y=self.train_y[chosen])
 
     def normalised(self) -> "Dataset":
-        """Shift and scale every channel to mean 0 and variance 1 over the training set.
-
-        Returns:
-            The data set; a channel that never changes is only shifted.
-        """
+        """Shift and scale every channel to mean 0 and variance 1 over the training set."""
         std, mean = torch.std_mean(self.train_x, (0, 2, 3), correction=0, keepdim=True)
         scale = torch.where(std > 1e-6, std, torch.ones_like(std))
         return replace(self, train_x=(self.train_x - mean).div_(scale), test_x=(self.test_x - mean).div_(scale))
 
     def to(self, device: torch.device) -> "Dataset":
-        """Move all tensors.
-
-        Args:
-            device: where to.
-
-        Returns:
-            The data set there.
-        """
+        """Move all tensors."""
         if self.train_x.device == device:
             return self
         names = ("train_x", "train_y", "test_x", "test_y")
@@ -121,11 +99,7 @@ class Source(ABC):
         )  # fmt: skip
 
     def load(self) -> Dataset:
-        """Read the data and prepare it as the settings say.
-
-        Returns:
-            The data set, on the CPU.
-        """
+        """Read the data and prepare it as the settings say."""
         data = self.read()
         if self.limit is not None:
             data = data.limited(self.limit)
@@ -135,27 +109,11 @@ class Source(ABC):
 
     @abstractmethod
     def read(self) -> Dataset:
-        """Read the data as it is.
-
-        Returns:
-            All of it, on the CPU.
-
-        Raises:
-            CommandError: files are missing or damaged.
-        """
+        """Read the data as it is."""
 
 
 def stratified_split(y: Tensor, share: float, seed: int = 0) -> tuple[Tensor, Tensor]:
-    """Split indices so that every class has the same share on both sides.
-
-    Args:
-        y: labels, shape ``(n,)``; every class needs at least two samples.
-        share: share of the second side, which gets at least one sample of each class.
-        seed: seed of the shuffling.
-
-    Returns:
-        Indices of both sides, ascending.
-    """
+    """Split indices so that every class has the same share on both sides."""
     generator = torch.Generator().manual_seed(seed)
     first, second = [], []
     for label in y.unique():

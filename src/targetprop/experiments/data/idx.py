@@ -16,15 +16,7 @@ _UNSIGNED_BYTE = 0x08
 
 
 def read_idx(path: Path, dimensions: int) -> Tensor:
-    """Read a file of unsigned bytes, gzipped if its name ends in ``.gz``.
-
-    Args:
-        path: the file.
-        dimensions: how many sizes it must have.
-
-    Returns:
-        A ``uint8`` tensor; a file that cannot be read, is cut off or is something else ends the command.
-    """
+    """Read a file of unsigned bytes, gzipped if its name ends in ``.gz``."""
     try:
         content = bytearray(gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes())
     except (OSError, EOFError, zlib.error) as error:

@@ -23,11 +23,7 @@ class Dense(Network):
     name: ClassVar[str] = "dense"
 
     def __post_init__(self) -> None:
-        """Check the settings.
-
-        Raises:
-            ValueError: a width is not positive, or the activation is unknown.
-        """
+        """Check the settings."""
         super().__post_init__()
         if any(width < 1 for width in self.widths):
             raise ValueError(f"network.widths must be whole numbers ≥ 1; got {self.widths}")

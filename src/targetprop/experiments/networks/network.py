@@ -36,26 +36,11 @@ class Network(ABC):
 
     @abstractmethod
     def build(self, shape: tuple[int, ...], classes: int) -> nn.Sequential:
-        """Build the network with PyTorch's own initial values.
-
-        Args:
-            shape: shape of one input.
-            classes: number of outputs.
-
-        Returns:
-            The network; a shape that does not fit the settings ends the command.
-        """
+        """Build the network with PyTorch's own initial values."""
 
 
 def check_sizes(**sizes: int | list[int]) -> None:
-    """Refuse settings that are not positive.
-
-    Args:
-        **sizes: a size, or a list of them that is not empty, by the setting's name.
-
-    Raises:
-        ValueError: a size is not positive.
-    """
+    """Refuse settings that are not positive."""
     for name, value in sizes.items():
         if isinstance(value, list) and not (value and min(value) >= 1):
             raise ValueError(f"network.{name} must be one or more whole numbers ≥ 1; got {value}")
@@ -64,42 +49,18 @@ def check_sizes(**sizes: int | list[int]) -> None:
 
 
 def check_layers(count: int) -> None:
-    """Refuse more layers than could ever be built: no allocation fails before all are there.
-
-    Args:
-        count: how many the settings ask for.
-
-    Raises:
-        ValueError: there are too many.
-    """
+    """Refuse more layers than could ever be built: no allocation fails before all are there."""
     if count > MOST_LAYERS:
         raise ValueError(f"the network would have {count} blocks or layers; ask for {MOST_LAYERS} or fewer")
 
 
 def check_activation(name: str) -> None:
-    """Refuse an unknown activation.
-
-    Args:
-        name: the setting's value.
-
-    Raises:
-        ValueError: there is no such activation.
-    """
+    """Refuse an unknown activation."""
     if name not in ACTIVATIONS:
         raise ValueError(f"unknown network.activation {name!r}; {suggest(name, ACTIVATIONS)}")
 
 
 def refuse_images(network: Network, shape: tuple[int, ...], need: str, remedy: str) -> NoReturn:
-    """End the command, for images that do not fit a network.
-
-    Args:
-        network: the network.
-        shape: shape of one image.
-        need: what it needs of them.
-        remedy: what to do.
-
-    Raises:
-        CommandError: always.
-    """
+    """End the command, for images that do not fit a network."""
     size = "×".join(map(str, shape[1:]))
     raise CommandError(f"network {network.name!r} needs images {need} and the data's have {size} pixels; {remedy}")

@@ -6,17 +6,7 @@ from targetprop.experiments.networks.network import ACTIVATIONS, Network, refuse
 
 
 def pooled_convolutions(channels_in: int, channels: list[int], kernel: int, activation: str) -> list[nn.Module]:
-    """Stack convolutions that keep height and width, each with its activation and max pooling by 2.
-
-    Args:
-        channels_in: the image's channels.
-        channels: output channels of each convolution.
-        kernel: an odd kernel size.
-        activation: the activation's name.
-
-    Returns:
-        The modules in order.
-    """
+    """Stack convolutions that keep height and width, each with its activation and max pooling by 2."""
     layers: list[nn.Module] = []
     for before, after in zip([channels_in, *channels], channels, strict=False):
         layers += [
@@ -28,16 +18,7 @@ def pooled_convolutions(channels_in: int, channels: list[int], kernel: int, acti
 
 
 def pooled_units(network: Network, shape: tuple[int, ...], channels: list[int]) -> int:
-    """Count the units behind the stack.
-
-    Args:
-        network: the network it belongs to, for the message.
-        shape: shape of one image.
-        channels: output channels of each convolution.
-
-    Returns:
-        Channels × height × width; images too small to be halved that often end the command.
-    """
+    """Count the units behind the stack."""
     least = 2 ** len(channels)
     if min(shape[1:]) < least:
         remedy = "give fewer --network.channels, or larger images"

@@ -33,12 +33,7 @@ class Tokens(nn.Module):
 
 
 class Positions(nn.Module):
-    """Adds a learned vector per place of the sequence: ``h + p``.
-
-    Args:
-        places: length of the sequence.
-        dim: size of a token.
-    """
+    """Adds a learned vector per place of the sequence: ``h + p``."""
 
     def __init__(self, places: int, dim: int) -> None:
         """Draw the vectors, normal with standard deviation 0.02."""
@@ -55,9 +50,6 @@ class AttentionCore(nn.Module):
     """What attention computes between its linear maps: ``softmax(Q Kᵀ / √d) V`` in each head, d the size of a head.
 
     No parameters, so a pullback decodes it. Written out, since the fused kernels have no forward-mode derivative.
-
-    Args:
-        heads: number of heads, a divisor of the size of a token.
     """
 
     def __init__(self, heads: int) -> None:
@@ -66,14 +58,7 @@ class AttentionCore(nn.Module):
         self.heads = heads
 
     def forward(self, qkv: Tensor) -> Tensor:
-        """Let every token look at all others.
-
-        Args:
-            qkv: queries, keys and values of every token side by side, shape ``(n, places, 3 · dim)``.
-
-        Returns:
-            All heads side by side, shape ``(n, places, dim)``.
-        """
+        """Let every token look at all others."""
         q, k, v = qkv.unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
         weights = (q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5).softmax(-1)
         return (weights @ v).transpose(1, 2).flatten(2)
@@ -91,10 +76,6 @@ class SpreadDecoder(ModuleDecoder):
     """Decoder of the mean over a sequence: every place gets the mean, or in style "transpose" its share of it.
 
     The former is the pseudo-inverse.
-
-    Args:
-        places: length of the sequence.
-        style: which of the two.
     """
 
     affine = True
@@ -147,11 +128,7 @@ class ViT(Network):
     name: ClassVar[str] = "vit"
 
     def __post_init__(self) -> None:
-        """Check the settings.
-
-        Raises:
-            ValueError: a size is not positive or does not divide another, or the activation is unknown.
-        """
+        """Check the settings."""
         super().__post_init__()
         check_sizes(dim=self.dim, depth=self.depth, heads=self.heads, patch=self.patch, expansion=self.expansion)
         check_layers(2 * self.depth)
