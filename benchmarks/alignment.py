@@ -49,7 +49,6 @@ def compare(
     engine: tp.TargetPropagation, network: nn.Module, loss: nn.Module, x: Tensor, y: Tensor
 ) -> tuple[list[float], float]:
     """Compare ``.grad`` with back-propagation's, layer by layer, and leave it in place; return that one's time too."""
-    assert engine.chain is not None
     layers = [list(layer.parameters()) for layer in engine.chain.layers]
     found = [[p.grad for p in layer] for layer in layers]
     network.zero_grad()
@@ -87,7 +86,6 @@ def run(decoder: Any, arguments: argparse.Namespace, data: Any) -> dict[str, Any
             cosines, reference = compare(engine, network, loss, x, y)
             looks.append({"step": step, "loss": float(report.loss), "cosines": cosines, "time": seconds / reference})
         optimizer.step()
-    assert engine.chain is not None
     last = [look["cosines"] for look in looks[-arguments.last :]]
     return {
         "decoder": str(decoder), "layers": engine.chain.names, "looks": looks,

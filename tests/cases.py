@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 import targetprop as tp
-from targetprop.forward import Record, run_forward
+from targetprop.layers.forward_pass import Record, run_forward
 from targetprop.targets import Targets, propagate
 
 DTYPE = torch.float64

@@ -48,7 +48,7 @@ def train(method: str, processes: int, folder: Path) -> dict[str, torch.Tensor]:
     trainer.fit(module, datamodule=Data())
     assert module.engine is not None
     metrics = {name: value.double() for name, value in trainer.callback_metrics.items()}
-    decoders = {} if module.engine.chain is None else module.engine.bank.state_dict(prefix="decoders.")
+    decoders = module.engine.bank.state_dict(prefix="decoders.") if hasattr(module.engine, "bank") else {}
     found = {**net.state_dict(), **decoders, **metrics}
     torch.save(found, folder / f"{trainer.global_rank}.pt")
     return found

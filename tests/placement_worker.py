@@ -12,8 +12,8 @@ from torch import nn
 import targetprop as tp
 from cases import LOSSES, NETWORKS, parameters, rand
 
-# Layers of "tanh" and of the others: neighbours together, in turn, and the other way round.
-OWNERS = {"halves": (0, 0, 1), "in turn": (1, 0, 1), "upside down": (1, 1, 0)}
+# Where the layers are cut in two, and the ranks below and above.
+OWNERS = {"halves": (2, 0, 1), "first alone": (1, 0, 1), "upside down": (2, 1, 0)}
 
 
 def cases() -> dict[str, tuple[str, Any, str, str]]:
@@ -32,9 +32,9 @@ def cases() -> dict[str, tuple[str, Any, str, str]]:
         every[f"convolutions, {owners}"] = ("convolutions", tp.method("iterated", **mirror), "squared error", owners)
     mixed = tp.InputSpace(steps=9, anderson=3, alpha=0.5)
     return every | {
-        "joint, Anderson": ("tanh", tp.method("l-drl", inversion=mixed, **sweeps), "squared error", "in turn"),
+        "joint, Anderson": ("tanh", tp.method("l-drl", inversion=mixed, **sweeps), "squared error", "first alone"),
         "two updates": (
-            "tanh", tp.method("dtp", decoder=tp.Denoising(updates=2)), "cross-entropy", "in turn",
+            "tanh", tp.method("dtp", decoder=tp.Denoising(updates=2)), "cross-entropy", "first alone",
         ),
         "warm mirrors": (
             "sequences", tp.method("least-squares", decoder=tp.WeightMirror(probes=5, warmup=3)), "squared error",
@@ -50,7 +50,8 @@ def placed(model: nn.Module, owners: str, group: Any) -> Any:
     if group is None:
         return None
     names = tp.build_chain(model).names
-    return tp.Placement(group, dict(zip(names, (OWNERS[owners] * 3)[: len(names)], strict=True)))
+    cut, below, above = OWNERS[owners]
+    return tp.Placement(group, {name: below if index < cut else above for index, name in enumerate(names)})
 
 
 def steps(case: tuple[str, Any, str, str], group: Any, rank: int = 0, data: Any = None) -> dict[str, Any]:
@@ -87,7 +88,7 @@ def steps(case: tuple[str, Any, str, str], group: Any, rank: int = 0, data: Any 
         "steps": found,
         "trained": trained,
         "weights": [p.detach() for p in parameters(model)],
-        "state": {key: state[key] for key in ("decoders", "decoder_optimizer", "update", "generator")},
+        "state": {key: state[key] for key in ("decoders", "decoder_optimizer", "update", "generators")},
     }
 
 
@@ -113,7 +114,7 @@ def run_four(rank: int, size: int, folder: str) -> None:
 
 def grid_case(name: str) -> tuple[str, Any, str, str]:
     """Give a case by a shorter name."""
-    return cases()["joint, in turn" if name == "joint" else name]
+    return cases()["joint, first alone" if name == "joint" else name]
 
 
 def resumed(group: Any) -> list[Any]:
@@ -132,11 +133,11 @@ def resumed(group: Any) -> list[Any]:
 def rounded(group: Any, precision: torch.dtype = torch.bfloat16) -> dict[str, list[Any]]:
     """Take a step under autocast, and return what reaches each layer's parameters here."""
     found, network = {}, NETWORKS["tanh"]
-    for name, method in (("joint", cases()["joint, in turn"][1]), ("iterated", tp.method("iterated"))):
+    for name, method in (("joint", cases()["joint, first alone"][1]), ("iterated", tp.method("iterated"))):
         model = network.build().float()
         engine = tp.TargetPropagation(
             model, nn.MSELoss(), example_input=network.batch().float(), method=method, seed=3,
-            placement=placed(model, "in turn", group),
+            placement=placed(model, "first alone", group),
         )  # fmt: skip
         with torch.autocast("cpu", torch.bfloat16, enabled=precision == torch.bfloat16):
             engine.backward(network.batch(8).float(), rand(8, 3).float(), measure=True)
@@ -180,6 +181,9 @@ def refusals(rank: int) -> dict[str, str]:
         note(method, lambda m=method: make(method=m, placement=tp.Placement(group)))
     note("names", lambda: make(placement=tp.Placement(group, {"0": 0, "7": 1})))
     note("missing", lambda: make(placement=tp.Placement(group, {"0": 0})))
+    deep = nn.Sequential(*(nn.Linear(4, 4) for _ in range(3))).double()
+    turn = tp.Placement(group, {"0": 0, "1": 1, "2": 0})
+    note("turn", lambda: tp.TargetPropagation(deep, nn.MSELoss(), example_input=x, placement=turn))
     note("idle", lambda: make(placement=tp.Placement(group, {"0": 0, "2": 0})))
     note("kind", lambda: make(placement=group))
     engine = make(method="dtp", placement=tp.Placement(group))

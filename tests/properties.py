@@ -122,7 +122,8 @@ def cases(methods: tuple[str, ...] = METHODS, **fixed: Any) -> st.SearchStrategy
 
 def healthy(model: nn.Module, engine: tp.TargetPropagation) -> None:
     """No NaN and nothing infinite in what is learned from or kept."""
-    kept = {} if engine.chain is None else engine.bank.state_dict() | engine._update_state.state_dict()
+    state = engine.state_dict()
+    kept = state.get("decoders", {}) | state.get("update", {})
     kept |= {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
     for name, value in kept.items():
         assert torch.isfinite(value).all(), name

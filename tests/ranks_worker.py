@@ -102,7 +102,7 @@ class Spoiler(Influence):
 
     spoilt: ClassVar[Tensor] = torch.tensor(False)
 
-    def __call__(self, deltas: list[Tensor]) -> list[Tensor]:
+    def __call__(self, deltas: list[Tensor], delta_out: Tensor) -> list[Tensor]:
         return [torch.where(self.spoilt, torch.nan, delta) for delta in deltas]
 
 
@@ -144,8 +144,10 @@ def refusals(rank: int) -> dict[str, str]:
 
     norm = nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3)).double()
     for method in ("backprop", "iterated"):
-        engine = make(norm, nn.MSELoss(), method=method)
-        note(f"batch norm, {method}", ValueError, lambda e=engine: e.backward(x, rand(6, 3)))
+        note(f"batch norm, {method}", ValueError, lambda m=method: make(norm, nn.MSELoss(), method=m))
+        engine = make(norm.eval(), nn.MSELoss(), method=method)
+        norm.train()
+        note(f"later batch norm, {method}", ValueError, lambda e=engine: e.backward(x, rand(6, 3)))
     wider = nn.Sequential(nn.Linear(4, 3 + rank)).double()
     note("other model", ValueError, lambda: make(wider, nn.MSELoss()))
     model = NETWORKS["tanh"].build()

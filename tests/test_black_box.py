@@ -10,10 +10,10 @@ from torch import Tensor, nn
 import targetprop as tp
 from cases import DTYPE, TRANSPOSE, backprop, gradients, parameters, rand, relative
 from targetprop import diagnostics
-from targetprop.black_box import is_black_box
+from targetprop.layers.black_box import is_black_box
 from targetprop.decoders.bank import FALLBACK_DAMPING
 from targetprop.decoders.linearised import LinearisedDecoder
-from targetprop.forward import run_forward
+from targetprop.layers.forward_pass import run_forward
 from targetprop.inversion import sample_norm
 
 
@@ -55,7 +55,7 @@ def bound(make, inputs: tuple[int, ...], n: int = 6) -> tuple:
     engine = tp.TargetPropagation(model, nn.MSELoss(), example_input=x, seed=0)
     assert engine.bank.kinds() == {"1": f"linearised, w=1, damping={FALLBACK_DAMPING:g}"}
     record = run_forward(engine.chain, x)
-    return engine.bank.inverse(1, record), record.layers[1]
+    return engine.bank.inverse(record.layers[1]), record.layers[1]
 
 
 @pytest.mark.parametrize("name", UNKNOWN)

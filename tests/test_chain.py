@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 import targetprop as tp
 from cases import NETWORKS, parameters, rand, run
-from targetprop.forward import run_forward
+from targetprop.layers.forward_pass import run_forward
 
 
 def kinds(chain: tp.Chain) -> dict[str, list[str]]:
@@ -88,9 +88,9 @@ def test_a_replay_rule_makes_a_random_module_repeatable() -> None:
         def forward(self, x: Tensor) -> Tensor:
             return x + torch.randn_like(x)
 
-    def record(module: nn.Module, x: Tensor) -> tuple[Tensor, tp.Side]:
+    def record(module: nn.Module, x: Tensor) -> tuple[Tensor, tp.ReplayState]:
         y = module(x)
-        return y, tp.Side(per_sample=((y - x).detach(),))
+        return y, tp.ReplayState(per_sample=((y - x).detach(),))
 
     tp.register_replay(Jitter, record, lambda module, x, side: x + side.per_sample[0])
     with pytest.raises(ValueError, match="Jitter has a replay rule already"):

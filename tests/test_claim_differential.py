@@ -19,7 +19,7 @@ from targetprop.claims.measure.trial import Trial
 from targetprop.claims.networks import orthogonal, random_network
 from targetprop.decoders import Inverse
 from targetprop.diagnostics import DenseInverse
-from targetprop.forward import run_forward
+from targetprop.layers.forward_pass import run_forward
 
 SMALL = dict(width=6, depth=3, points=21, steps=12)
 

@@ -13,7 +13,7 @@ from targetprop.claims.local_learning import EXACT, local_learning
 from targetprop.claims.networks import digits_network, load_digits
 from targetprop.decoders import Inverse
 from targetprop.diagnostics import DenseInverse, layer_jacobian
-from targetprop.forward import run_forward
+from targetprop.layers.forward_pass import run_forward
 
 WIDTHS = (24, 16)
 DAMPED = tp.DifferenceReconstruction(w=1.0, damping=0.3, relative=True, lr=2e-2)

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 import targetprop as tp
 from cases import DTYPE, LOSSES, TRANSPOSE, backprop, gradients, rand, relative
 from targetprop.decoders.objective import Noise
-from targetprop.forward import run_forward
+from targetprop.layers.forward_pass import run_forward
 from targetprop.testing import DecoderContract
 from targetprop.updates import Update
 
@@ -163,7 +163,7 @@ def test_closed_form_is_the_gradient(name: str, w: float, damping: float, relati
     decoder = tp.DifferenceReconstruction(**settings)
     made = learning(layers, x, decoder)
     record = run_forward(made.chain, x)
-    layer, g = record.layers[1], made.bank.inverse(1, record)
+    layer, g = record.layers[1], made.bank.inverse(record.layers[1])
     noise = Noise(record, 0.1, torch.Generator().manual_seed(0))
     signal = decoder.signal(made.bank, 1, record, noise)
     assert signal.gradient is not None, "not the closed form"
@@ -308,7 +308,7 @@ def test_a_pool_over_inputs_without_channels_is_left_to_the_fallback() -> None:
 def test_the_record_of_a_part_of_the_batch_keeps_its_places() -> None:
     g, record = bound(nn.MaxPool2d(2), "transpose", rand(4, *IMAGE))
     part = record.head(2)
-    assert part.sides[0].per_sample[0].shape == part.h.shape == (2, 4, 3, 3)
+    assert part.states[0].per_sample[0].shape == part.h.shape == (2, 4, 3, 3)
     assert torch.equal(part.f(part.x), record.h[:2])
 
 

@@ -9,7 +9,7 @@ from cases import DTYPE, NETWORKS, rand, relative
 from targetprop import diagnostics
 from targetprop.decoders import find_builder
 from targetprop.decoders.linearised import LinearisedDecoder
-from targetprop.forward import Record, run_forward
+from targetprop.layers.forward_pass import Record, run_forward
 from targetprop.testing import DecoderContract
 
 MONOTONE = {
@@ -239,7 +239,7 @@ def test_unregistered_layers_fall_back_to_damped_least_squares() -> None:
     assert made.bank.kinds() == {"1": "linearised, w=1, damping=0.1", "2": "learned"}
     record = run_forward(made.chain, x)
     change = rand(5, 4, seed=1)
-    found = made.bank.inverse(1, record).difference(record.layers[1].h, change)
+    found = made.bank.inverse(record.layers[1]).difference(record.layers[1].h, change)
     assert torch.allclose(found, change * 2 / (4 + 0.1), rtol=1e-12)
 
 
@@ -261,7 +261,7 @@ def test_a_custom_decoder_serves_the_layer_of_its_name() -> None:
     made = engine(NETWORKS["tanh"].build(), rand(5, 4), decoders={"4": mine})
     record = run_forward(made.chain, rand(5, 4))
     y = rand(5, 3, seed=2)
-    assert torch.equal(made.bank.inverse(2, record)(y), mine(y))
+    assert torch.equal(made.bank.inverse(record.layers[2])(y), mine(y))
     before = mine.weight.detach().clone()
     made.train_decoders(rand(5, 4))
     assert not torch.equal(mine.weight, before)  # trained with the others
@@ -276,12 +276,12 @@ def test_decoders_never_read_the_forward_weights() -> None:
     made = engine(net, x, tp.Denoising(activation="transpose"))
     record = run_forward(made.chain, x)
     ys = [rand(*layer.h.shape, seed=7) for layer in record.layers]
-    before = [made.bank.inverse(i, record)(ys[i]) for i in (1, 2)]
+    before = [made.bank.inverse(record.layers[i])(ys[i]) for i in (1, 2)]
     for module in net:
         if isinstance(module, nn.Linear):
             module.weight.data.normal_()
             module.bias.data.normal_()
-    assert all(torch.equal(made.bank.inverse(i, record)(ys[i]), b) for i, b in zip((1, 2), before, strict=True))
+    assert all(torch.equal(made.bank.inverse(record.layers[i])(ys[i]), b) for i, b in zip((1, 2), before, strict=True))
 
 
 # Objectives.
@@ -317,10 +317,10 @@ def test_direct_feedback_trains_one_map_per_layer() -> None:
     assert [reached(made.bank, loss) for loss in found] == [{"0"}, {"1"}]
     assert [tuple(m.weight.shape) for m in made.bank.maps] == [(6, 3), (5, 3)]
     a, b = rand(5, 3, seed=1), rand(5, 3, seed=2)
-    g = made.bank.composite(2, record)
+    g = made.bank.composite(record.layers[2:])
     assert torch.allclose(g.difference(a, b), g(a + b) - g(a), rtol=1e-10)
     with pytest.raises(ValueError, match="propagation='composite'"):
-        made.bank.inverse(1, record)
+        made.bank.inverse(record.layers[1])
     with pytest.raises(ValueError, match="choose the propagation 'composite'"):
         tp.Method(decoder=tp.DirectFeedback())
 
@@ -338,7 +338,7 @@ def test_global_reconstruction_learns_the_damped_inverse_of_everything_above() -
     record = run_forward(made.chain, x)
     for index, J in ((2, net[2].weight), (1, net[2].weight @ net[1].weight)):
         eye = torch.eye(3, dtype=DTYPE).repeat(86, 1)[:256]
-        found = made.bank.composite(index, record).difference(record.output, eye)[:3].T
+        found = made.bank.composite(record.layers[index:]).difference(record.output, eye)[:3].T
         assert relative(found, diagnostics.damped_inverse(J.detach(), 1.0, 0.2)) < 0.06
 
 
@@ -350,7 +350,7 @@ def test_ridge_is_the_damped_least_squares_solution() -> None:
     from targetprop.decoders.objective import Noise
 
     record = run_forward(made.chain, x)
-    noise = Noise(record, 0.3, torch.Generator().manual_seed(0)).like(record.layers[1].x)
+    noise = Noise(record, record.layers[1], 0.3, torch.Generator().manual_seed(0)).like(record.layers[1].x)
     clean = (record.layers[1].x + noise).detach()
     a = torch.cat([record.layers[1].f(clean).detach(), torch.ones(50, 1, dtype=DTYPE)], dim=1)
     ridge = 0.01 * 50 * (a.square().sum() / 50 / 4)
@@ -396,7 +396,7 @@ def test_the_signal_in_closed_form_is_the_mean_over_output_noise(name, w, dampin
     made = engine(net, x, objective)
     record = run_forward(made.chain, x)
     layer, noise = record.layers[1], Noise(record, s, torch.Generator().manual_seed(0))
-    g, eps = made.bank.inverse(1, record), noise.like(layer.x)
+    g, eps = made.bank.inverse(record.layers[1]), noise.like(layer.x)
     change = (layer.f(layer.x + eps) - layer.h).detach()
     if relative_damping:
         damping = damping * float(change.square().mean()) / s**2
@@ -405,7 +405,7 @@ def test_the_signal_in_closed_form_is_the_mean_over_output_noise(name, w, dampin
     columns = torch.stack([g.difference(layer.h, e.expand_as(layer.h)) for e in eye])  # J_g, column by column
     expected = ((w * q * q - 2 * eps * q).sum() / s**2 + damping * columns.square().sum()) / 6
     weight = next(m for m in made.bank.modules() if isinstance(m, nn.Linear)).weight
-    signal = objective.signal(made.bank, 1, record, noise)
+    signal = objective.signal(made.bank, record.layers[1:], record, noise)
     if name.startswith("a norm"):
         assert signal.gradient is None
         return
@@ -449,10 +449,10 @@ def test_denoising_rebuilds_the_perturbed_input(activation: str) -> None:
     net, x = NETWORKS["tanh"].build(), rand(6, 4)
     made = engine(net, x, tp.Denoising(activation=activation, noise=0.3))
     record = run_forward(made.chain, x)
-    noise = Noise(record, 0.3, torch.Generator().manual_seed(1))
-    signal = made.method.decoder.signal(made.bank, 1, record, noise)
+    noise = Noise(record, record.layers[1], 0.3, torch.Generator().manual_seed(1))
+    signal = made.method.decoder.signal(made.bank, record.layers[1:], record, noise)
     # The same written out for the layer Linear → Tanh, with the decoder's own weights.
-    v = made.bank.single_linear(1).map if activation == "identity" else next(made.bank.layers["2"].children())[0].map
+    v = made.bank.single_linear("2").map if activation == "identity" else next(made.bank.layers["2"].children())[0].map
     h = record.layers[1].x + noise.like(record.layers[1].x)
     y = torch.tanh(net[2](h)).detach()
     inner = {"identity": y, "inverse": torch.atanh(y), "transpose": y * (1 - record.layers[1].h ** 2)}[activation]
@@ -461,7 +461,7 @@ def test_denoising_rebuilds_the_perturbed_input(activation: str) -> None:
     found = torch.autograd.grad(signal.tensor, [v.weight, v.bias], signal.gradient)
     assert torch.allclose(signal.loss, loss, rtol=1e-12)
     assert all(torch.allclose(a, b, rtol=1e-10, atol=1e-13) for a, b in zip(found, wanted, strict=True))
-    assert torch.allclose(made.method.decoder.layer_loss(made.bank, 1, record, noise), loss, rtol=1e-12)
+    assert torch.allclose(made.method.decoder.layer_loss(made.bank, record.layers[1:], record, noise), loss, rtol=1e-12)
 
 
 def test_the_linearised_decoder_does_not_underflow() -> None:

@@ -14,7 +14,9 @@ import targetprop as tp
 from cases import DTYPE, rand
 from targetprop.experiments.main import main
 from targetprop.experiments.run_folder import RunFolder
-from targetprop.guard import Guard
+from targetprop import finite
+from targetprop.finite import Look, not_finite
+from targetprop.peers import Peers
 from targetprop.report.read_run import read_metrics
 
 LOSS = nn.CrossEntropyLoss()
@@ -123,7 +125,7 @@ def test_a_decoder_gradient_that_is_not_finite_stops_all_updates_of_the_step(nam
     warm(engine)
     assert engine.decoder_optimizer is not None
     parameter, seen = next(engine.bank.parameters()), []
-    last = {"dtp": 1, "four updates": 3}[name]
+    last = {"dtp": 1, "four updates": 4}[name]
     handle = parameter.register_hook(lambda grad: grad * (torch.nan if seen.append(0) or len(seen) == last else 1.0))
     before = everything(net, engine)
     with pytest.raises(FloatingPointError, match="the decoders' gradient is NaN"):
@@ -161,7 +163,7 @@ def test_a_gradient_that_is_not_finite_does_not_reach_the_parameters(name: str) 
 @pytest.mark.parametrize("name", ["dtp", "least-squares"])
 def test_a_target_that_is_not_finite_names_its_layer_and_spares_statistics(name: str) -> None:
     class Spoilt(tp.Influence):
-        def __call__(self, deltas):
+        def __call__(self, deltas, delta_out):
             return [deltas[0] * torch.inf, *deltas[1:]]
 
     net = network().eval()
@@ -186,10 +188,9 @@ def test_gradients_are_added_in_the_tensors_that_were_there() -> None:
 
 def test_a_failing_update_puts_the_gradients_back() -> None:
     class Failing(tp.Gradient):
-        def apply(self, layer, delta, scale, state):
-            super().apply(layer, delta, scale, state)
-            if layer.layer.name == "0":
-                raise RuntimeError("stop")
+        def gradients(self, record, deltas, scale, state):
+            super().gradients(record, deltas, scale, state)
+            raise RuntimeError("stop")
 
     net = network()
     make(net).backward(X, Y)
@@ -216,26 +217,23 @@ def test_an_unknown_answer_to_divergence_is_refused() -> None:
 
 @pytest.mark.parametrize("depth", [2, 6])
 def test_the_device_is_asked_as_often_however_many_layers(depth: int, monkeypatch) -> None:
-    asked, passes = [], Guard.passes
-    monkeypatch.setattr(Guard, "passes", lambda guard: asked.append(0) or passes(guard))
+    asked = []
+    monkeypatch.setattr(finite, "isfinite", lambda number: asked.append(number) or isfinite(number))
     net = nn.Sequential(*(part for _ in range(depth) for part in (nn.Linear(4, 4), nn.Tanh()))).to(DTYPE)
     engine = make(net, "dtp")
     engine.backward(X, Y)
     assert len(asked) == 2
 
 
-def test_the_guard_reads_one_number() -> None:
-    guard = Guard()
-    guard.watch("integers", torch.tensor([1, 2]))
-    guard.watch("half", torch.full((10,), 6e4, dtype=torch.float16))  # the norm has no half-precision value
-    guard.watch("double", rand(3, 3))
-    assert guard.passes() and guard.reason is None
-    guard.watch("good", rand(2))
-    guard.watch("bad", rand(2), torch.tensor([0.0, -torch.inf]))
-    guard.watch("worse", torch.tensor(torch.nan))
-    assert not guard.passes() and guard.reason == "bad"
-    guard.watch("good", rand(2))
-    assert not guard.passes() and guard.reason == "bad"  # what was found stays
+def test_one_number_tells_whether_all_is_finite() -> None:
+    fine = [
+        Look("integers", (torch.tensor([1, 2]),)),
+        Look("half", (torch.full((10,), 6e4, dtype=torch.float16),)),  # the norm has no half-precision value
+        Look("double", (rand(3, 3),)),
+    ]
+    assert not_finite(fine, Peers()) is None
+    bad = Look("{} is bad", (rand(2), torch.tensor([0.0, -torch.inf])), "h")
+    assert not_finite([*fine, bad, Look("worse", (torch.tensor(torch.nan),))], Peers()) == "h is bad"
 
 
 # The command line.

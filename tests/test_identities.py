@@ -24,7 +24,7 @@ from cases import (
 from targetprop import diagnostics
 from targetprop.decoders import difference_loss
 from targetprop.decoders.layer import Inverse
-from targetprop.forward import run_forward
+from targetprop.layers.forward_pass import run_forward
 from targetprop.output_target import loss_gradient
 
 

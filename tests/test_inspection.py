@@ -19,7 +19,7 @@ from targetprop.diagnostics import (
 )
 from targetprop.diagnostics import angles as angles_module
 from targetprop.diagnostics.inverse_quality import AskedInverse, measure_inverse
-from targetprop.forward import run_forward
+from targetprop.layers.forward_pass import run_forward
 from targetprop.inversion import Problem
 
 CROSS_ENTROPY = LOSSES["cross-entropy"]
@@ -64,7 +64,7 @@ def test_contraction_is_the_largest_singular_value_on_the_smaller_side(rule) -> 
     record, alpha = run_forward(engine.chain, x), getattr(rule, "alpha", 1.0)
     for index in (1, 2):
         layer, quality = record.layers[index], found[index].inverse
-        jf, jg = layer_jacobian(layer), jacobian_of(engine.bank.inverse(index, record), layer.h)
+        jf, jg = layer_jacobian(layer), jacobian_of(engine.bank.inverse(record.layers[index]), layer.h)
         wider = index == 1
         assert quality.space == ("input" if wider else "output") and quality.kind == "fixed"
         product = jg @ jf if wider else jf @ jg
@@ -77,7 +77,7 @@ def test_contraction_of_direct_inversion_is_at_the_decoded_point() -> None:
     engine = build(mlp(4, 6, 5, 3), x, decoder=tp.Fixed(), inversion=tp.Direct())
     quality = inspect_targets(engine, x, torch.arange(7) % 3).layers[1].inverse
     record = run_forward(engine.chain, x)
-    layer, g = record.layers[1], engine.bank.inverse(1, record)
+    layer, g = record.layers[1], engine.bank.inverse(record.layers[1])
     product = jacobian_of(lambda u: layer.f(g(u)), layer.h)
     eye = torch.eye(5, dtype=DTYPE)
     same_factors(quality, largest(eye - product), largest(eye - product / 2))
@@ -110,7 +110,7 @@ def test_composite_inverses_are_measured_against_all_layers_above() -> None:
     found = inspect_targets(engine, x, torch.arange(7) % 3).layers[1].inverse
     record = run_forward(engine.chain, x)
     forward = layer_jacobian(record.layers[2]) @ layer_jacobian(record.layers[1])
-    product = forward @ jacobian_of(engine.bank.composite(1, record), record.output)
+    product = forward @ jacobian_of(engine.bank.composite(record.layers[1:]), record.output)
     eye = torch.eye(3, dtype=DTYPE)
     same_factors(found, largest(eye - product), largest(eye - product / 2))
     assert found.kind == "direct feedback, learned" and found.space == "output"

@@ -12,16 +12,16 @@ import targetprop
 ROOT = Path(targetprop.__file__).parent
 # From the bottom up: a module may import what stands above it in this list, and its own folder.
 ORDER = [
-    "settings", "precision", "compiled", "ranks", "share", "buckets", "norm_statistics", "guard", "finite", "residual",
-    "chain", "placement", "replay", "forward", "watching", "output_target", "inversion", "regression", "step_report",
-    "gathering", "decoders", "targets", "influence", "updates", "methods", "admission", "black_box", "backprop",
-    "engine", "check", "lightning", "diagnostics", "testing", "report", "experiments", "bench", "claims", "__main__",
+    "settings", "precision", "batch", "inversion", "peers", "finite", "layers", "output_target", "regression",
+    "decoders", "joint", "targets", "step_report", "influence", "updates", "methods", "checks", "derivatives", "step",
+    "backprop", "parallel", "engine", "check", "lightning", "diagnostics", "testing", "runs", "report", "experiments",
+    "bench", "claims", "__main__",
 ]  # fmt: skip
 # These use the library through its public names, as anybody would.
 USERS = ("report", "experiments", "bench", "claims", "__main__")
 # What a part may never import, whatever the order says.
 FORBIDDEN = {
-    "inversion": ("torch.nn", "targetprop.chain", "targetprop.forward", "targetprop.decoders"),
+    "inversion": ("torch.nn", "targetprop.layers", "targetprop.decoders"),
     "engine": ("targetprop.diagnostics",),
     "report": ("targetprop.engine", "targetprop.methods", "targetprop.decoders", "targetprop.diagnostics"),
 }
@@ -89,12 +89,17 @@ def test_forbidden_imports(path: Path) -> None:
             assert name != forbidden and not name.startswith(f"{forbidden}."), f"{path.name} imports {name}"
 
 
+def test_only_the_engine_imports_what_concerns_several_processes() -> None:
+    users = {part(path) for path in FILES if any(name.startswith("targetprop.parallel") for name in imports(path))}
+    assert users == {"engine", "parallel"}
+
+
 def test_public_names_are_pinned() -> None:
     assert targetprop.__all__ == [
         "METHODS", "Chain", "Check", "DeltaRule", "Denoising", "Difference", "DifferenceReconstruction", "Direct",
         "DirectFeedback", "Exact", "Fixed", "GaussNewtonStep", "GlobalReconstruction", "Gradient", "GradientStep",
         "Influence", "InputSpace", "Krylov", "LabelTarget", "Layer", "LeastSquares", "Method", "NoDecoder",
-        "OutputSpace", "Placement", "Regularised", "Residual", "Ridge", "Side", "Solution", "Status", "StepReport",
+        "OutputSpace", "Placement", "Regularised", "ReplayState", "Residual", "Ridge", "Solution", "Status", "StepReport",
         "TargetPropagation", "WeightMirror", "build_chain", "check", "invert", "method", "normalise",
         "register_decoder", "register_pullback", "register_replay",
     ]  # fmt: skip

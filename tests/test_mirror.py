@@ -10,7 +10,7 @@ from targetprop.decoders import LayerBank
 from targetprop.decoders.conv import LearnedMap
 from targetprop.decoders.mirror import mirrored_maps
 from targetprop.decoders.mirror_step import mirror_conv, mirror_linear
-from targetprop.forward import run_forward
+from targetprop.layers.forward_pass import run_forward
 from test_conv_decoders import CONVS
 
 
@@ -40,7 +40,9 @@ def test_a_block_of_probes_is_explained_and_nothing_else_moves() -> None:
 def test_probes_of_zero_teach_nothing() -> None:
     v = rand(3, 2)
     before = v.clone()
-    assert float(mirror_linear(v, torch.zeros(4, 3, dtype=DTYPE), torch.zeros(4, 2, dtype=DTYPE)).take()) == 0
+    step = mirror_linear(v, torch.zeros(4, 3, dtype=DTYPE), torch.zeros(4, 2, dtype=DTYPE))
+    step.take()
+    assert float(step.share) == 0
     torch.testing.assert_close(v, before)
 
 
@@ -52,8 +54,10 @@ def test_line_search_ends_at_the_minimum_along_the_gradient(case: str) -> None:
     module = make().to(DTYPE)
     x = rand(3, *shape, seed=1)
     engine = build({"below": nn.Identity(), "map": module}, x)
-    assert isinstance(engine.bank, LayerBank) and engine.chain is not None
-    part = next(part for part, of, _ in mirrored_maps(engine.bank, 1, run_forward(engine.chain, x)) if of is module)
+    assert isinstance(engine.bank, LayerBank)
+    part = next(
+        part for part, of, _ in mirrored_maps(engine.bank, run_forward(engine.chain, x).layers[1]) if of is module
+    )
     assert isinstance(part, LearnedMap)
     probes = rand(2, *shape, seed=4)
     answers = (module(probes) - module(torch.zeros_like(probes))).detach()
@@ -85,7 +89,7 @@ def test_mirrors_of_convolutions_become_their_weights(case: str) -> None:
     engine = build({"below": nn.Identity(), "map": module}, x, probes=16)
     assert train(engine, x, 150) < 1e-4
     assert isinstance(engine.bank, LayerBank)
-    assert relative(next(engine.bank.decoder(1).parameters()), module.weight.detach()) < 1e-2
+    assert relative(next(engine.bank.decoder("map").parameters()), module.weight.detach()) < 1e-2
 
 
 def test_noise_alone_shrinks_the_error_at_the_rate_of_the_projection() -> None:
@@ -195,7 +199,7 @@ def test_other_decoders_are_trained_beside_mirrors() -> None:
         engine.train_decoders(x)
     torch.testing.assert_close(own.weight, 2 * torch.eye(4, dtype=DTYPE), atol=0.1, rtol=0)
     assert isinstance(engine.bank, LayerBank)
-    assert relative(next(engine.bank.decoder(2).parameters()).T, layers["c"].weight.detach()) < 1e-3
+    assert relative(next(engine.bank.decoder("c").parameters()).T, layers["c"].weight.detach()) < 1e-3
 
 
 @pytest.mark.parametrize("settings", [{"probes": 0}, {"updates": -1}, {"activity": 1.5}, {"activity": -0.1}])

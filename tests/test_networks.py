@@ -19,7 +19,7 @@ from targetprop.experiments.errors import CommandError
 from targetprop.experiments.main import main
 from targetprop.experiments.networks import ACTIVATIONS, NETWORKS, LeNet, Network, ResNet, Vgg, ViT
 from targetprop.experiments.networks.vit import AttentionCore, MeanPool
-from targetprop.forward import run_forward
+from targetprop.layers.forward_pass import run_forward
 
 # settings, parameters for images 3×32×32 and 10 classes, counted by hand
 COUNTED = [
@@ -142,8 +142,8 @@ def transpose_every_map(engine: tp.TargetPropagation, x: torch.Tensor, sign: flo
     """Copy the forward weights into the decoders' maps, and see to it that none is left out."""
     record, done = run_forward(engine.chain, x), 0
     with torch.no_grad():
-        for index in range(1, len(engine.chain)):
-            for part, module, _ in mirrored_maps(engine.bank, index, record):
+        for layer in record.inverted:
+            for part, module, _ in mirrored_maps(engine.bank, layer):
                 weight = part.map.weight if isinstance(part, LinearDecoder) else part.weight
                 weight.copy_(sign * (module.weight.T if isinstance(part, LinearDecoder) else module.weight))
                 done += 1
@@ -195,7 +195,7 @@ def test_the_mean_over_a_sequence_is_decoded_by_its_transpose_or_pseudo_inverse(
     method = tp.Method(decoder=tp.Denoising(activation=style))
     engine = tp.TargetPropagation(layers, nn.MSELoss(), example_input=x, method=method)
     layer = (record := run_forward(engine.chain, x)).layers[1]
-    J, g = diagnostics.layer_jacobian(layer), engine.bank.inverse(1, record)
+    J, g = diagnostics.layer_jacobian(layer), engine.bank.inverse(record.layers[1])
     change = rand(4, 3, seed=1)
     wanted = (J.mT if style == "transpose" else torch.linalg.pinv(J)) @ change.unsqueeze(2)
     torch.testing.assert_close(g.difference(layer.h, change), wanted.view(x.shape), rtol=1e-12, atol=1e-13)

@@ -6,7 +6,7 @@ import torch
 import placement_worker
 import ranks_worker
 from targetprop.inversion.columns import Columns
-from targetprop.placement import Places, _marks, _stretches
+from targetprop.parallel.layer_owners import marks, stretches
 
 pytestmark = pytest.mark.xdist_group("placement")  # its processes are started once
 CLOSE = {"rtol": 1e-9, "atol": 1e-11}
@@ -59,6 +59,9 @@ def test_what_a_placement_cannot_do_is_refused_everywhere(two):
         assert found["names"] == "the placement names layer '7', but the layers are 0, 2"
         assert found["missing"].startswith("the placement has no rank for layer 2")
         assert found["idle"].startswith("the placement gives 2 layers to ranks [0], and the group has ranks 0 to 1")
+        assert found["turn"].startswith(
+            "the placement gives ranks [0, 1, 0] to the layers; give each rank neighbouring"
+        )
         assert found["kind"].startswith("the placement must be a Placement; got ")
         assert found["shape"].startswith("samples have shape (8,), and the example input's (4,)")
         for batch in ("length", "order", "decoders"):
@@ -104,19 +107,13 @@ def test_layers_and_rows_spread_over_a_grid(tmp_path_factory):
     ],
 )
 def test_stretches_have_the_smallest_largest_sum(sizes, parts, owners):
-    assert _stretches(sizes, parts) == owners
-
-
-def test_a_process_alone_owns_everything():
-    places, value = Places(), torch.ones(2)
-    assert places.owns(7) and places.up(value, 0) is value and places.spread(value, 0) is value
-    assert places.down({3: value, 1: value}, {}) == {2: value, 0: value} and places.total(value[0]) == 1
+    assert stretches(sizes, parts) == owners
 
 
 def test_marks_tell_batches_apart():
     x = torch.arange(6.0).view(3, 2)
-    assert _marks(x) == _marks(x.clone()) and _marks(x.half())[0] == 3
-    assert len({tuple(_marks(v)) for v in (x, x.flip(0), x + 1e-6, x[:2], x.bool())}) == 5
+    assert marks(x) == marks(x.clone()) and marks(x.half())[0] == 3
+    assert len({tuple(marks(v)) for v in (x, x.flip(0), x + 1e-6, x[:2], x.bool())}) == 5
 
 
 def test_norms_go_over_all_columns():

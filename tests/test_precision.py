@@ -12,7 +12,7 @@ import targetprop as tp
 from targetprop.experiments import train as train_module
 from targetprop.experiments.loop import casting, evaluate
 from targetprop.experiments.main import main
-from targetprop.forward import run_forward
+from targetprop.layers.forward_pass import run_forward
 from targetprop.targets import propagate
 
 CPU = torch.device("cpu")
@@ -101,7 +101,7 @@ def test_statistics_keep_their_digits(norm):
     x = (3 + torch.randn(8, 4, 5, 5, generator=torch.Generator().manual_seed(0))).bfloat16()
     with casting(CPU, "bf16"):
         record = run_forward(tp.build_chain([norm, nn.Flatten()]), x)
-    found = next(iter((*record.layers[0].sides[0].shared, *record.layers[0].sides[0].per_sample)))
+    found = next(iter((*record.layers[0].states[0].shared, *record.layers[0].states[0].per_sample)))
     axes = {"BatchNorm2d": (0, 2, 3), "LayerNorm": (1, 2, 3)}.get(type(norm).__name__)
     exact = x.double().mean(axes) if axes else x.double().reshape(8, 2, -1).mean(2)
     torch.testing.assert_close(found.flatten(), exact.float().flatten())
@@ -153,8 +153,7 @@ def changes(method: tp.Method, precision) -> tuple[list[Tensor], dict]:
     for _ in range(30):
         engine.train_decoders(x)
     with casting(CPU, precision), torch.no_grad():
-        assert engine.chain is not None
-        record = run_forward(engine.chain, x)
+            record = run_forward(engine.chain, x)
         delta = method.output_target(record.output, y, engine.loss).delta
         found = propagate(record, engine.bank, delta, method.inversion, method.propagation, measure=True)
     residuals = {name: float(outcome.forward_residual.square().sum()) for name, outcome in found.outcomes.items()}

@@ -11,8 +11,8 @@ import targetprop as tp
 from cases import DTYPE, gradients, rand, relative
 from targetprop import diagnostics
 from targetprop.decoders.registry import _BUILDERS
-from targetprop.forward import run_forward
-from targetprop.replay import _RULES
+from targetprop.layers.forward_pass import run_forward
+from targetprop.layers.replay import _RULES
 from targetprop.testing import DecoderContract
 
 
@@ -61,7 +61,7 @@ def inverse(modules: list[nn.Module], x: Tensor, style: str = "transpose"):
     layers = [nn.Linear(x.shape[-1], x.shape[-1]).to(DTYPE), nn.Sequential(*modules).to(DTYPE)]
     engine = tp.TargetPropagation(layers, nn.MSELoss(), example_input=x, method=method, seed=0)
     record = run_forward(engine.chain, x)
-    return engine, record.layers[1], engine.bank.inverse(1, record)
+    return engine, record.layers[1], engine.bank.inverse(record.layers[1])
 
 
 @pytest.mark.parametrize("style", ["identity", "inverse", "transpose"])
@@ -104,7 +104,7 @@ def test_pullbacks_keep_the_contract_of_decoders(style, make, shape) -> None:
 def test_maps_on_both_sides_of_a_pullback_are_trained_through_it(core: type[nn.Module]) -> None:
     modules = [nn.Linear(4, 9), core(), nn.Linear(3, 5)]
     engine, layer, g = inverse(modules, rand(6, 3, 4))
-    below, above = (part.map for part in engine.bank.decoder(1).parts if hasattr(part, "map"))
+    below, above = (part.map for part in engine.bank.decoder(layer.name).parts if hasattr(part, "map"))
     c = rand(6, 3, 4, seed=4)
     (c * g.difference(layer.h, rand(6, 3, 5, seed=3))).sum().backward()
     found = above.weight.grad
@@ -194,7 +194,7 @@ def test_a_class_is_registered_once_and_a_refusal_registers_nothing(fresh) -> No
     class Replayed(nn.Module):
         pass
 
-    tp.register_replay(Replayed, lambda module, x: (x, tp.Side()), lambda module, x, side: x)
+    tp.register_replay(Replayed, lambda module, x: (x, tp.ReplayState()), lambda module, x, side: x)
     with pytest.raises(ValueError, match="Replayed has a replay rule already"):
         tp.register_pullback(Replayed)
     assert Replayed not in _BUILDERS

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 import targetprop as tp
 from cases import DTYPE, TRANSPOSE, backprop, gradients, parameters, rand, relative
 from targetprop import diagnostics
-from targetprop.forward import run_forward
+from targetprop.layers.forward_pass import run_forward
 from targetprop.testing import DecoderContract
 
 
@@ -146,7 +146,7 @@ def test_the_identity_inverts_a_contractive_block_at_the_rate_of_its_branch(rho:
     )
     assert engine.bank.kinds() == {"1": "identity"}
     record = run_forward(engine.chain, rand(4, 3))
-    layer, g = record.layers[1], engine.bank.inverse(1, record)
+    layer, g = record.layers[1], engine.bank.inverse(record.layers[1])
     wanted = layer.x + 0.5 * rand(4, 5, seed=1)
     with torch.no_grad():
         found = tp.invert(layer.f, g, layer.f(wanted), layer.x, method=rule)
@@ -193,7 +193,7 @@ def test_a_shortcut_is_decoded_by_the_decoder_of_its_modules() -> None:
     assert [tuple(p.shape) for p in engine.bank.parameters()] == [(4, 6), (4,)]
     record = run_forward(engine.chain, rand(4, 3).float())
     V, c = engine.bank.parameters()
-    assert torch.allclose(engine.bank.inverse(1, record)(record.output), record.output @ V.T + c)
+    assert torch.allclose(engine.bank.inverse(record.layers[1])(record.output), record.output @ V.T + c)
 
 
 class Square(nn.Module):
@@ -232,7 +232,7 @@ def test_a_correction_starts_at_zero_and_learns_the_transpose_of_the_block() -> 
     model, x = [nn.Linear(4, 4).to(DTYPE), block.to(DTYPE)], 0.3 * rand(64, 4)
     engine = tp.TargetPropagation(model, nn.MSELoss(), example_input=x, method=tp.Method(decoder=objective), seed=0)
     record = run_forward(engine.chain, x)
-    layer, g, change = record.layers[1], engine.bank.inverse(1, record), rand(64, 4, seed=1)
+    layer, g, change = record.layers[1], engine.bank.inverse(record.layers[1]), rand(64, 4, seed=1)
     assert torch.equal(g.difference(layer.h, change), change)
     engine.train_decoders(x)
     J = diagnostics.layer_jacobian(layer)

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 import targetprop as tp
 from cases import INVERSE, NETWORKS, invertible, rand, targets
-from targetprop.forward import run_forward
+from targetprop.layers.forward_pass import run_forward
 from targetprop.inversion import sample_norm
 from targetprop.targets import Targets, propagate
 
@@ -140,11 +140,11 @@ def test_composite_decoders_are_chained_in_their_differential_form() -> None:
     engine = tp.TargetPropagation(model, nn.MSELoss(), example_input=x, method=method, seed=0)
     record = run_forward(engine.chain, x)
     with torch.no_grad():
-        G = engine.bank.composite(1, record)
+        G = engine.bank.composite(record.layers[1:])
         assert (G(record.output) - record.layers[1].x).abs().max() < 1e-14
         c = 0.1 * rand(5, 3, seed=3)
         h = [layer.x for layer in record.layers]
-        top, low = engine.bank.inverse(2, record), engine.bank.inverse(1, record)
+        top, low = engine.bank.inverse(record.layers[2]), engine.bank.inverse(record.layers[1])
         expected = h[1] + low(h[2] + top(record.output + c) - top(record.output)) - low(h[2])
         assert torch.allclose(G(record.output + c), expected, rtol=1e-12)
         assert torch.allclose(G.difference(record.output + c, c), G(record.output + 2 * c) - expected, rtol=1e-9)

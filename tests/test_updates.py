@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 import targetprop as tp
 from cases import DTYPE, NETWORKS, TRANSPOSE, gradients, rand, relative, targets
-from targetprop.forward import run_forward
+from targetprop.layers.forward_pass import run_forward
 from targetprop.updates import UPDATES
 
 BETA = 1e-2

@@ -4,7 +4,6 @@
 public, frozen settings.
 """
 
-from targetprop.chain import Chain, Layer, build_chain
 from targetprop.check import Check, check
 from targetprop.decoders import (
     Denoising,
@@ -32,11 +31,12 @@ from targetprop.inversion import (
     Status,
     invert,
 )
+from targetprop.layers.chain import Chain, Layer, build_chain
+from targetprop.layers.replay import ReplayState, register_replay
+from targetprop.layers.residual import Residual
 from targetprop.methods import METHODS, Method, method
 from targetprop.output_target import GaussNewtonStep, GradientStep, LabelTarget
-from targetprop.placement import Placement
-from targetprop.replay import Side, register_replay
-from targetprop.residual import Residual
+from targetprop.parallel import Placement
 from targetprop.step_report import StepReport
 from targetprop.updates import DeltaRule, Gradient, LeastSquares
 
@@ -69,9 +69,9 @@ __all__ = [
     "OutputSpace",
     "Placement",
     "Regularised",
+    "ReplayState",
     "Residual",
     "Ridge",
-    "Side",
     "Solution",
     "Status",
     "StepReport",

@@ -1,55 +1,97 @@
 """The matched baseline: autograd carries the signal, and everything else is as in target propagation."""
 
+from collections.abc import Mapping
+from typing import Any
+
+import torch
 from torch import Tensor, nn
 
-from targetprop.admission import check_place, explained
-from targetprop.buckets import Buckets
-from targetprop.guard import Gradients, Guard
-from targetprop.norm_statistics import check_norms
-from targetprop.output_target import Loss, shared_loss_gradient
-from targetprop.ranks import Ranks
-from targetprop.share import Share
-from targetprop.step_report import StepReport
-from targetprop.watching import BAD_INPUT, BAD_LOSS, CURE, LOWER
+from targetprop.checks import check_batch, check_state
+from targetprop.finite import BAD_GRADIENT, BAD_INPUT, BAD_LOSS, BAD_OUTPUT, Look, RunningStatistics, not_finite
+from targetprop.layers import Model, check_whereabouts, explained
+from targetprop.methods import Method
+from targetprop.output_target import Loss, loss_gradient
+from targetprop.peers import Peers
+from targetprop.step_report import StepReport, settle
+from targetprop.updates import LocalGradients
+
+VERSION = 3
 
 
-def backprop(model: nn.Module, loss: Loss, x: Tensor, y: Tensor, ranks: Ranks, share: Share) -> StepReport:
-    """Do what ``loss(model(x), y).backward()`` does, for the whole batch of several ranks, if all is finite.
+class BackPropagation:
+    """Fills ``.grad`` by back-propagation, with the interface of `targetprop.TargetPropagation`.
 
     Args:
-        model: any module.
+        model: any module, or modules in order.
         loss: the user's loss.
-        x: input, shape ``(n, …)``.
-        y: what the loss compares the output with.
-        ranks: the processes that share the batch.
-        share: which rows of the batch these are.
-
-    Returns:
-        The report; ``.grad`` is left alone where it says that the step is to be skipped.
-
-    Raises:
-        ValueError: nothing is to be trained, or the model or the loss do not accept the batch.
+        method: the method's name and settings.
+        on_divergence: "raise" or "skip".
+        peers: the processes that take a step together.
     """
-    if not ranks.alone:
-        check_norms([model], synchronised=True)
-    first, guard, buckets = next(model.parameters()), Guard(ranks), Buckets(ranks)
-    now = first.device, first.dtype
-    check_place(x, now, now)
-    with explained(x, now):
-        output = model(x.detach())
-    if not output.requires_grad:
-        raise ValueError("the model has no trainable parameter; call requires_grad_(True) on those to train")
-    value, gradient = shared_loss_gradient(output, y, loss, share)
-    guard.watch(BAD_INPUT, x)
-    guard.watch("the network returns NaN or infinite values; " + LOWER, output)
-    guard.watch(BAD_LOSS, value, gradient)
-    with Gradients(model.parameters()) as gradients:
-        with buckets.collect(model.parameters()):
-            output.backward(gradient)
-        buckets.finish()
-        for name, parameter in model.named_parameters():
-            if parameter.grad is not None:
-                guard.watch(f"the gradient of {name} is NaN or infinite; {CURE}", parameter.grad)
-        if guard.passes():
-            gradients.add()
-    return StepReport(value, output.detach(), skipped=guard.reason)
+
+    def __init__(self, model: Model, loss: Loss, method: Method, on_divergence: str, peers: Peers) -> None:
+        """Start as the first process has the model."""
+        modules = model.values() if isinstance(model, Mapping) else model
+        self.model = modules if isinstance(modules, nn.Module) else nn.Sequential(*modules)
+        self.loss, self.method, self.on_divergence, self.peers = loss, method, on_divergence, peers
+        peers.check_modules([self.model], synchronised=True)
+        peers.start_alike({**dict(self.model.named_parameters()), **dict(self.model.named_buffers())})
+
+    def backward(self, x: Tensor, y: Any, *, measure: bool = False) -> StepReport:
+        """Do what ``loss(model(x), y).backward()`` does, if all is finite; see `targetprop.TargetPropagation`.
+
+        Args:
+            x: input, shape ``(n, …)``.
+            y: what the loss compares the output with.
+            measure: there is nothing to measure.
+
+        Returns:
+            The report.
+
+        Raises:
+            ValueError: nothing is to be trained, or the model or the loss do not accept the batch.
+        """
+        statistics = RunningStatistics(self.model.modules()) if self.on_divergence == "skip" else None
+        self.peers.check_modules([self.model], synchronised=True)
+        check_batch(x, may_be_empty=True)
+        batch, first = self.peers.batch(len(x)), next(self.model.parameters())
+        now = first.device, first.dtype
+        check_whereabouts(x, now, now)
+        with explained(x, now):
+            output = self.model(x.detach())
+        if not output.requires_grad:
+            raise ValueError("the model has no trainable parameter; call requires_grad_(True) on those to train")
+        value, start = batch.loss(*loss_gradient(output, y, self.loss), output.detach(), y, self.loss)
+        named = {p: name for name, p in self.model.named_parameters() if p.requires_grad}
+        found = torch.autograd.grad(output, list(named), start, allow_unused=True)
+        gradients = LocalGradients()
+        gradients.note(list(named), found)
+        self.peers.sum_gradients(list(gradients.values.values()))
+        looks = [
+            Look(BAD_INPUT, (x,)),
+            Look(BAD_OUTPUT, (output,), "the network"),
+            Look(BAD_LOSS, (value, start)),
+            *(Look(BAD_GRADIENT, (gradient,), named[p]) for p, gradient in gradients.values.items()),
+        ]
+        problem = not_finite(looks, self.peers)
+        if problem is None:
+            gradients.add_to_grad()
+        return settle(StepReport(value, output.detach(), skipped=problem), statistics)
+
+    def train_decoders(self, x: Tensor) -> None:
+        """Do nothing: there are no decoders."""
+
+    def gather(self) -> None:
+        """Do nothing: every process has the whole model."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Name the method; see `targetprop.TargetPropagation.state_dict`."""
+        return {"version": VERSION, "method": self.method.name}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Check that a state is of this method; see `targetprop.TargetPropagation.load_state_dict`."""
+        check_state(state, VERSION, self.method.name)
+
+    def __str__(self) -> str:
+        """Print the method."""
+        return str(self.method)

@@ -17,11 +17,11 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from targetprop.chain import Cut, Model
 from targetprop.decoders import LayerBank
 from targetprop.engine import TargetPropagation
-from targetprop.forward import check_repeatable, evaluating, run_forward
 from targetprop.inversion import Iteration, Krylov
+from targetprop.layers.chain import Cut, Model
+from targetprop.layers.forward_pass import check_repeatable, evaluating, run_forward
 from targetprop.methods import Method
 from targetprop.methods import method as find_method
 
@@ -105,7 +105,7 @@ def check(model: Model, example_input: Tensor, method: str | Method = "iterated"
 
 
 def _look(engine: TargetPropagation, x: Tensor) -> tuple[LayerCheck, ...]:
-    if engine.chain is None:
+    if not isinstance(engine, TargetPropagation):  # the baseline has no layers
         return ()
     for layer in engine.chain.layers:
         for module in layer.modules:
@@ -115,13 +115,13 @@ def _look(engine: TargetPropagation, x: Tensor) -> tuple[LayerCheck, ...]:
     kinds, rule = engine.bank.kinds(), engine.method.inversion
     rows = []
     for index, layer in enumerate(record.layers):
-        name = layer.layer.name
+        name = layer.name
         kind = kinds.get(name, "none needed" if index == 0 else f"{rule.name}: derivative of the layer")
         local = index == 0 or not ("linearised" in kind or "derivative" in kind)
         if kind in ("identity", "fixed") and isinstance(rule, Iteration | Krylov):
             kind = f"{kind}, iterated"
         bank = engine.bank
-        count = bank.count(index) if index and isinstance(bank, LayerBank) and kinds else 0
+        count = bank.count(name) if index and isinstance(bank, LayerBank) and kinds else 0
         modules = tuple(type(module).__name__ for module in layer.layer.modules)
         rows.append(LayerCheck(name, modules, tuple(layer.x.shape[1:]), tuple(layer.h.shape[1:]), kind, count, local))
     return tuple(rows)

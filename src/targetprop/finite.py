@@ -1,26 +1,89 @@
-"""What overflowed must not be learned from: checks that gradients and activations are numbers of a usable size."""
+"""What keeps numbers that are not finite out of a step, with few transfers to the host.
+
+Each tensor is seen through its Euclidean norm: where two norms are finite, so is every product of the two tensors. One
+number is read from the device, for however many layers; which tensor it was is looked for only if it is not finite.
+
+>>> not_finite([Look("the loss is not a number", (torch.tensor(2.0),))], Peers()) is None
+True
+>>> infinite = torch.tensor([1.0, torch.inf])
+>>> not_finite([Look("fine", (torch.ones(2),)), Look("{} is infinite", (infinite,), "h")], Peers())
+'h is infinite'
+"""
 
 from collections.abc import Iterable
+from dataclasses import dataclass
+from math import isfinite
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase  # pyright: ignore[reportPrivateUsage]
 
-from targetprop.ranks import Ranks
+from targetprop.peers import Peers
+
+BAD_INPUT = "the input holds NaN or infinite values, or some too large to be squared; clean the data before training"
+BAD_OUTPUT = "{} returns NaN or infinite values; lower the learning rate or load an earlier checkpoint"
+BAD_LOSS = "the loss or its gradient is NaN or infinite though the outputs are finite; check the labels and the loss"
+BAD_TARGET = "the target of layer {} is NaN or infinite; lower output_target.beta"
+BAD_GRADIENT = "the gradient of {} is NaN or infinite; look for roots, logarithms and divisions at zero"
 
 
-def squares_are_finite(values: Iterable[Tensor], ranks: Ranks) -> bool:
-    """Say whether tensors can be squared and summed: where they can, so can an optimiser's second moments.
+@dataclass(frozen=True, eq=False)
+class Look:
+    """Tensors that must be finite.
+
+    Attributes:
+        problem: what is wrong if they are not, with a pair of braces for the name.
+        values: the tensors; integers are finite.
+        name: whose they are.
+    """
+
+    problem: str
+    values: tuple[Tensor, ...]
+    name: str = ""
+
+    @property
+    def sentence(self) -> str:
+        """The problem with the name."""
+        return self.problem.format(self.name)
+
+
+def not_finite(looks: Iterable[Look], peers: Peers) -> str | None:
+    """Look for numbers that are not finite.
 
     Args:
-        values: tensors of any shapes.
-        ranks: the processes that hold them, which all hear the same.
+        looks: what to look at.
+        peers: the processes that decide together, each with looks of its own.
 
     Returns:
-        False where a value is NaN or infinite, or too large for that.
+        None if all is finite in all processes; otherwise the first problem.
     """
-    norm = torch.nn.utils.get_total_norm(values)
-    ranks.sum_([norm])
-    return bool(norm < torch.finfo(norm.dtype).max ** 0.5)
+    found = [(look, [_norm(v.detach()) for v in look.values if v.is_floating_point()]) for look in looks]
+    if isfinite(peers.sum_norms([norm for _, norms in found for norm in norms])):
+        return None
+    broken = (look for look, norms in found if not all(isfinite(float(norm)) for norm in norms))
+    first = next(broken, None)
+    problem = peers.first_problem(None if first is None else first.sentence)
+    return problem or "the numbers of the step are too large to be summed; scale the inputs down"
+
+
+def _norm(values: Tensor) -> Tensor:
+    dtype = torch.promote_types(values.dtype, torch.float32)
+    return torch.linalg.vector_norm(values, dtype=dtype) if values.dim() else values.to(dtype)
+
+
+class RunningStatistics:
+    """Copies of the running statistics that a forward pass in training mode changes."""
+
+    def __init__(self, modules: Iterable[nn.Module]) -> None:
+        """Copy them."""
+        changing = [m for m in modules if isinstance(m, _NormBase) and m.training and m.track_running_stats]
+        self._before = [(buffer, buffer.clone()) for module in changing for buffer in module.buffers(recurse=False)]
+
+    @torch.no_grad()
+    def restore(self) -> None:
+        """Put them back."""
+        for buffer, before in self._before:
+            buffer.copy_(before)
 
 
 def check_digits(parameters: Iterable[nn.Parameter], what: str) -> None:

@@ -57,15 +57,16 @@ class Influence:
         if not self.limit > 0:
             raise ValueError(f"influence limit must be > 0; got {self.limit}")
 
-    def __call__(self, deltas: list[Tensor]) -> list[Tensor]:
+    def __call__(self, deltas: list[Tensor], delta_out: Tensor) -> list[Tensor]:
         """Apply the normalisation.
 
         Args:
-            deltas: ``Δ_1 … Δ_L``.
+            deltas: ``Δ_l`` of consecutive layers.
+            delta_out: ``Δ_L``; where it is one of them, it is left as it is.
 
         Returns:
-            The changes that the updates will use; the output's own is unchanged.
+            The changes that the updates will use.
         """
         if not self.normalise:
             return deltas
-        return [*(normalise(delta, deltas[-1], self.limit) for delta in deltas[:-1]), deltas[-1]]
+        return [delta if delta is delta_out else normalise(delta, delta_out, self.limit) for delta in deltas]

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
-from targetprop.chain import Model
 from targetprop.decoders import OptimizerFactory
 from targetprop.engine import TargetPropagation
+from targetprop.layers.chain import Model
 from targetprop.methods import Method
 from targetprop.output_target import Loss
 from targetprop.step_report import StepReport

@@ -14,7 +14,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from typing import Any
 
-from targetprop.chain import Cut
 from targetprop.decoders import (
     Denoising,
     DifferenceReconstruction,
@@ -28,6 +27,7 @@ from targetprop.decoders import (
 )
 from targetprop.influence import Influence
 from targetprop.inversion import Difference, Direct, InputSpace, Inversion, Krylov, OutputSpace, Regularised
+from targetprop.layers.chain import Cut
 from targetprop.output_target import GradientStep, LabelTarget, OutputTarget
 from targetprop.settings import check_types
 from targetprop.targets import Propagation

@@ -15,13 +15,14 @@ tensor([[-0.5000, -1.0000]])
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
+from targetprop.batch import Batch
+from targetprop.finite import BAD_LOSS, Look
 from targetprop.settings import check_ranges, check_types
-from targetprop.share import Share
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 
@@ -40,6 +41,10 @@ class OutputChange:
     loss: Tensor
     delta: Tensor
     scale: float
+
+    def looks(self) -> tuple[Look, ...]:
+        """Say what of it must be finite."""
+        return (Look(BAD_LOSS, (self.loss, self.delta)),)
 
 
 @dataclass(frozen=True)
@@ -63,21 +68,21 @@ class OutputTarget(ABC):
         if not self.beta > 0:
             raise ValueError(f"beta must be > 0; got {self.beta}")
 
-    def __call__(self, output: Tensor, y: Tensor, loss: Loss, share: Share | None = None) -> OutputChange:
+    def __call__(self, output: Tensor, y: Any, loss: Loss, batch: Batch | None = None) -> OutputChange:
         """Evaluate the loss and the change of the output.
 
         Args:
             output: ``h_L``, shape ``(n, …)``.
             y: whatever the loss compares it with.
             loss: the user's loss.
-            share: which rows of a larger batch these are; all of it if None.
+            batch: which samples of the step these are; all of them if None.
 
         Returns:
             Loss and ``Δ_L``.
         """
-        share = Share.of(len(output)) if share is None else share
-        value, gradient = shared_loss_gradient(output, y, loss, share)
-        n = 1 if getattr(loss, "reduction", "mean") == "sum" else share.total
+        batch = Batch(len(output)) if batch is None else batch
+        value, gradient = batch.loss(*loss_gradient(output, y, loss), output, y, loss)
+        n = 1 if getattr(loss, "reduction", "mean") == "sum" else batch.total
         return OutputChange(value, self.beta * self.direction(output, y, loss, n * gradient), self.beta * n)
 
     @abstractmethod
@@ -127,42 +132,6 @@ def loss_gradient(output: Tensor, y: Tensor, loss: Loss) -> tuple[Tensor, Tensor
     if gradient is None:
         raise ValueError("the loss does not depend on the output; compute it from that, without detach or item")
     return value.detach(), gradient
-
-
-def shared_loss_gradient(output: Tensor, y: Tensor, loss: Loss, share: Share) -> tuple[Tensor, Tensor]:
-    """Evaluate the loss of a batch whose rows several ranks hold, and its gradient in this rank's output.
-
-    A mean counts each rank by its samples; cross-entropy's by the weights of the classes that it saw.
-
-    Args:
-        output: shape ``(n, …)``.
-        y: labels or values.
-        loss: the user's loss.
-        share: which rows these are.
-
-    Returns:
-        The loss of the whole batch, and its gradient, shape of the output.
-    """
-    value, gradient = loss_gradient(output, y, loss)
-    if share.ranks.alone:
-        return value, gradient
-    if getattr(loss, "reduction", "mean") == "sum":
-        share.sum_([value])
-        return value, gradient
-    worth = _worth(output, y, loss)
-    sums = torch.stack([torch.where(worth > 0, worth * value, 0.0), worth])
-    share.sum_([sums])
-    part = torch.where(worth > 0, worth / sums[1], 0.0)
-    return (sums[0] / sums[1]).to(value.dtype), torch.where(part > 0, gradient * part, 0.0).to(gradient.dtype)
-
-
-def _worth(output: Tensor, y: Tensor, loss: Loss) -> Tensor:
-    """What a mean over the batch divides by: the number of samples, or the weights of their classes."""
-    if not isinstance(loss, nn.CrossEntropyLoss | nn.NLLLoss) or y.is_floating_point():
-        return torch.tensor(float(len(output)), dtype=torch.double, device=output.device)
-    counted = y != loss.ignore_index
-    weight = output.new_ones(output.shape[1]) if loss.weight is None else loss.weight
-    return (weight[torch.where(counted, y, 0)] * counted).sum(dtype=torch.double)
 
 
 def _explain(output: Tensor, y: Tensor, error: Exception) -> str:

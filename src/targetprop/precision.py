@@ -8,7 +8,7 @@ from torch import Tensor
 _NOTHING = nullcontext()  # an autocast context, even one that does nothing, costs as much as a small product
 
 
-def widened(x: Tensor) -> Tensor:
+def at_least_float32(x: Tensor) -> Tensor:
     """Give half precision the digits that statistics and differences need.
 
     Args:
@@ -32,7 +32,7 @@ def is_cast(x: Tensor) -> bool:
     return torch.is_autocast_enabled(x.device.type)
 
 
-def exactly(x: Tensor) -> AbstractContextManager[object]:
+def no_autocast(x: Tensor) -> AbstractContextManager[object]:
     """Make the context in which no operation is cast to half precision.
 
     Args:

@@ -1,12 +1,15 @@
 """What one step of the engine reports: tensors that are already there, nothing computed until it is looked at."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
+from targetprop.batch import Batch
+from targetprop.finite import RunningStatistics
 from targetprop.inversion import Outcome, Status
-from targetprop.share import Share
+from targetprop.joint import Targets
+from targetprop.layers import Record
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,18 +73,66 @@ class StepReport:
         return text if self.skipped is None else f"{text}, skipped: {self.skipped}"
 
 
-def root_mean_square(values: Tensor, share: Share | None = None) -> Tensor:
-    """Root mean square over samples of each sample's norm.
+def root_mean_square(values: Tensor, batch: Batch | None = None) -> Tensor:
+    """Root mean square over the samples of a step, by default those given, of each sample's norm, a scalar."""
+    batch = Batch(len(values)) if batch is None else batch
+    square = torch.linalg.vector_norm(values).double().square()
+    batch.sum_([square])
+    return (square / batch.total).sqrt().to(values.dtype)
+
+
+def report_changes(
+    report: StepReport,
+    record: Record,
+    decoder_loss: Tensor | None,
+    targets: Targets,
+    deltas: list[Tensor],
+    delta_out: Tensor,
+    *,
+    measure: bool,
+) -> StepReport:
+    """Add to a report what was asked of the layers and how it was found.
 
     Args:
-        values: shape ``(n, …)``.
-        share: which rows of a larger batch these are; all of it if None.
+        report: the report so far.
+        record: the forward pass.
+        decoder_loss: see `StepReport`.
+        targets: the changes before normalisation, and how they were found.
+        deltas: the changes as the updates use them.
+        delta_out: ``Δ_L``.
+        measure: whether norms are wanted.
 
     Returns:
-        A scalar.
+        The report.
     """
-    if share is None or share.ranks.alone:
-        return torch.linalg.vector_norm(values) / len(values) ** 0.5
-    square = torch.linalg.vector_norm(values).square()
-    share.sum_([square])
-    return (square / share.total).sqrt()
+    report = replace(report, decoder_loss=decoder_loss, outcomes=targets.outcomes)
+    if not measure:
+        return report
+
+    def norms(changes: list[Tensor]) -> dict[str, Tensor]:
+        found = zip(record.layers, changes, strict=True)
+        return {layer.name: root_mean_square(change, record.batch) for layer, change in found} | {"all": whole}
+
+    whole = root_mean_square(delta_out, record.batch)
+    asked = [delta_out] * len(deltas) if targets.from_output else targets.deltas
+    return replace(report, delta_norms=norms(deltas), target_norms=norms(asked))
+
+
+def settle(report: StepReport, statistics: RunningStatistics | None) -> StepReport:
+    """End a step: put running statistics back if it was skipped, or raise if it must not be.
+
+    Args:
+        report: its report.
+        statistics: as they were before; None where a step must not be skipped.
+
+    Returns:
+        The report.
+
+    Raises:
+        FloatingPointError: the step was skipped and must not be.
+    """
+    if report.skipped is not None:
+        if statistics is None:
+            raise FloatingPointError(report.skipped)
+        statistics.restore()
+    return report

@@ -18,12 +18,12 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from targetprop.chain import build_chain
 from targetprop.decoders import Denoising, Inverse
 from targetprop.decoders.registry import Style
 from targetprop.engine import TargetPropagation
-from targetprop.forward import LayerRecord, run_forward
 from targetprop.inversion import Inversion, Solution, Status, invert, sample_norm
+from targetprop.layers.chain import build_chain
+from targetprop.layers.forward_pass import LayerRecord, run_forward
 from targetprop.methods import Method
 
 _LARGE = 1e3
@@ -183,7 +183,7 @@ class DecoderContract:
         assert not kind.startswith("linearised"), f"no decoder is registered for {type(module).__name__}"
         torch.manual_seed(1)
         record = run_forward(build_chain(model), x)
-        return engine.bank.inverse(1, record), record.layers[1], module
+        return engine.bank.inverse(record.layers[1]), record.layers[1], module
 
     def test_returns_inputs(self) -> None:
         """Outputs are mapped to finite tensors of the input's shape, up to the sizes of values far outside too."""

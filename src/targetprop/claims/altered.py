@@ -1,16 +1,16 @@
 """Inverses that somebody has altered: how a claim is tried with an error of your own, and how tests make it fail."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from targetprop.chain import Chain
 from targetprop.decoders import Bank, Inverse, Objective
-from targetprop.forward import Record
-from targetprop.guard import Guard
+from targetprop.decoders.objective import Generators
+from targetprop.decoders.proposal import Proposal
+from targetprop.layers import Chain, LayerRecord, Record
 
 Alter = Callable[[Inverse], Inverse]
 
@@ -33,23 +33,16 @@ class Altered(Objective):
     alter: Alter
     name: ClassVar[str] = "altered"
 
-    def build(
-        self, chain: Chain, example: Record, inner: list[tuple[Tensor, ...]], custom: Mapping[str, nn.Module]
-    ) -> Bank:
+    def build(self, chain: Chain, example: Record, custom: Mapping[str, nn.Module]) -> Bank:
         """Build the objective's decoders; see `Objective.build`."""
-        return _AlteredBank(self.objective.build(chain, example, inner, custom), self.alter)
+        return _AlteredBank(self.objective.build(chain, example, custom), self.alter)
 
-    def train(
-        self,
-        bank: Bank,
-        record: Record,
-        optimizer: torch.optim.Optimizer | None,
-        generator: torch.Generator,
-        guard: Guard,
-    ) -> Tensor | None:
-        """Train them unaltered; see `Objective.train`."""
+    def propose(
+        self, bank: Bank, record: Record, optimizer: torch.optim.Optimizer | None, generators: Generators
+    ) -> Proposal:
+        """Train them unaltered; see `Objective.propose`."""
         assert isinstance(bank, _AlteredBank)
-        return self.objective.train(bank.bank, record, optimizer, generator, guard)
+        return self.objective.propose(bank.bank, record, optimizer, generators)
 
     def make_optimizer(self, parameters: list[nn.Parameter]) -> torch.optim.Optimizer | None:
         """Make the objective's optimiser; see `Objective.make_optimizer`."""
@@ -61,8 +54,8 @@ class _AlteredBank(Bank):
         super().__init__()
         self.bank, self.alter = bank, alter
 
-    def inverse(self, index: int, record: Record) -> Inverse:
-        return self.alter(self.bank.inverse(index, record))
+    def inverse(self, layer: LayerRecord) -> Inverse:
+        return self.alter(self.bank.inverse(layer))
 
-    def composite(self, index: int, record: Record) -> Inverse:
-        return self.alter(self.bank.composite(index, record))
+    def composite(self, layers: Sequence[LayerRecord]) -> Inverse:
+        return self.alter(self.bank.composite(layers))

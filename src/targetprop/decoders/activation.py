@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from targetprop.decoders.registry import ModuleDecoder, Style, register_decoder
 from targetprop.decoders.shape import Rearrange
-from targetprop.replay import Side, register_replay
+from targetprop.layers.replay import ReplayState, register_replay
 
 Function = Callable[[Tensor], Tensor]
 _EDGE = 1e-6
@@ -47,7 +47,7 @@ class Elementwise(ModuleDecoder):
         super().__init__()
         self.function = function
 
-    def forward(self, y: Tensor, side: Side) -> Tensor:
+    def forward(self, y: Tensor, state: ReplayState) -> Tensor:
         """Decode; see `ModuleDecoder.forward`."""
         return self.function(y)
 
@@ -67,13 +67,13 @@ class Slope(ModuleDecoder):
         super().__init__()
         self._activation = (module,)
 
-    def forward(self, y: Tensor, side: Side) -> Tensor:
+    def forward(self, y: Tensor, state: ReplayState) -> Tensor:
         """Decode; see `ModuleDecoder.forward`."""
-        return self.linear(y, side)
+        return self.linear(y, state)
 
-    def linear(self, change: Tensor, side: Side) -> Tensor:
+    def linear(self, change: Tensor, state: ReplayState) -> Tensor:
         """Multiply by the slope; see `ModuleDecoder.linear`."""
-        module, kept = self._activation[0], side.per_sample[0]
+        module, kept = self._activation[0], state.per_sample[0]
         formula = _formula(module)
         if formula is not None:
             return change * formula.slope(kept)
@@ -170,10 +170,10 @@ def _formula(module: nn.Module) -> Formula | None:
     return _FORMULAS[kind](module) if kind in _FORMULAS else None
 
 
-def _record(module: nn.Module, z: Tensor) -> tuple[Tensor, Side]:
+def _record(module: nn.Module, z: Tensor) -> tuple[Tensor, ReplayState]:
     h = module(z)
     kept = z if _formula(module) is None else h
-    return h, Side(per_sample=(kept.detach(),))
+    return h, ReplayState(per_sample=(kept.detach(),))
 
 
 def _build(module: nn.Module, x: Tensor, y: Tensor, style: Style) -> nn.Module:
@@ -185,4 +185,4 @@ def _build(module: nn.Module, x: Tensor, y: Tensor, style: Style) -> nn.Module:
 
 for _kind in ELEMENTWISE:
     register_decoder(_kind)(_build)
-    register_replay(_kind, _record, lambda module, x, side: module(x))
+    register_replay(_kind, _record, lambda module, x, state: module(x))

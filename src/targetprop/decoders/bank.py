@@ -1,15 +1,11 @@
-"""All decoders of a chain: which inverse serves which stretch of the network.
-
-Layers are counted from 0 here; decoder ``l`` always inverts layer ``l``, and layer 0 has none.
-"""
+"""All decoders of a chain by the name of the layer that each inverts; the first layer has none."""
 
 from abc import abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
-from targetprop.chain import Chain
 from targetprop.decoders.conv_form import ConvForm, conv_form
 from targetprop.decoders.layer import DiagonalForm, Inverse, LayerDecoder, WholeLayerDecoder, build_layer_decoder
 from targetprop.decoders.linear import LinearDecoder
@@ -17,7 +13,7 @@ from targetprop.decoders.linearised import LinearisedDecoder
 from targetprop.decoders.registry import Style
 from targetprop.decoders.residual import IdentityDecoder
 from targetprop.decoders.shape import Rearrange
-from targetprop.forward import Record
+from targetprop.layers import Chain, LayerRecord, Record
 
 FALLBACK_DAMPING = 0.1
 Bindable = LayerDecoder | LinearisedDecoder
@@ -27,53 +23,37 @@ class Bank(nn.Module):
     """The decoders of a chain; `composite` serves every bank, `inverse` those that go layer by layer."""
 
     @abstractmethod
-    def inverse(self, index: int, record: Record) -> Inverse:
-        """Bind the decoder of one layer, from ``h_{index+1}`` to ``h_index`` in the count of the record.
+    def inverse(self, layer: LayerRecord) -> Inverse:
+        """Bind the decoder of one layer.
 
         Args:
-            index: the layer to be inverted, ≥ 1.
-            record: the forward pass.
+            layer: the record of the layer to be inverted, not the first of the network.
 
         Returns:
-            ``g`` of that layer.
+            ``g`` of that layer, from ``h_l`` to ``h_{l-1}``.
         """
 
     @abstractmethod
-    def composite(self, index: int, record: Record) -> Inverse:
-        """Bind the inverse of everything from layer ``index`` to the output.
+    def composite(self, layers: Sequence[LayerRecord]) -> Inverse:
+        """Bind the inverse of everything from one layer to the output.
 
         Args:
-            index: the lowest layer to be inverted, ≥ 1.
-            record: the forward pass.
+            layers: the records of these layers, in forward order.
 
         Returns:
-            ``G``, from the output space to the input space of that layer.
+            ``G``, from the output space to the input space of the lowest of them.
         """
 
     def kinds(self) -> dict[str, str]:
         """Say in a word how each layer is inverted, keyed by layer name."""
         return {}
 
-    def parts(self, index: int) -> list[nn.Module]:
-        """List what belongs to the decoder of one layer alone.
-
-        Args:
-            index: any layer.
-
-        Returns:
-            The modules.
-        """
+    def parts(self, name: str) -> list[nn.Module]:
+        """List what belongs to the decoder of one layer alone, by the layer's name."""
         return []
 
-    def learns(self, index: int) -> bool:
-        """Say whether there is anything to train in the inverse of one layer.
-
-        Args:
-            index: the layer to be inverted, ≥ 1.
-
-        Returns:
-            False where the decoder has no trainable parameter.
-        """
+    def learns(self, name: str) -> bool:
+        """Say whether the decoder of a layer, given by name, has a trainable parameter."""
         return True
 
 
@@ -94,28 +74,21 @@ class LayerBank(Bank):
         self.layers = nn.ModuleDict({_key(name): decoder for name, decoder in decoders.items()})
         self.moments = nn.ModuleDict()
         self.names = names
-        self.mirrored: set[int] = set()  # layers whose decoders learn, but by no optimiser
+        self.mirrored: set[str] = set()  # layers whose decoders learn, but by no optimiser
 
-    def decoder(self, index: int) -> Bindable:
-        """Find the decoder of one layer.
-
-        Args:
-            index: the layer, ≥ 1.
-
-        Returns:
-            The decoder.
-        """
-        decoder = self.layers[_key(self.names[index])]
+    def decoder(self, name: str) -> Bindable:
+        """Find the decoder of one layer by the layer's name."""
+        decoder = self.layers[_key(name)]
         assert isinstance(decoder, Bindable)
         return decoder
 
-    def inverse(self, index: int, record: Record) -> Inverse:
+    def inverse(self, layer: LayerRecord) -> Inverse:
         """Bind the decoder of one layer; see `Bank.inverse`."""
-        return self.decoder(index).bind(record.layers[index])
+        return self.decoder(layer.name).bind(layer)
 
-    def composite(self, index: int, record: Record) -> Inverse:
+    def composite(self, layers: Sequence[LayerRecord]) -> Inverse:
         """Chain the decoders in their differential form, ``x ← h + g(x) − g(h)``; see `Bank.composite`."""
-        steps = [(self.inverse(i, record), record.layers[i]) for i in reversed(range(index, len(self.names)))]
+        steps = [(self.inverse(layer), layer) for layer in reversed(layers)]
 
         def decode(y: Tensor) -> Tensor:
             for g, layer in steps:
@@ -129,76 +102,53 @@ class LayerBank(Bank):
 
         return Inverse(decode, difference)
 
-    def parts(self, index: int) -> list[nn.Module]:
+    def parts(self, name: str) -> list[nn.Module]:
         """List the decoder and its moments; see `Bank.parts`."""
-        found = ((self.layers, _key(self.names[index])), (self.moments, str(index)))
-        return [modules[key] for modules, key in found if key in modules]
+        return [modules[_key(name)] for modules in (self.layers, self.moments) if _key(name) in modules]
 
-    def single_linear(self, index: int) -> LinearDecoder | None:
-        """Find the affine map that is, up to rearrangement, the whole decoder of a layer.
+    def moments_of(self, name: str) -> nn.Module | None:
+        """Find the running moments of a layer's decoder, if it has any."""
+        return self.moments[_key(name)] if _key(name) in self.moments else None
 
-        Args:
-            index: the layer, ≥ 1.
+    def keep_moments(self, name: str, moments: nn.Module) -> None:
+        """Keep running moments for the decoder of a layer."""
+        self.moments[_key(name)] = moments
 
-        Returns:
-            The map, or None if the decoder is anything else.
-        """
-        parts = list(self.decoder(index).children())
+    def single_linear(self, name: str) -> LinearDecoder | None:
+        """Find the affine map that is, up to rearrangement, the whole decoder of a layer; None if it is another."""
+        parts = list(self.decoder(name).children())
         parts = list(parts[0].children()) if parts and isinstance(parts[0], nn.ModuleList) else []
         rest = [part for part in parts if not isinstance(part, Rearrange)]
         return rest[0] if len(rest) == 1 and isinstance(rest[0], LinearDecoder) else None
 
-    def diagonal_form(self, index: int, record: Record) -> DiagonalForm | None:
-        """Write the linear part of a layer's decoder as ``D_1 V D_2``.
+    def diagonal_form(self, layer: LayerRecord) -> DiagonalForm | None:
+        """Write the linear part of a layer's decoder as ``D_1 V D_2``; None if it has another form."""
+        decoder = self.decoder(layer.name)
+        return decoder.diagonal_form(layer) if isinstance(decoder, LayerDecoder) else None
 
-        Args:
-            index: the layer, ≥ 1.
-            record: the forward pass.
+    def conv_form(self, layer: LayerRecord) -> ConvForm | None:
+        """Write the linear part of a layer's decoder as ``A V B`` with a convolution ``V``; None if it is another."""
+        decoder = self.decoder(layer.name)
+        return conv_form(decoder, layer) if isinstance(decoder, LayerDecoder) else None
 
-        Returns:
-            The factors, or None if the decoder has another form.
-        """
-        decoder = self.decoder(index)
-        return decoder.diagonal_form(record.layers[index]) if isinstance(decoder, LayerDecoder) else None
-
-    def conv_form(self, index: int, record: Record) -> ConvForm | None:
-        """Write the linear part of a layer's decoder as ``A V B`` with a convolution ``V``.
-
-        Args:
-            index: the layer, ≥ 1.
-            record: the forward pass.
-
-        Returns:
-            The factors, or None if the decoder has another form.
-        """
-        decoder = self.decoder(index)
-        return conv_form(decoder, record.layers[index]) if isinstance(decoder, LayerDecoder) else None
-
-    def learns(self, index: int) -> bool:
+    def learns(self, name: str) -> bool:
         """Look for trainable parameters; see `Bank.learns`."""
-        return index not in self.mirrored and any(p.requires_grad for p in self.decoder(index).parameters())
+        return name not in self.mirrored and any(p.requires_grad for p in self.decoder(name).parameters())
 
-    def count(self, index: int) -> int:
-        """Count what the decoder of one layer learns.
-
-        Args:
-            index: the layer to be inverted, ≥ 1.
-
-        Returns:
-            The number of its trainable numbers.
-        """
-        return sum(p.numel() for p in self.decoder(index).parameters() if p.requires_grad or index in self.mirrored)
+    def count(self, name: str) -> int:
+        """Count the numbers that the decoder of a layer learns."""
+        return sum(p.numel() for p in self.decoder(name).parameters() if p.requires_grad or name in self.mirrored)
 
     def kinds(self) -> dict[str, str]:
         """Say in a word how each layer is inverted; see `Bank.kinds`."""
         found = {}
-        for index, name in list(enumerate(self.names))[1:] if len(self.layers) else []:
-            decoder = self.decoder(index)
+        for name in self.names[1:] if len(self.layers) else []:
+            decoder = self.decoder(name)
             if isinstance(decoder, LinearisedDecoder):
                 found[name] = f"linearised, w={decoder.w:g}, damping={decoder.damping:g}"
-            elif index in self.mirrored:
+            elif name in self.mirrored:
                 found[name] = "mirrored"
-            elif self.learns(index):
+            elif self.learns(name):
                 found[name] = "learned"
             else:
                 identity = any(isinstance(part, IdentityDecoder) for part in decoder.modules())
@@ -217,20 +167,22 @@ class DirectBank(Bank):
         """Draw the maps as ``nn.Linear`` does."""
         super().__init__()
         output = example.output
-        self.maps = nn.ModuleList(
-            nn.Linear(output[0].numel(), layer.x[0].numel()).to(output) for layer in example.layers[1:]
+        self.maps = nn.ModuleDict(
+            {
+                _key(layer.name): nn.Linear(output[0].numel(), layer.x[0].numel()).to(output)
+                for layer in example.inverted
+            }
         )
-        self.names = [layer.layer.name for layer in example.layers]
+        self.names = [layer.name for layer in example.inverted]
 
-    def inverse(self, index: int, record: Record) -> Inverse:
+    def inverse(self, layer: LayerRecord) -> Inverse:
         """Refuse: there is no map between neighbouring layers; see `Bank.inverse`."""
         raise ValueError("direct feedback has no layer-wise inverse; use propagation='composite'")
 
-    def composite(self, index: int, record: Record) -> Inverse:
-        """Bind the map to one layer; see `Bank.composite`."""
-        linear = self.maps[index - 1]
+    def composite(self, layers: Sequence[LayerRecord]) -> Inverse:
+        """Bind the map to the lowest layer; see `Bank.composite`."""
+        linear, shape = self.maps[_key(layers[0].name)], layers[0].x.shape[1:]
         assert isinstance(linear, nn.Linear)
-        shape = record.layers[index].x.shape[1:]
         return Inverse(
             lambda y: linear(y.flatten(1)).view(-1, *shape),
             lambda y, change: nn.functional.linear(change.flatten(1), linear.weight).view(-1, *shape),
@@ -238,13 +190,12 @@ class DirectBank(Bank):
 
     def kinds(self) -> dict[str, str]:
         """Say in a word how each layer is inverted; see `Bank.kinds`."""
-        return dict.fromkeys(self.names[1:], "direct feedback, learned")
+        return dict.fromkeys(self.names, "direct feedback, learned")
 
 
 def build_layer_bank(
     chain: Chain,
     example: Record,
-    inner: list[tuple[Tensor, ...]],
     make: Style | Callable[[], LinearisedDecoder],
     custom: Mapping[str, nn.Module],
 ) -> LayerBank:
@@ -252,8 +203,7 @@ def build_layer_bank(
 
     Args:
         chain: the layers.
-        example: a forward pass on a few samples.
-        inner: outputs of the modules inside each layer in that pass.
+        example: a forward pass on a few samples, with the outputs of the modules inside each layer.
         make: the style of learned decoders, or a function that makes linearised ones.
         custom: the user's own decoders by layer name, each mapping the layer's output to its input.
 
@@ -267,8 +217,8 @@ def build_layer_bank(
     if chain.names[0] in custom:
         raise ValueError(f"decoders names layer {chain.names[0]!r}, the first one, which is never inverted")
     decoders: dict[str, Bindable] = {}
-    for record, outputs in zip(example.layers[1:], inner[1:], strict=True):
-        name = record.layer.name
+    for record in example.inverted:
+        name = record.name
         if name in custom:
             decoders[name] = WholeLayerDecoder(custom[name])
             got = decoders[name].bind(record)(record.h).shape
@@ -280,7 +230,7 @@ def build_layer_bank(
         elif callable(make):
             decoders[name] = make()
         else:
-            built = build_layer_decoder(record, outputs, make)
+            built = build_layer_decoder(record, make)
             decoders[name] = LinearisedDecoder(1.0, FALLBACK_DAMPING) if built is None else built
     return LayerBank(decoders, chain.names)
 

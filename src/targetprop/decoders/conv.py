@@ -11,7 +11,7 @@ transpose of that padding.
 >>> from torch import nn
 >>> conv, x = nn.Conv2d(3, 8, 3, stride=2, padding=1), torch.ones(2, 3, 6, 5)
 >>> decoder = ConvDecoder(conv, x)
->>> decoder(conv(x), Side()).shape
+>>> decoder(conv(x), ReplayState()).shape
 torch.Size([2, 3, 6, 5])
 """
 
@@ -26,7 +26,7 @@ from torch.nn import functional, grad
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd  # pyright: ignore[reportPrivateUsage]
 
 from targetprop.decoders.registry import ModuleDecoder, Style, register_decoder
-from targetprop.replay import Side, record_input, register_replay
+from targetprop.layers.replay import ReplayState, record_input, register_replay
 
 _CONVOLVE: dict[int, Callable[..., Tensor]] = {1: functional.conv1d, 2: functional.conv2d, 3: functional.conv3d}
 _TRANSPOSED: dict[int, Callable[..., Tensor]] = {
@@ -60,9 +60,9 @@ class LearnedMap(ModuleDecoder):
         self.bias = nn.Parameter(module.weight.new_empty(x.shape[1]).uniform_(-bound, bound))
         self.size = x.shape[2:]
 
-    def forward(self, y: Tensor, side: Side) -> Tensor:
+    def forward(self, y: Tensor, state: ReplayState) -> Tensor:
         """Decode; see `ModuleDecoder.forward`."""
-        return self.linear(y, side) + self.bias.view(-1, *[1] * (y.dim() - 2))
+        return self.linear(y, state) + self.bias.view(-1, *[1] * (y.dim() - 2))
 
     @abstractmethod
     def transpose(self, x: Tensor, weight: Tensor | None = None) -> Tensor:
@@ -110,7 +110,7 @@ class ConvDecoder(LearnedMap):
         self.padding, self.stride = low, module.stride
         self.groups, self.dilation = module.groups, module.dilation
 
-    def linear(self, change: Tensor, side: Side) -> Tensor:
+    def linear(self, change: Tensor, state: ReplayState) -> Tensor:
         """Apply ``V ⋆ᵀ``; see `ModuleDecoder.linear`."""
         sizes = zip(self.size, change.shape[2:], self.stride, self.padding, self.reach, strict=True)
         missing = [n - ((m - 1) * s - 2 * p + r + 1) for n, m, s, p, r in sizes]
@@ -152,7 +152,7 @@ class ConvTransposeDecoder(LearnedMap):
             full = self._full(x.new_zeros(1, module.out_channels, *self.decoded), self.weight).shape[2:]
         self.cut = [a - b for a, b in zip(full, self.size, strict=True)]  # what output padding adds on the upper side
 
-    def linear(self, change: Tensor, side: Side) -> Tensor:
+    def linear(self, change: Tensor, state: ReplayState) -> Tensor:
         """Apply ``V ⋆``; see `ModuleDecoder.linear`."""
         return self._convolve(change, self.weight)
 
@@ -241,7 +241,7 @@ def _crop(x: Tensor, size: Sequence[int]) -> Tensor:
     return x
 
 
-register_replay(_ConvNd, record_input, lambda module, x, side: module(x))
+register_replay(_ConvNd, record_input, lambda module, x, state: module(x))
 
 
 @register_decoder(_ConvNd)

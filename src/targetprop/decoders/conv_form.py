@@ -20,10 +20,10 @@ from targetprop.decoders.layer import LayerDecoder
 from targetprop.decoders.pool import MaxPoolDecoder, ShuffleDecoder
 from targetprop.decoders.registry import ModuleDecoder
 from targetprop.decoders.shape import Rearrange
-from targetprop.forward import LayerRecord
-from targetprop.replay import Side
+from targetprop.layers.forward_pass import LayerRecord
+from targetprop.layers.replay import ReplayState
 
-Placed = list[tuple[ModuleDecoder, Side]]
+Placed = list[tuple[ModuleDecoder, ReplayState]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,7 +32,7 @@ class ConvForm:
 
     Attributes:
         map: the learned convolution ``V``.
-        below: the parts of ``A`` with their side data, in the order of decoding.
+        below: the parts of ``A`` with their replay state, in the order of decoding.
         above: the parts of ``B``, likewise.
     """
 
@@ -55,7 +55,7 @@ def conv_form(decoder: LayerDecoder, record: LayerRecord) -> ConvForm | None:
     places = [i for i, part in enumerate(parts) if isinstance(part, LearnedMap)]
     if len(places) != 1:
         return None
-    placed = list(zip(parts, record.sides, strict=True))[::-1]
+    placed = list(zip(parts, record.states, strict=True))[::-1]
     place = len(parts) - 1 - places[0]
     middle, above, below = placed[place][0], placed[:place], placed[place + 1 :]
     assert isinstance(middle, LearnedMap)
@@ -91,14 +91,14 @@ def expected_conv_loss(
         response = damping * (back if after is None else back * after)
         loss, gradient = dot(back, response - 2 * moved), form.map.weight_gradient(noise, response - moved)
         if w:
-            q = form.map.linear(moved, Side())
+            q = form.map.linear(moved, ReplayState())
             pull = w * (q if before is None else q * before)
             loss, gradient = loss + dot(q, pull), gradient.add_(form.map.weight_gradient(pull, moved))
         return loss / (s * s * n), gradient.mul_(2 / (s * s * n))
     penalty = weight * (damping * _uses(form.map, before, after, noise, moved))
     size = dot(weight, penalty) / n
     if w:
-        q = form.map.linear(moved, Side())
+        q = form.map.linear(moved, ReplayState())
         pull = w * (q if before is None else q * before) - noise
         fit = dot(q, pull - noise) / (s * s * n)
     else:
@@ -119,8 +119,8 @@ def _only_shapes(parts: Placed) -> bool:
 
 
 def _push(parts: Placed, values: Tensor) -> Tensor:
-    for part, side in parts:
-        values = part.linear(values, side)
+    for part, state in parts:
+        values = part.linear(values, state)
     return values
 
 

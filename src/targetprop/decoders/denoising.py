@@ -3,6 +3,7 @@
 Lee's decoders end in the network's own nonlinearity; ours are affine in ``h_l`` unless `activation` says otherwise.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from targetprop.decoders.bank import Bank
 from targetprop.decoders.objective import Learned, Noise, Signal
-from targetprop.forward import Record
+from targetprop.layers import LayerRecord, Record
 
 
 @dataclass(frozen=True)
@@ -29,20 +30,20 @@ class Denoising(Learned):
 
     name: ClassVar[str] = "denoising"
 
-    def layer_loss(self, bank: Bank, index: int, record: Record, noise: Noise) -> Tensor:
+    def layer_loss(self, bank: Bank, layers: Sequence[LayerRecord], record: Record, noise: Noise) -> Tensor:
         """Compute the squared reconstruction error; see `Learned.layer_loss`."""
-        return self._error(bank, index, record, noise)[1].square().sum() / max(len(record.output), 1)
+        return _error(bank, layers[0], noise)[1].square().sum() / max(len(record.output), 1)
 
-    def signal(self, bank: Bank, index: int, record: Record, noise: Noise) -> Signal:
+    def signal(self, bank: Bank, layers: Sequence[LayerRecord], record: Record, noise: Noise) -> Signal:
         """Start autograd at the reconstruction, whose gradient is known; see `Learned.signal`."""
-        rebuilt, error = self._error(bank, index, record, noise)
-        error, n = error.detach(), max(len(record.output), 1)  # a rank may hold no samples
+        rebuilt, error = _error(bank, layers[0], noise)
+        error, n = error.detach(), max(len(record.output), 1)  # a process may hold no samples
         return Signal(torch.linalg.vector_norm(error).square() / n, rebuilt, error * (2 / n))
 
-    def _error(self, bank: Bank, index: int, record: Record, noise: Noise) -> tuple[Tensor, Tensor]:
-        layer = record.layers[index]
-        with torch.no_grad():
-            clean = layer.x + noise.like(layer.x)
-            seen = layer.f(clean)
-        rebuilt = bank.inverse(index, record)(seen)
-        return rebuilt, rebuilt - clean
+
+def _error(bank: Bank, layer: LayerRecord, noise: Noise) -> tuple[Tensor, Tensor]:
+    with torch.no_grad():
+        clean = layer.x + noise.like(layer.x)
+        seen = layer.f(clean)
+    rebuilt = bank.inverse(layer)(seen)
+    return rebuilt, rebuilt - clean

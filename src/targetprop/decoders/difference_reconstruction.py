@@ -7,21 +7,21 @@ has its minimum at ``J_g = J_fᵀ (w J_f J_fᵀ + λ I)⁻¹``: ``(1, 0)`` is th
 arXiv:2201.13415).
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
-from targetprop.chain import Chain
 from targetprop.decoders.bank import Bank, LayerBank
 from targetprop.decoders.conv import LearnedMap
 from targetprop.decoders.conv_form import dot, expected_conv_loss
 from targetprop.decoders.layer import DiagonalForm, Inverse
 from targetprop.decoders.linear import LinearDecoder
 from targetprop.decoders.objective import Learned, Noise, Signal, perturbed
-from targetprop.forward import LayerRecord, Record
+from targetprop.layers.chain import Chain
+from targetprop.layers.forward_pass import LayerRecord, Record
 
 
 def difference_loss(
@@ -156,48 +156,43 @@ class DifferenceReconstruction(Learned):
         if self.w < 0 or self.damping < 0 or self.w == self.damping == 0:
             raise ValueError(f"decoder w and damping must be ≥ 0, and not both 0; got {self.w} and {self.damping}")
 
-    def build(
-        self, chain: Chain, example: Record, inner: list[tuple[Tensor, ...]], custom: Mapping[str, nn.Module]
-    ) -> Bank:
+    def build(self, chain: Chain, example: Record, custom: Mapping[str, nn.Module]) -> Bank:
         """Build learned decoders, and set their weights to zero if asked to; see `Objective.build`."""
-        bank = super().build(chain, example, inner, custom)
+        bank = super().build(chain, example, custom)
         if self.start == "zero":
             maps = [module for module in bank.modules() if isinstance(module, LinearDecoder | LearnedMap)]
             for parameter in (p for module in maps for p in module.parameters()):
                 nn.init.zeros_(parameter)
         return bank
 
-    def layer_loss(self, bank: Bank, index: int, record: Record, noise: Noise) -> Tensor:
+    def layer_loss(self, bank: Bank, layers: Sequence[LayerRecord], record: Record, noise: Noise) -> Tensor:
         """Compute ``ℓ(w, λ)`` of one layer; see `Learned.layer_loss`."""
-        layer = record.layers[index]
-        eps, change, damping = self._perturb(layer, noise)
-        g = bank.inverse(index, record)
-        return difference_loss(g, change, layer.h, eps, noise.like(layer.h), self.w, damping, self.noise)
+        layer = layers[0]
+        eps, change, damping = self._perturb(layer, record, noise)
+        eta, g = noise.like(layer.h), bank.inverse(layer)
+        return difference_loss(g, change, layer.h, eps, eta, self.w, damping, self.noise)
 
-    def signal(self, bank: Bank, index: int, record: Record, noise: Noise) -> Signal:
+    def signal(self, bank: Bank, layers: Sequence[LayerRecord], record: Record, noise: Noise) -> Signal:
         """Use the closed form where the decoder allows it; see `Learned.signal`."""
         assert isinstance(bank, LayerBank)
-        form = bank.diagonal_form(index, record)
+        matched = self.penalty == "matched"
+        form = bank.diagonal_form(layers[0])
         if form is not None and form.weight.requires_grad:
-            eps, change, damping = self._perturb(record.layers[index], noise)
+            eps, change, damping = self._perturb(layers[0], record, noise)
             with torch.no_grad():
-                loss, gradient = expected_difference_loss(
-                    form, change, eps, self.w, damping, self.noise, matched=self.penalty == "matched"
-                )
-            return Signal(loss, form.weight, gradient)
-        conv = bank.conv_form(index, record)
+                found = expected_difference_loss(form, change, eps, self.w, damping, self.noise, matched=matched)
+            return Signal(found[0], form.weight, found[1])
+        conv = bank.conv_form(layers[0])
         if conv is not None and conv.map.weight.requires_grad:
-            eps, change, damping = self._perturb(record.layers[index], noise)
+            eps, change, damping = self._perturb(layers[0], record, noise)
             with torch.no_grad():
-                loss, gradient = expected_conv_loss(
-                    conv, change, eps, self.w, damping, self.noise, matched=self.penalty == "matched"
-                )
-            return Signal(loss, conv.map.weight, gradient)
-        return super().signal(bank, index, record, noise)
+                found = expected_conv_loss(conv, change, eps, self.w, damping, self.noise, matched=matched)
+            return Signal(found[0], conv.map.weight, found[1])
+        return super().signal(bank, layers, record, noise)
 
-    def _perturb(self, layer: LayerRecord, noise: Noise) -> tuple[Tensor, Tensor, Tensor | float]:
+    def _perturb(self, layer: LayerRecord, record: Record, noise: Noise) -> tuple[Tensor, Tensor, Tensor | float]:
         eps = noise.like(layer.x)
         change = perturbed(layer, eps) - layer.h
         if not (self.relative and self.damping):
             return eps, change, self.damping
-        return eps, change, self.damping * layer.share.mean(change.square()) / self.noise**2
+        return eps, change, self.damping * record.batch.mean(change.square()) / self.noise**2

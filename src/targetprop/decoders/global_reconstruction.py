@@ -5,19 +5,18 @@ by a direct map from the output (DDTP-linear). With ``F = f_L∘…∘f_{l+1}`` 
 λ)`` of `difference_reconstruction` on ``(F, G)``; it trains the decoder next to layer ``l`` only.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from targetprop.chain import Chain
 from targetprop.decoders.bank import Bank, DirectBank
 from targetprop.decoders.difference_reconstruction import difference_loss
 from targetprop.decoders.layer import Inverse
 from targetprop.decoders.objective import Learned, Noise
-from targetprop.forward import Record
+from targetprop.layers import Chain, LayerRecord, Record
 from targetprop.settings import check_ranges
 
 
@@ -44,25 +43,26 @@ class GlobalReconstruction(Learned):
         super().__post_init__()
         check_ranges(self, "decoder ", damping=(self.damping >= 0, "≥ 0"))
 
-    def layer_loss(self, bank: Bank, index: int, record: Record, noise: Noise) -> Tensor:
+    def layer_loss(self, bank: Bank, layers: Sequence[LayerRecord], record: Record, noise: Noise) -> Tensor:
         """Send a perturbation up to the output and back; see `Learned.layer_loss`."""
-        return _global_loss(self._way_back(bank, index, record), index, record, noise, self.damping, self.noise)
+        return _global_loss(_way_back(bank, layers), layers, record, noise, self.damping, self.noise)
 
-    def _way_back(self, bank: Bank, index: int, record: Record) -> Inverse:
-        last = bank.inverse(index, record)
-        if index == len(record.layers) - 1:
-            return last
-        upper, h = bank.composite(index + 1, record), record.layers[index].h
 
-        def arrive(y: Tensor, change: Tensor) -> Tensor:
-            with torch.no_grad():
-                return upper.difference(y, change)
+def _way_back(bank: Bank, layers: Sequence[LayerRecord]) -> Inverse:
+    last = bank.inverse(layers[0])
+    if len(layers) == 1:
+        return last
+    upper, h, output = bank.composite(layers[1:]), layers[0].h, layers[-1].h
 
-        # Linearised around the forward pass: only ``y = h_L`` is ever asked for.
-        return Inverse(
-            lambda y: last(h + arrive(record.output, y - record.output)),
-            lambda y, change: last.difference(h, arrive(y, change)),
-        )
+    def arrive(y: Tensor, change: Tensor) -> Tensor:
+        with torch.no_grad():
+            return upper.difference(y, change)
+
+    # Linearised around the forward pass: only ``y = h_L`` is ever asked for.
+    return Inverse(
+        lambda y: last(h + arrive(output, y - output)),
+        lambda y, change: last.difference(h, arrive(y, change)),
+    )
 
 
 @dataclass(frozen=True)
@@ -88,15 +88,12 @@ class DirectFeedback(Learned):
         super().__post_init__()
         check_ranges(self, "decoder ", damping=(self.damping >= 0, "≥ 0"))
 
-    def build(
-        self, chain: Chain, example: Record, inner: list[tuple[Tensor, ...]], custom: Mapping[str, nn.Module]
-    ) -> Bank:
+    def build(self, chain: Chain, example: Record, custom: Mapping[str, nn.Module]) -> Bank:
         """Build the direct maps; see `Objective.build`.
 
         Args:
             chain: the layers.
             example: a forward pass on a few samples.
-            inner: ignored.
             custom: must be empty.
 
         Returns:
@@ -109,15 +106,17 @@ class DirectFeedback(Learned):
             raise ValueError("direct feedback uses affine maps from the output; it takes no decoders or activation")
         return DirectBank(example)
 
-    def layer_loss(self, bank: Bank, index: int, record: Record, noise: Noise) -> Tensor:
+    def layer_loss(self, bank: Bank, layers: Sequence[LayerRecord], record: Record, noise: Noise) -> Tensor:
         """Send a perturbation up to the output and back at once; see `Learned.layer_loss`."""
-        return _global_loss(bank.composite(index, record), index, record, noise, self.damping, self.noise)
+        return _global_loss(bank.composite(layers), layers, record, noise, self.damping, self.noise)
 
 
-def _global_loss(g: Inverse, index: int, record: Record, noise: Noise, damping: float, s: float) -> Tensor:
-    eps = noise.like(record.layers[index].x)
+def _global_loss(
+    g: Inverse, layers: Sequence[LayerRecord], record: Record, noise: Noise, damping: float, s: float
+) -> Tensor:
+    eps = noise.like(layers[0].x)
     with torch.no_grad():
-        y = record.layers[index].x + eps
-        for layer in record.layers[index:]:
+        y = layers[0].x + eps
+        for layer in layers:
             y = layer.f(y)
     return difference_loss(g, y - record.output, record.output, eps, noise.like(record.output), 1.0, damping, s)

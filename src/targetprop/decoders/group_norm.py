@@ -5,8 +5,8 @@ statistics held fixed. "transpose" applies ``Jᵀ`` exactly: ``(u − mean u −
 ``x̂ = (x − m)/σ``, means over a group. Instance norms are group norms of one channel each.
 
 >>> x = torch.tensor([[1.0, 3.0, 4.0, 8.0]])
->>> y, side = _record(norm := nn.GroupNorm(2, 4, eps=0.0), x)
->>> GroupNormDecoder(norm, "inverse")(y, side).tolist()
+>>> y, state = _record(norm := nn.GroupNorm(2, 4, eps=0.0), x)
+>>> GroupNormDecoder(norm, "inverse")(y, state).tolist()
 [[1.0, 3.0, 4.0, 8.0]]
 """
 
@@ -20,8 +20,8 @@ from torch.nn.modules.instancenorm import _InstanceNorm  # pyright: ignore[repor
 from targetprop.decoders.norm import _divide  # pyright: ignore[reportPrivateUsage]
 from targetprop.decoders.registry import ModuleDecoder, Style, register_decoder
 from targetprop.decoders.shape import Rearrange
-from targetprop.precision import widened
-from targetprop.replay import Side, register_replay
+from targetprop.layers.replay import ReplayState, register_replay
+from targetprop.precision import at_least_float32
 
 
 class GroupNormDecoder(ModuleDecoder):
@@ -40,21 +40,21 @@ class GroupNormDecoder(ModuleDecoder):
         self.style = style
         self._norm = (module,)
 
-    def forward(self, y: Tensor, side: Side) -> Tensor:
+    def forward(self, y: Tensor, state: ReplayState) -> Tensor:
         """Decode; see `ModuleDecoder.forward`."""
-        bias, mean = self._norm[0].bias, side.per_sample[0]
+        bias, mean = self._norm[0].bias, state.per_sample[0]
         centred = y if bias is None else y - _by_channel(bias, y)
-        return (_grouped(self.linear(centred, side), mean) + mean).reshape(y.shape)
+        return (_grouped(self.linear(centred, state), mean) + mean).reshape(y.shape)
 
-    def linear(self, change: Tensor, side: Side) -> Tensor:
+    def linear(self, change: Tensor, state: ReplayState) -> Tensor:
         """Apply the linear part; see `ModuleDecoder.linear`."""
-        weight, (mean, sigma, *inputs) = self._norm[0].weight, side.per_sample
+        weight, (mean, sigma, *inputs) = self._norm[0].weight, state.per_sample
         gain = change.new_ones(()) if weight is None else _by_channel(weight, change)
         if self.style == "inverse":
             return (_grouped(_divide(change, gain), mean) * sigma).reshape(change.shape)
         u = _grouped(change * gain, mean)
         for x in inputs:  # none if the statistics are not the sample's own
-            centred = _grouped(widened(x), mean) - mean
+            centred = _grouped(at_least_float32(x), mean) - mean
             shared = torch.linalg.vecdot(u.to(centred), centred).unsqueeze(2) / (sigma.square() * centred.shape[2])
             u = torch.addcmul(u - u.mean(2, keepdim=True), centred, shared, value=-1)
         return (u / sigma).reshape(change.shape)
@@ -69,27 +69,29 @@ def _grouped(values: Tensor, mean: Tensor) -> Tensor:
     return values.reshape(*mean.shape[:2], -1)
 
 
-def _record(module: Any, x: Tensor) -> tuple[Tensor, Side]:
+def _record(module: Any, x: Tensor) -> tuple[Tensor, ReplayState]:
     y, groups = module(x), module.num_groups if isinstance(module, nn.GroupNorm) else x.shape[1]
     with torch.no_grad():
         if isinstance(module, _InstanceNorm) and module.track_running_stats and not module.training:
             assert module.running_mean is not None and module.running_var is not None
             ones = x.new_ones(len(x), groups, 1)
             spread = (module.running_var + module.eps).sqrt()
-            return y, Side(per_sample=(ones * module.running_mean.view(-1, 1), ones * spread.view(-1, 1)))
-        variance, mean = torch.var_mean(widened(x).reshape(len(x), groups, -1), dim=2, correction=0, keepdim=True)
-        return y, Side(per_sample=(mean, (variance + module.eps).sqrt(), x.detach()))
+            return y, ReplayState(per_sample=(ones * module.running_mean.view(-1, 1), ones * spread.view(-1, 1)))
+        variance, mean = torch.var_mean(
+            at_least_float32(x).reshape(len(x), groups, -1), dim=2, correction=0, keepdim=True
+        )
+        return y, ReplayState(per_sample=(mean, (variance + module.eps).sqrt(), x.detach()))
 
 
-def _replay_instance_norm(module: nn.Module, x: Tensor, side: Side) -> Tensor:
+def _replay_instance_norm(module: nn.Module, x: Tensor, state: ReplayState) -> Tensor:
     """Repeat the norm without moving its running statistics."""
     assert isinstance(module, _InstanceNorm)
-    if len(side.per_sample) == 2:
+    if len(state.per_sample) == 2:
         return module(x)
     return functional.instance_norm(x, None, None, module.weight, module.bias, use_input_stats=True, eps=module.eps)
 
 
-register_replay(nn.GroupNorm, _record, lambda module, x, side: module(x))
+register_replay(nn.GroupNorm, _record, lambda module, x, state: module(x))
 register_replay(_InstanceNorm, _record, _replay_instance_norm)
 
 

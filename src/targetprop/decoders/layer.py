@@ -6,13 +6,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from targetprop.compiled import Stages
 from targetprop.decoders.linear import LinearDecoder
 from targetprop.decoders.registry import ModuleDecoder, PlainDecoder, Style, find_builder
 from targetprop.decoders.shape import Rearrange
-from targetprop.forward import LayerRecord
-from targetprop.precision import exactly, widened
-from targetprop.replay import Side
+from targetprop.layers import LayerRecord, ReplayState
+from targetprop.precision import at_least_float32, no_autocast
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,18 +63,9 @@ class LayerDecoder(nn.Module):
         """Keep the parts."""
         super().__init__()
         self.parts = nn.ModuleList(parts)
-        self.compiled: Callable[[Tensor, Tensor, tuple[Side, ...]], Tensor] | None = None
-
-    def compile_with(self, stages: Stages) -> None:
-        """Compile the differences of the decoder.
-
-        Args:
-            stages: what compiles.
-        """
-        self.compiled = stages.compile(self._difference)
 
     def bind(self, record: LayerRecord) -> Inverse:
-        """Bind to the side data of one forward pass.
+        """Bind to the replay state of one forward pass.
 
         Args:
             record: the layer's record.
@@ -84,25 +73,25 @@ class LayerDecoder(nn.Module):
         Returns:
             The inverse as a callable.
         """
-        sides, difference = record.sides, self.compiled or self._difference
-        return Inverse(lambda y: self._decode(y, sides), lambda y, change: difference(y, change, sides))
+        states = record.states
+        return Inverse(lambda y: self._decode(y, states), lambda y, change: self._difference(y, change, states))
 
-    def _decode(self, y: Tensor, sides: tuple[Side, ...]) -> Tensor:
-        for part, side in zip(reversed(self._parts()), reversed(sides), strict=True):
-            y = part(y, side)
+    def _decode(self, y: Tensor, states: tuple[ReplayState, ...]) -> Tensor:
+        for part, state in zip(reversed(self._parts()), reversed(states), strict=True):
+            y = part(y, state)
         return y
 
-    def _difference(self, y: Tensor, change: Tensor, sides: tuple[Side, ...]) -> Tensor:
+    def _difference(self, y: Tensor, change: Tensor, states: tuple[ReplayState, ...]) -> Tensor:
         parts = self._parts()
         affine = next((i for i, part in enumerate(parts) if not part.affine), len(parts))
         if affine < len(parts):
-            y, moved = widened(y), widened(y) + widened(change)
-            with exactly(y):  # the difference of the two may be smaller than half precision's rounding
-                for part, side in zip(reversed(parts[affine:]), reversed(sides[affine:]), strict=True):
-                    y, moved = part(y, side), part(moved, side)
+            y, moved = at_least_float32(y), at_least_float32(y) + at_least_float32(change)
+            with no_autocast(y):  # the difference of the two may be smaller than half precision's rounding
+                for part, state in zip(reversed(parts[affine:]), reversed(states[affine:]), strict=True):
+                    y, moved = part(y, state), part(moved, state)
             change = moved - y
-        for part, side in zip(reversed(parts[:affine]), reversed(sides[:affine]), strict=True):
-            change = part.linear(change, side)
+        for part, state in zip(reversed(parts[:affine]), reversed(states[:affine]), strict=True):
+            change = part.linear(change, state)
         return change
 
     def diagonal_form(self, record: LayerRecord) -> DiagonalForm | None:
@@ -114,14 +103,14 @@ class LayerDecoder(nn.Module):
         Returns:
             The factors, or None if the decoder is not one learned map among diagonal parts.
         """
-        parts, sides = self._parts(), record.sides
-        places = [i for i, part in enumerate(parts) if isinstance(part, LinearDecoder)]
-        if len(places) != 1 or not all(part.diagonal or isinstance(part, LinearDecoder) for part in parts):
+        parts, states = self._parts(), record.states
+        maps = [i for i, part in enumerate(parts) if isinstance(part, LinearDecoder)]
+        if len(maps) != 1 or not all(part.diagonal or isinstance(part, LinearDecoder) for part in parts):
             return None
-        place = places[0]
-        linear = parts[place]
+        middle = maps[0]
+        linear = parts[middle]
         assert isinstance(linear, LinearDecoder)
-        above, below = (parts[place + 1 :], sides[place + 1 :]), (parts[:place], sides[:place])
+        above, below = (parts[middle + 1 :], states[middle + 1 :]), (parts[:middle], states[:middle])
         after = _diagonal(*above, torch.ones_like(record.h))
         before = _diagonal(*below, after.new_ones(*after.shape[:-1], linear.map.out_features))
         weight = linear.map.weight
@@ -140,9 +129,9 @@ def _all_rearrange(parts: list[ModuleDecoder]) -> bool:
 
 
 @torch.no_grad()
-def _diagonal(parts: list[ModuleDecoder], sides: tuple[Side, ...], values: Tensor) -> Tensor:
-    for part, side in zip(reversed(parts), reversed(sides), strict=True):
-        values = part.linear(values, side)
+def _diagonal(parts: list[ModuleDecoder], states: tuple[ReplayState, ...], values: Tensor) -> Tensor:
+    for part, state in zip(reversed(parts), reversed(states), strict=True):
+        values = part.linear(values, state)
     return values
 
 
@@ -159,27 +148,26 @@ class WholeLayerDecoder(LayerDecoder):
 
     def bind(self, record: LayerRecord) -> Inverse:
         """Bind to one forward pass, of which it uses nothing; see `LayerDecoder.bind`."""
-        part, none = self._parts()[0], Side()
+        part, none = self._parts()[0], ReplayState()
 
         def difference(y: Tensor, change: Tensor) -> Tensor:
-            with exactly(y):
-                return part(widened(y) + widened(change), none) - part(widened(y), none)
+            with no_autocast(y):
+                return part(at_least_float32(y) + at_least_float32(change), none) - part(at_least_float32(y), none)
 
         return Inverse(lambda y: part(y, none), difference)
 
 
-def build_layer_decoder(record: LayerRecord, inner: tuple[Tensor, ...], style: Style) -> LayerDecoder | None:
+def build_layer_decoder(record: LayerRecord, style: Style) -> LayerDecoder | None:
     """Build a layer's decoder from the registry.
 
     Args:
-        record: an example of the layer's forward pass.
-        inner: the outputs of the layer's modules in that pass.
+        record: an example of the layer's forward pass, with the outputs of its modules.
         style: how activations and norms are decoded.
 
     Returns:
         The decoder, or None if a module of the layer has none registered.
     """
-    parts = build_parts(record.layer.modules, (record.x, *inner), style)
+    parts = build_parts(record.layer.modules, (record.x, *record.inner), style)
     return None if parts is None else LayerDecoder(parts)
 
 

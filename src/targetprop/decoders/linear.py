@@ -4,7 +4,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from targetprop.decoders.registry import ModuleDecoder, Style, register_decoder
-from targetprop.replay import Side, record_input, register_replay
+from targetprop.layers.replay import ReplayState, record_input, register_replay
 
 
 class LinearDecoder(ModuleDecoder):
@@ -22,16 +22,16 @@ class LinearDecoder(ModuleDecoder):
         super().__init__()
         self.map = nn.Linear(outputs, inputs)
 
-    def forward(self, y: Tensor, side: Side) -> Tensor:
+    def forward(self, y: Tensor, state: ReplayState) -> Tensor:
         """Decode; see `ModuleDecoder.forward`."""
         return self.map(y)
 
-    def linear(self, change: Tensor, side: Side) -> Tensor:
+    def linear(self, change: Tensor, state: ReplayState) -> Tensor:
         """Apply ``V``; see `ModuleDecoder.linear`."""
         return functional.linear(change, self.map.weight)
 
 
-register_replay(nn.Linear, record_input, lambda module, x, side: module(x))
+register_replay(nn.Linear, record_input, lambda module, x, state: module(x))
 
 
 @register_decoder(nn.Linear)

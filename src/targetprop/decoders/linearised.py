@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from targetprop.decoders.layer import Inverse
-from targetprop.forward import LayerRecord
 from targetprop.inversion import Map, per_sample
-from targetprop.precision import exactly, is_cast, widened
+from targetprop.layers.forward_pass import LayerRecord
+from targetprop.precision import at_least_float32, is_cast, no_autocast
 
 
 class LinearisedDecoder(nn.Module):
@@ -57,12 +57,12 @@ class LinearisedDecoder(nn.Module):
             The inverse as a callable.
         """
         if is_cast(x0):
-            x0, y0 = widened(x0), widened(y0)
-        with sdpa_kernel(SDPBackend.MATH), exactly(x0):
+            x0, y0 = at_least_float32(x0), at_least_float32(y0)
+        with sdpa_kernel(SDPBackend.MATH), no_autocast(x0):
             pull = torch.func.vjp(f, x0)[1]
 
         def linear(delta: Tensor) -> Tensor:
-            with exactly(x0):
+            with no_autocast(x0):
                 return solve(delta.to(x0.dtype))
 
         def solve(delta: Tensor) -> Tensor:

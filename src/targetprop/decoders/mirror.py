@@ -26,23 +26,20 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd  # pyright: ignore[reportPrivateUsage]
 
-from targetprop.chain import Chain, leaves
+from targetprop.batch import Batch
 from targetprop.decoders.bank import Bank, LayerBank, build_layer_bank
 from targetprop.decoders.conv import ConvDecoder, ConvTransposeDecoder, LearnedMap
 from targetprop.decoders.difference_reconstruction import DifferenceReconstruction
 from targetprop.decoders.layer import LayerDecoder
 from targetprop.decoders.linear import LinearDecoder
-from targetprop.decoders.mirror_step import Move, mirror_conv, mirror_linear
-from targetprop.decoders.objective import Objective, failed_decoder
+from targetprop.decoders.mirror_step import MirrorStep, mirror_conv, mirror_linear
+from targetprop.decoders.objective import Generators, Objective
+from targetprop.decoders.proposal import Proposal, Rehearsal, look_at_decoder
 from targetprop.decoders.registry import ModuleDecoder
 from targetprop.decoders.residual import CorrectedDecoder, PathDecoder
 from targetprop.finite import check_digits
-from targetprop.forward import Record
-from targetprop.guard import Guard
-from targetprop.precision import exactly, widened
-from targetprop.replay import Side
-from targetprop.residual import Residual
-from targetprop.share import Share
+from targetprop.layers import Chain, LayerRecord, Record, ReplayState, Residual, leaves
+from targetprop.precision import at_least_float32, no_autocast
 
 _COVERAGE = 2.0  # probes of a convolution per dimension of a patch, beyond which more tell little
 
@@ -81,91 +78,85 @@ class WeightMirror(Objective):
                 f" {self.probes}, {self.updates}, {self.warmup} and {self.activity}"
             )
 
-    def build(
-        self, chain: Chain, example: Record, inner: list[tuple[Tensor, ...]], custom: Mapping[str, nn.Module]
-    ) -> Bank:
+    def build(self, chain: Chain, example: Record, custom: Mapping[str, nn.Module]) -> Bank:
         """Build decoders in style "transpose", and set those to zero that will be mirrors; see `Objective.build`."""
         check_digits((p for layer in chain.layers for p in layer.parameters()), "a mirror")
-        bank = build_layer_bank(chain, example, inner, "transpose", custom)
-        for index in range(1, len(chain)):
-            maps = [part for part, _, _ in mirrored_maps(bank, index, example)]
+        bank = build_layer_bank(chain, example, "transpose", custom)
+        for layer in example.inverted:
+            maps = [part for part, _, _ in mirrored_maps(bank, layer)]
             own = {id(p) for part in maps for p in part.parameters()}
-            if maps and all(id(p) in own for p in bank.decoder(index).parameters()):
-                bank.mirrored.add(index)
-                for parameter in bank.decoder(index).parameters():
+            if maps and all(id(p) in own for p in bank.decoder(layer.name).parameters()):
+                bank.mirrored.add(layer.name)
+                for parameter in bank.decoder(layer.name).parameters():
                     nn.init.zeros_(parameter).requires_grad_(False)
         return bank
 
-    @torch.no_grad()
-    def _moves(self, bank: LayerBank, record: Record, generator: torch.Generator) -> Iterator[tuple[int, Move | None]]:
-        """Work out a step of every mirror; convolutions take a second one, from where the first ends."""
-        for index in sorted(bank.mirrored):
-            for part, module, side in mirrored_maps(bank, index, record):
-                draw, new = _linear_probes if isinstance(part, LinearDecoder) else _conv_probes, None
-                for drawn in draw(module, side.per_sample[0], self.probes, self.activity, generator, record.share):
-                    if not record.places.owns(index):  # drawn all the same: random numbers stay in step everywhere
-                        yield index, None
-                        continue
-                    probes = widened(drawn)
-                    answers = module(probes) - module(torch.zeros_like(probes[:1]))
-                    if isinstance(part, LinearDecoder):
-                        move = mirror_linear(part.map.weight, probes, answers)
-                    else:
-                        assert isinstance(part, LearnedMap)
-                        move = mirror_conv(part, probes, answers, new)
-                    new = move.new
-                    yield index, move
-
-    def train(
-        self,
-        bank: Bank,
-        record: Record,
-        optimizer: torch.optim.Optimizer | None,
-        generator: torch.Generator,
-        guard: Guard,
-    ) -> Tensor | None:
-        """Step every mirror, and the decoders that are none; see `Objective.train`.
+    def propose(
+        self, bank: Bank, record: Record, optimizer: torch.optim.Optimizer | None, generators: Generators
+    ) -> Proposal:
+        """Work out a step of every mirror, and of the decoders that are none; see `Objective.propose`.
 
         Args:
             bank: the decoders.
             record: the forward pass of the batch.
             optimizer: over the parameters of decoders that are no mirrors.
-            generator: source of noise.
-            guard: must pass before anything changes for good.
+            generators: source of probes of each layer, by name.
 
         Returns:
-            The share of the answers that the mirrors missed before their last step, summed over maps (and over kinds
-            of probes, where these are taken one after the other), plus the loss of the others; None if nothing is
-            learned.
+            The change. Its loss is the share of the answers that the mirrors missed before their last step, summed over
+            maps (and over kinds of probes, where these are taken one after the other), plus the loss of the others.
         """
         assert isinstance(bank, LayerBank)
-        cold = bool(self.warmup) and not bool(bank.warm)
-        steps = self.updates + (self.warmup if cold else 0)
-        kept, moves = [], []
-        with torch.no_grad(), exactly(record.output):
-            if steps > 1:  # these are taken at once, and taken back if the last one fails
-                own = [index for index in bank.mirrored if record.places.owns(index)]
-                kept = [(p, p.clone()) for index in own for p in bank.decoder(index).parameters()]
-            for _ in range(steps - 1):
-                for _, move in list(self._moves(bank, record, generator)):
-                    if move is not None:
-                        move.take()
-            if steps:
-                moves = list(self._moves(bank, record, generator))
-        for index, move in moves:
-            guard.watch(failed_decoder(record.layers[index], "probe's answer"), *(() if move is None else move.numbers))
-        rest = _OTHERS.train(bank, record, optimizer, generator, guard) if self.updates else None
-        with torch.no_grad():
-            if not guard.passes():
-                for parameter, before in kept:
-                    parameter.copy_(before)
-                return None
-            losses = [move.take() for _, move in moves if move is not None]
-        bank.warm.fill_(True)
-        if not moves:
-            return rest
-        missed = record.places.total(torch.stack(losses).sum() if losses else record.output.new_zeros(()))
-        return missed if rest is None else missed + rest
+        rest = _OTHERS.propose(bank, record, optimizer, generators) if self.updates else Proposal()
+        count = self.updates + (0 if bool(bank.warm) else self.warmup)
+        with torch.no_grad(), no_autocast(record.output):
+            earlier = self._rehearse(bank, record, generators, count - 1)
+            steps = list(self._steps(bank, record, generators)) if count else []
+            if earlier is not None:
+                earlier.take_back()
+
+        @torch.no_grad()
+        def apply() -> None:
+            if earlier is not None:
+                earlier.repeat()
+            for _, step in steps:
+                step.take()
+            bank.warm.fill_(True)
+            rest.apply()
+
+        looks = (look_at_decoder(name, "probe's answer", *step.numbers) for name, step in steps)
+        losses = [*(step.share for _, step in steps), *([] if rest.loss is None else [rest.loss])]
+        return Proposal(torch.stack(losses).sum() if losses else None, (*looks, *rest.looks), apply)
+
+    def _rehearse(self, bank: LayerBank, record: Record, generators: Generators, count: int) -> Rehearsal | None:
+        """Take all steps but the last one."""
+        if count < 1:
+            return None
+        mirrors = [layer.name for layer in record.inverted if layer.name in bank.mirrored]
+        earlier = Rehearsal([p for name in mirrors for p in bank.decoder(name).parameters()])
+        for _ in range(count):
+            for _, step in list(self._steps(bank, record, generators)):
+                step.take()
+        return earlier
+
+    def _steps(self, bank: LayerBank, record: Record, generators: Generators) -> Iterator[tuple[str, MirrorStep]]:
+        """Work out a step of every mirror; convolutions take a second one, from where the first ends."""
+        for layer in record.inverted if bank.mirrored else ():
+            if layer.name not in bank.mirrored:
+                continue
+            for part, module, state in mirrored_maps(bank, layer):
+                draw, new = _linear_probes if isinstance(part, LinearDecoder) else _conv_probes, None
+                activity = state.per_sample[0]
+                for drawn in draw(module, activity, self.probes, self.activity, generators[layer.name], record.batch):
+                    probes = at_least_float32(drawn)
+                    answers = module(probes) - module(torch.zeros_like(probes[:1]))
+                    if isinstance(part, LinearDecoder):
+                        step = mirror_linear(part.map.weight, probes, answers)
+                    else:
+                        assert isinstance(part, LearnedMap)
+                        step = mirror_conv(part, probes, answers, new)
+                    new = step.new
+                    yield layer.name, step
 
     def make_optimizer(self, parameters: list[nn.Parameter]) -> torch.optim.Optimizer | None:
         """Make the optimiser of the decoders that are no mirrors; see `Objective.make_optimizer`."""
@@ -173,51 +164,49 @@ class WeightMirror(Objective):
 
 
 _OTHERS = DifferenceReconstruction(w=0.0, damping=1.0, activation="transpose", share=0.5, penalty="matched")
-Map = tuple[ModuleDecoder, nn.Module, Side]
+Map = tuple[ModuleDecoder, nn.Module, ReplayState]
 
 
-def mirrored_maps(bank: LayerBank, index: int, record: Record) -> Iterator[Map]:
+def mirrored_maps(bank: LayerBank, layer: LayerRecord) -> Iterator[Map]:
     """List the learned maps of a layer's decoder beside the modules that they mirror.
 
     Args:
         bank: the decoders.
-        index: the layer, ≥ 1.
-        record: a forward pass.
+        layer: the layer's record.
 
     Yields:
-        Decoder of the map, the map itself, and its side data, whose one tensor is the input of the map.
+        Decoder of the map, the map itself, and its replay state, whose one tensor is the input of the map.
     """
-    decoder, layer = bank.decoder(index), record.layers[index]
+    decoder = bank.decoder(layer.name)
     if isinstance(decoder, LayerDecoder):
-        yield from _find(list(decoder.parts), layer.layer.modules, layer.sides)
+        yield from _find(list(decoder.parts), layer.layer.modules, layer.states)
 
 
-def _find(parts: Sequence[nn.Module], modules: Sequence[nn.Module], sides: Sequence[Side]) -> Iterator[Map]:
-    for part, module, side in zip(parts, modules, sides, strict=False):
+def _find(parts: Sequence[nn.Module], modules: Sequence[nn.Module], states: Sequence[ReplayState]) -> Iterator[Map]:
+    for part, module, state in zip(parts, modules, states, strict=False):
         if isinstance(part, CorrectedDecoder | PathDecoder):
             assert isinstance(module, Residual)
             paths = (part,) if isinstance(part, PathDecoder) else (part.shortcut, part.branch)
             for path in (path for path in paths if isinstance(path, PathDecoder)):
                 inside = [leaf for _, leaf in leaves((module.shortcut, module.branch)[path.place])]
-                yield from _find(list(path.parts), inside, side.inner[path.place].inner)
+                yield from _find(list(path.parts), inside, state.inner[path.place].inner)
         elif isinstance(part, LinearDecoder | ConvDecoder | ConvTransposeDecoder):
-            yield part, module, side
+            yield part, module, state
 
 
 def _linear_probes(
-    module: nn.Module, a: Tensor, probes: int, activity: float, generator: torch.Generator, share: Share
+    module: nn.Module, a: Tensor, probes: int, activity: float, generator: torch.Generator, batch: Batch
 ) -> Iterator[Tensor]:
     """White noise and rows of the input drawn at random, in one block; more than its dimensions are of no use."""
-    share, a = share.times(a.shape[1:-1].numel()), a.reshape(-1, a.shape[-1])
-    count = min(probes, a.shape[1])
+    width = a.shape[-1]
+    count = min(probes, width)
     active = round(activity * count)
-    noise = torch.empty(count - active, a.shape[1], dtype=a.dtype, device=a.device).normal_(generator=generator)
-    rows = torch.randint(share.total, (active,), generator=generator, device=a.device)
-    yield torch.cat([noise, share.take(a, rows)])
+    noise = torch.empty(count - active, width, dtype=a.dtype, device=a.device).normal_(generator=generator)
+    yield torch.cat([noise, batch.pick(a.reshape(len(a), a.shape[1:-1].numel(), width), active, generator)])
 
 
 def _conv_probes(
-    module: nn.Module, a: Tensor, probes: int, activity: float, generator: torch.Generator, share: Share
+    module: nn.Module, a: Tensor, probes: int, activity: float, generator: torch.Generator, batch: Batch
 ) -> Iterator[Tensor]:
     """Likewise, as many images as the patches of the convolution need."""
     assert isinstance(module, _ConvNd)
@@ -226,4 +215,4 @@ def _conv_probes(
     if activity < 1:
         yield torch.empty(count, *a.shape[1:], dtype=a.dtype, device=a.device).normal_(generator=generator)
     if activity > 0:
-        yield share.take(a, torch.randint(share.total, (count,), generator=generator, device=a.device))
+        yield batch.pick(a.unsqueeze(1), count, generator)

@@ -14,7 +14,7 @@ _DAMPING = 1e-3  # μ, with probes of unit length
 
 
 @dataclass(frozen=True, eq=False)
-class Move:
+class MirrorStep:
     """A step of a mirror.
 
     Attributes:
@@ -41,20 +41,15 @@ class Move:
         """What must be finite for ``V`` to stay so; the factors are where ``missed`` is."""
         return (self.missed,) if self.new is None else (self.missed, self.new)
 
-    def take(self) -> Tensor:
-        """Change ``V`` in place.
-
-        Returns:
-            The share of the answers that it missed before.
-        """
+    def take(self) -> None:
+        """Change ``V`` in place."""
         if self.new is None:
             self.weight.addmm_(*self.factors)
         else:
             self.weight.copy_(self.new)
-        return self.share
 
 
-def mirror_linear(weight: Tensor, probes: Tensor, answers: Tensor) -> Move:
+def mirror_linear(weight: Tensor, probes: Tensor, answers: Tensor) -> MirrorStep:
     """Find the nearest matrix that explains the answers.
 
     Args:
@@ -67,7 +62,9 @@ def mirror_linear(weight: Tensor, probes: Tensor, answers: Tensor) -> Move:
 
     >>> w = torch.tensor([[1.0, 2.0, 3.0]])
     >>> v, e = torch.zeros(3, 1), torch.eye(3)[:2]
-    >>> mirror_linear(v, e, e @ w.T).take(), v.T.round(decimals=2)
+    >>> step = mirror_linear(v, e, e @ w.T)
+    >>> step.take()
+    >>> step.share, v.T.round(decimals=2)
     (tensor(1.), tensor([[1., 2., 0.]]))
     """
     missed = answers - probes @ weight
@@ -76,10 +73,10 @@ def mirror_linear(weight: Tensor, probes: Tensor, answers: Tensor) -> Move:
     e, missed = probes * lengths, missed * lengths
     gram = e @ e.T
     gram.diagonal().add_(_DAMPING)
-    return Move(weight, *sizes, factors=(e.T, torch.cholesky_solve(missed, torch.linalg.cholesky_ex(gram).L)))
+    return MirrorStep(weight, *sizes, factors=(e.T, torch.cholesky_solve(missed, torch.linalg.cholesky_ex(gram).L)))
 
 
-def mirror_conv(decoder: LearnedMap, probes: Tensor, answers: Tensor, weight: Tensor | None = None) -> Move:
+def mirror_conv(decoder: LearnedMap, probes: Tensor, answers: Tensor, weight: Tensor | None = None) -> MirrorStep:
     """Go down the gradient of ``‖Z − Vᵀ E‖²`` to the minimum along it.
 
     Args:
@@ -96,4 +93,4 @@ def mirror_conv(decoder: LearnedMap, probes: Tensor, answers: Tensor, weight: Te
     descent = decoder.weight_gradient(probes, missed)
     response = decoder.transpose(probes, descent).square().sum()
     length = descent.square().sum() / response.clamp_min(torch.finfo(response.dtype).tiny)
-    return Move(decoder.weight, missed.square().sum(), answers.square().sum(), new=weight + descent * length)
+    return MirrorStep(decoder.weight, missed.square().sum(), answers.square().sum(), new=weight + descent * length)

@@ -11,8 +11,8 @@ from torch.nn.modules.batchnorm import _BatchNorm  # pyright: ignore[reportPriva
 
 from targetprop.decoders.registry import ModuleDecoder, Style, register_decoder
 from targetprop.decoders.shape import Rearrange
-from targetprop.precision import widened
-from targetprop.replay import Side, register_replay
+from targetprop.layers.replay import ReplayState, register_replay
+from targetprop.precision import at_least_float32
 
 _SMALL = 1e-6
 
@@ -39,9 +39,9 @@ class BatchNormDecoder(ModuleDecoder):
         self.style = style
         self._norm = (module,)
 
-    def _constants(self, y: Tensor, side: Side) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def _constants(self, y: Tensor, state: ReplayState) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         norm = self._norm[0]
-        mean, variance = side.shared if side.shared else (norm.running_mean, norm.running_var)
+        mean, variance = state.shared if state.shared else (norm.running_mean, norm.running_var)
         assert mean is not None and variance is not None
         sigma = (variance + norm.eps).sqrt()
         weight = torch.ones_like(sigma) if norm.weight is None else norm.weight.detach()
@@ -49,14 +49,14 @@ class BatchNormDecoder(ModuleDecoder):
         shape = (1, -1, *[1] * (y.dim() - 2))
         return mean.view(shape), sigma.view(shape), weight.view(shape), bias.view(shape)
 
-    def forward(self, y: Tensor, side: Side) -> Tensor:
+    def forward(self, y: Tensor, state: ReplayState) -> Tensor:
         """Decode; see `ModuleDecoder.forward`."""
-        mean, _, _, bias = self._constants(y, side)
-        return self.linear(y - bias, side) + mean
+        mean, _, _, bias = self._constants(y, state)
+        return self.linear(y - bias, state) + mean
 
-    def linear(self, change: Tensor, side: Side) -> Tensor:
+    def linear(self, change: Tensor, state: ReplayState) -> Tensor:
         """Apply the diagonal; see `ModuleDecoder.linear`."""
-        _, sigma, weight, _ = self._constants(change, side)
+        _, sigma, weight, _ = self._constants(change, state)
         return change * weight / sigma if self.style == "transpose" else _divide(change, weight) * sigma
 
 
@@ -80,31 +80,31 @@ class LayerNormDecoder(ModuleDecoder):
         weight = self._norm[0].weight
         return torch.ones_like(values) if weight is None else weight.detach().expand_as(values)
 
-    def forward(self, y: Tensor, side: Side) -> Tensor:
+    def forward(self, y: Tensor, state: ReplayState) -> Tensor:
         """Decode; see `ModuleDecoder.forward`."""
         bias = self._norm[0].bias
-        mean = side.per_sample[0]
-        return self.linear(y if bias is None else y - bias.detach(), side) + mean
+        mean = state.per_sample[0]
+        return self.linear(y if bias is None else y - bias.detach(), state) + mean
 
-    def linear(self, change: Tensor, side: Side) -> Tensor:
+    def linear(self, change: Tensor, state: ReplayState) -> Tensor:
         """Apply the linear part; see `ModuleDecoder.linear`."""
-        mean, sigma, x = side.per_sample
+        mean, sigma, x = state.per_sample
         if self.style == "inverse":
             return _divide(change, self._gain(change)) * sigma
         axes = tuple(range(-len(self._norm[0].normalized_shape), 0))
-        u, standard = change * self._gain(change), (widened(x) - mean) / sigma
+        u, standard = change * self._gain(change), (at_least_float32(x) - mean) / sigma
         return (u - u.mean(axes, keepdim=True) - standard * (u * standard).mean(axes, keepdim=True)) / sigma
 
 
-def _record_layer_norm(module: nn.Module, x: Tensor) -> tuple[Tensor, Side]:
+def _record_layer_norm(module: nn.Module, x: Tensor) -> tuple[Tensor, ReplayState]:
     assert isinstance(module, nn.LayerNorm)
     axes = tuple(range(-len(module.normalized_shape), 0))
     with torch.no_grad():
-        variance, mean = torch.var_mean(widened(x), dim=axes, correction=0, keepdim=True)
-    return module(x), Side(per_sample=(mean, (variance + module.eps).sqrt(), x.detach()))
+        variance, mean = torch.var_mean(at_least_float32(x), dim=axes, correction=0, keepdim=True)
+    return module(x), ReplayState(per_sample=(mean, (variance + module.eps).sqrt(), x.detach()))
 
 
-register_replay(nn.LayerNorm, _record_layer_norm, lambda module, x, side: module(x))
+register_replay(nn.LayerNorm, _record_layer_norm, lambda module, x, state: module(x))
 
 
 @register_decoder(_BatchNorm)

@@ -1,42 +1,39 @@
 """What decoders are and what they learn: the abstract objective, its training settings, and noise."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
-from copy import deepcopy
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
-from targetprop.chain import Chain
 from targetprop.decoders.bank import Bank, build_layer_bank
+from targetprop.decoders.proposal import BAD_GRADIENT, Proposal, Rehearsal, look_at_decoder
 from targetprop.decoders.registry import Style
-from targetprop.forward import LayerRecord, Record
-from targetprop.guard import Guard
+from targetprop.finite import Look
+from targetprop.layers import Chain, LayerRecord, Record
 from targetprop.settings import check_ranges, check_types
 
-_CURE = "lower the decoders' learning rate or noise, or load an earlier checkpoint"
 OptimizerFactory = Callable[[list[nn.Parameter]], torch.optim.Optimizer]
+Generators = Mapping[str, torch.Generator]
 
 
 class Noise:
-    """White noise of scale ``s``; one draw serves all layers, whose losses are separate expectations.
-
-    Every rank draws for the whole batch and keeps its own rows.
+    """White noise of scale ``s`` for one layer; one draw serves its input and its output, whose losses are separate.
 
     Args:
-        record: the forward pass whose activations are perturbed.
+        record: the forward pass.
+        layer: the layer whose activations are perturbed.
         scale: ``s``.
         generator: source of randomness.
     """
 
-    def __init__(self, record: Record, scale: float, generator: torch.Generator) -> None:
-        """Draw once, as wide as the widest activation."""
-        like = record.output
-        width = max(values.shape[1:].numel() for layer in record.layers[1:] for values in (layer.x, layer.y))
-        drawn = torch.empty(record.share.total, width, dtype=like.dtype, device=like.device)
-        self._values = record.share.keep(drawn.normal_(0.0, scale, generator=generator))
+    def __init__(self, record: Record, layer: LayerRecord, scale: float, generator: torch.Generator) -> None:
+        """Draw once, as wide as what may be perturbed."""
+        width = max(values.shape[1:].numel() for values in (layer.x, layer.y, record.output))
+        self._values = record.batch.noise(width, scale, generator, layer.x)
 
     def like(self, values: Tensor) -> Tensor:
         """Cut out noise of a shape.
@@ -77,42 +74,33 @@ class Objective(ABC):
         check_types(self, "decoder ")
 
     @abstractmethod
-    def build(
-        self, chain: Chain, example: Record, inner: list[tuple[Tensor, ...]], custom: Mapping[str, nn.Module]
-    ) -> Bank:
+    def build(self, chain: Chain, example: Record, custom: Mapping[str, nn.Module]) -> Bank:
         """Build the decoders.
 
         Args:
             chain: the layers.
-            example: a forward pass on a few samples.
-            inner: outputs of the modules inside each layer in that pass.
+            example: a forward pass on a few samples, with the outputs of the modules inside each layer.
             custom: the user's own decoders by layer name.
 
         Returns:
             The bank.
         """
 
-    def train(
-        self,
-        bank: Bank,
-        record: Record,
-        optimizer: torch.optim.Optimizer | None,
-        generator: torch.Generator,
-        guard: Guard,
-    ) -> Tensor | None:
-        """Train the decoders on one batch; by default there is nothing to learn.
+    def propose(
+        self, bank: Bank, record: Record, optimizer: torch.optim.Optimizer | None, generators: Generators
+    ) -> Proposal:
+        """Work out what the decoders learn from one batch; by default there is nothing to learn.
 
         Args:
-            bank: the decoders.
+            bank: the decoders, which are left alone.
             record: the forward pass of the batch.
             optimizer: over the decoders' parameters; None if there are none.
-            generator: source of noise.
-            guard: must pass, losses and updates of the decoders included, before anything of them changes.
+            generators: source of noise of each layer, by name.
 
         Returns:
-            The loss before the last update, summed over layers, or None.
+            The change and the numbers that must be finite before it is made.
         """
-        return None
+        return Proposal()
 
     def make_optimizer(self, parameters: list[nn.Parameter]) -> torch.optim.Optimizer | None:
         """Make the decoders' optimiser; by default there is nothing to learn.
@@ -158,19 +146,17 @@ class Learned(Objective):
             lr=(self.lr > 0, "a learning rate > 0"),
         )  # fmt: skip
 
-    def build(
-        self, chain: Chain, example: Record, inner: list[tuple[Tensor, ...]], custom: Mapping[str, nn.Module]
-    ) -> Bank:
+    def build(self, chain: Chain, example: Record, custom: Mapping[str, nn.Module]) -> Bank:
         """Build learned decoders from the registry; see `Objective.build`."""
-        return build_layer_bank(chain, example, inner, self.activation, custom)
+        return build_layer_bank(chain, example, self.activation, custom)
 
     @abstractmethod
-    def layer_loss(self, bank: Bank, index: int, record: Record, noise: Noise) -> Tensor:
+    def layer_loss(self, bank: Bank, layers: Sequence[LayerRecord], record: Record, noise: Noise) -> Tensor:
         """Compute the loss of one decoder, a mean over samples of a sum over units.
 
         Args:
             bank: the decoders.
-            index: the layer to be inverted, ≥ 1.
+            layers: the layer whose decoder learns, and those above it.
             record: the forward pass.
             noise: perturbations.
 
@@ -178,56 +164,57 @@ class Learned(Objective):
             A scalar with the graph of that decoder's parameters.
         """
 
-    def signal(self, bank: Bank, index: int, record: Record, noise: Noise) -> Signal:
+    def signal(self, bank: Bank, layers: Sequence[LayerRecord], record: Record, noise: Noise) -> Signal:
         """Say what trains one decoder: its loss, unless the gradient is known in closed form.
 
         Args:
             bank: the decoders.
-            index: the layer to be inverted, ≥ 1.
+            layers: the layer whose decoder learns, and those above it.
             record: the forward pass.
             noise: perturbations.
 
         Returns:
             Where autograd starts, and with what.
         """
-        loss = self.layer_loss(bank, index, record, noise)
+        loss = self.layer_loss(bank, layers, record, noise)
         return Signal(loss.detach(), loss, None)
 
-    def train(
-        self,
-        bank: Bank,
-        record: Record,
-        optimizer: torch.optim.Optimizer | None,
-        generator: torch.Generator,
-        guard: Guard,
-    ) -> Tensor | None:
-        """Take `updates` steps on fresh noise, all or none; see `Objective.train`."""
+    def propose(
+        self, bank: Bank, record: Record, optimizer: torch.optim.Optimizer | None, generators: Generators
+    ) -> Proposal:
+        """Work out `updates` steps on fresh noise, all or none; see `Objective.propose`."""
         if optimizer is None or self.updates == 0:
-            return None
-        record, total = record.head(max(1, round(self.share * record.share.total))), None
-        learned = [index for index in range(1, len(record.layers)) if bank.learns(index)]
-        take_back = _remember(optimizer) if self.updates > 1 else optimizer.zero_grad
+            return Proposal()
+        record = record.head(max(1, round(self.share * record.batch.total)))
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        if self.updates == 1:
+            loss, gradients, looks = self._look(bank, record, parameters, generators)
+            return Proposal(loss, looks, partial(_step, optimizer, gradients))
+        rehearsal, loss, seen = Rehearsal(parameters, optimizer), None, ()
         for _ in range(self.updates):
-            noise = Noise(record, self.noise, generator)
-            signals = {i: self.signal(bank, i, record, noise) for i in learned if record.places.owns(i)}
-            signals = {index: signal for index, signal in signals.items() if signal.tensor.requires_grad}
-            if not signals and record.places.alone:
-                return None
-            if signals:
-                torch.autograd.backward([s.tensor for s in signals.values()], [s.gradient for s in signals.values()])
-            losses, gradients = {index: signal.loss for index, signal in signals.items()}, _gradients(optimizer)
-            record.share.average_([*gradients, *losses.values()])
-            for index in learned:
-                own = [losses[index]] if index in losses else []
-                guard.watch(failed_decoder(record.layers[index], "loss"), *own)
-            guard.watch(f"the decoders' gradient is NaN or infinite; {_CURE}", *gradients)
-            if not guard.passes():
-                take_back()
-                return None
-            optimizer.step()
-            optimizer.zero_grad()
-            total = torch.stack([*losses.values()]).sum() if losses else record.output.new_zeros(())
-        return None if total is None else record.places.total(total)
+            loss, gradients, looks = self._look(bank, record, parameters, generators)
+            seen += looks
+            _step(optimizer, gradients)
+        rehearsal.take_back()
+        return Proposal(loss, seen, rehearsal.repeat)
+
+    def _look(
+        self, bank: Bank, record: Record, parameters: list[nn.Parameter], generators: Generators
+    ) -> tuple[Tensor | None, dict[nn.Parameter, Tensor], tuple[Look, ...]]:
+        """Compute the decoders' losses and gradients on fresh noise."""
+        signals: dict[str, Signal] = {}
+        for place, layer in enumerate(record.layers):
+            if layer in record.inverted and bank.learns(layer.name):
+                noise = Noise(record, layer, self.noise, generators[layer.name])
+                signals[layer.name] = self.signal(bank, record.layers[place:], record, noise)
+        signals = {name: signal for name, signal in signals.items() if signal.tensor.requires_grad}
+        if not signals:
+            return None, {}, ()
+        gradients = _differentiate(list(signals.values()), parameters)
+        losses = {name: signal.loss for name, signal in signals.items()}
+        record.batch.average_([*gradients.values(), *losses.values()])
+        looks = (look_at_decoder(name, "loss", loss) for name, loss in losses.items())
+        return torch.stack([*losses.values()]).sum(), gradients, (*looks, Look(BAD_GRADIENT, (*gradients.values(),)))
 
     def make_optimizer(self, parameters: list[nn.Parameter]) -> torch.optim.Optimizer | None:
         """Make Adam or SGD; see `Objective.make_optimizer`."""
@@ -238,36 +225,25 @@ class Learned(Objective):
         return torch.optim.Adam(parameters, lr=self.lr, fused=True)
 
 
-def failed_decoder(layer: LayerRecord, what: str) -> str:
-    """Say that a decoder's numbers have left their range.
-
-    Args:
-        layer: the layer that it inverts.
-        what: the number's name.
-
-    Returns:
-        A sentence without its full stop.
-    """
-    return f"the decoder of layer {layer.layer.name} has a {what} that is NaN or infinite; {_CURE}"
-
-
-def _remember(optimizer: torch.optim.Optimizer) -> Callable[[], None]:
-    """Copy parameters and state, and return what puts them back."""
-    parameters = [(p, p.detach().clone()) for group in optimizer.param_groups for p in group["params"]]
-    state = deepcopy(optimizer.state_dict())
-
-    @torch.no_grad()
-    def take_back() -> None:
-        optimizer.zero_grad()
-        optimizer.load_state_dict(state)
-        for parameter, before in parameters:
-            parameter.copy_(before)
-
-    return take_back
+def _differentiate(signals: list[Signal], parameters: list[nn.Parameter]) -> dict[nn.Parameter, Tensor]:
+    """Collect the gradients that are known, and ask autograd for the others."""
+    known = {s.tensor: s.gradient for s in signals if s.gradient is not None and s.tensor.is_leaf}
+    open_ = [s for s in signals if s.tensor not in known]
+    wanted = [p for p in parameters if p not in known]
+    found: Sequence[Tensor | None] = ()
+    if open_:
+        tensors, starts = [s.tensor for s in open_], [s.gradient for s in open_]
+        found = torch.autograd.grad(tensors, wanted, starts, allow_unused=True)
+    made = dict(zip(wanted, found, strict=False)) | known
+    return {p: made[p] for p in parameters if made.get(p) is not None}  # pyright: ignore[reportReturnType]
 
 
-def _gradients(optimizer: torch.optim.Optimizer) -> list[Tensor]:
-    return [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+def _step(optimizer: torch.optim.Optimizer, gradients: Mapping[nn.Parameter, Tensor]) -> None:
+    """Let the optimiser take one step, and leave the decoders without ``.grad``."""
+    for parameter, gradient in gradients.items():
+        parameter.grad = gradient
+    optimizer.step()
+    optimizer.zero_grad()
 
 
 def perturbed(layer: LayerRecord, noise: Tensor) -> Tensor:

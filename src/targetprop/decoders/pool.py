@@ -9,9 +9,9 @@ The others are linear, ``y = Jx``: "transpose" is ``Jᵀ``, the other styles ``D
 
 >>> x = torch.tensor([[[1.0, 4.0, 3.0, 2.0]]])
 >>> places = torch.tensor([[[1, 2]]])
->>> MaxPoolDecoder(nn.MaxPool1d(2), x, "inverse")(torch.tensor([[[4.0, 3.0]]]), Side((places,))).tolist()
+>>> MaxPoolDecoder(nn.MaxPool1d(2), x, "inverse")(torch.tensor([[[4.0, 3.0]]]), ReplayState((places,))).tolist()
 [[[0.0, 4.0, 3.0, 0.0]]]
->>> LinearMapDecoder(nn.AvgPool1d(2), x, "inverse")(torch.tensor([[[2.5, 2.5]]]), Side()).tolist()
+>>> LinearMapDecoder(nn.AvgPool1d(2), x, "inverse")(torch.tensor([[[2.5, 2.5]]]), ReplayState()).tolist()
 [[[2.5, 2.5, 2.5, 2.5]]]
 """
 
@@ -29,7 +29,7 @@ from torch.nn.modules.pooling import (
 )
 
 from targetprop.decoders.registry import ModuleDecoder, Style, register_decoder
-from targetprop.replay import Side, register_replay
+from targetprop.layers.replay import ReplayState, register_replay
 
 _SMALL = 1e-6
 _POOL: dict[type[nn.Module], tuple[Callable[..., Any], int]] = {  # and how many axes it pools
@@ -59,13 +59,13 @@ class MaxPoolDecoder(ModuleDecoder):
         self.size, self.style = x.shape[2:], style
         self.overlaps = not isinstance(module, _MaxPoolNd) or _overlaps(module)
 
-    def forward(self, y: Tensor, side: Side) -> Tensor:
+    def forward(self, y: Tensor, state: ReplayState) -> Tensor:
         """Decode; see `ModuleDecoder.forward`."""
-        return self.linear(y, side)
+        return self.linear(y, state)
 
-    def linear(self, change: Tensor, side: Side) -> Tensor:
+    def linear(self, change: Tensor, state: ReplayState) -> Tensor:
         """Scatter the values; see `ModuleDecoder.linear`."""
-        places, values = side.per_sample[0].flatten(2), change.flatten(2)
+        places, values = state.per_sample[0].flatten(2), change.flatten(2)
         x = values.new_zeros(*values.shape[:2], self.size.numel())
         if not self.overlaps:
             return x.scatter(2, places, values).unflatten(2, self.size)
@@ -104,11 +104,11 @@ class LinearMapDecoder(ModuleDecoder):
             reached = self._pull(module(torch.ones_like(x[:1])))
             self.gain = reached.reciprocal().masked_fill(reached.abs() < _SMALL, 0.0)
 
-    def forward(self, y: Tensor, side: Side) -> Tensor:
+    def forward(self, y: Tensor, state: ReplayState) -> Tensor:
         """Decode; see `ModuleDecoder.forward`."""
-        return self.linear(y, side)
+        return self.linear(y, state)
 
-    def linear(self, change: Tensor, side: Side) -> Tensor:
+    def linear(self, change: Tensor, state: ReplayState) -> Tensor:
         """Apply the map; see `ModuleDecoder.linear`."""
         x = self._pull(change)
         return x if self.gain is None else x * self.gain
@@ -131,11 +131,11 @@ class ShuffleDecoder(ModuleDecoder):
         super().__init__()
         self.undo = undo
 
-    def forward(self, y: Tensor, side: Side) -> Tensor:
+    def forward(self, y: Tensor, state: ReplayState) -> Tensor:
         """Decode; see `ModuleDecoder.forward`."""
         return self.undo(y)
 
-    def linear(self, change: Tensor, side: Side) -> Tensor:
+    def linear(self, change: Tensor, state: ReplayState) -> Tensor:
         """Permute; see `ModuleDecoder.linear`."""
         return self.undo(change)
 
@@ -144,9 +144,9 @@ def _pool(module: nn.Module) -> tuple[Callable[..., Any], int]:
     return next(_POOL[kind] for kind in type(module).__mro__ if kind in _POOL)
 
 
-def _record_max(module: Any, x: Tensor) -> tuple[Tensor, Side]:
+def _record_max(module: Any, x: Tensor) -> tuple[Tensor, ReplayState]:
     if module.return_indices:
-        return module(x), Side()  # a tuple, which the forward pass refuses
+        return module(x), ReplayState()  # a tuple, which the forward pass refuses
     pool, _ = _pool(module)
     if isinstance(module, _MaxPoolNd):
         y, places = pool(
@@ -154,11 +154,11 @@ def _record_max(module: Any, x: Tensor) -> tuple[Tensor, Side]:
         )
     else:
         y, places = pool(x, module.output_size, return_indices=True)
-    return y, Side(per_sample=(places,))
+    return y, ReplayState(per_sample=(places,))
 
 
 for _kind in _POOL:
-    register_replay(_kind, _record_max, lambda module, x, side: module(x))
+    register_replay(_kind, _record_max, lambda module, x, state: module(x))
 
 
 @register_decoder(_MaxPoolNd)

@@ -16,7 +16,7 @@ from torch.nn.modules.batchnorm import _BatchNorm  # pyright: ignore[reportPriva
 from torch.nn.modules.dropout import _DropoutNd  # pyright: ignore[reportPrivateUsage]
 
 from targetprop.decoders.registry import ModuleDecoder, Style, find_builder, register_decoder
-from targetprop.replay import Side, record_input, register_replay
+from targetprop.layers.replay import ReplayState, record_input, register_replay
 
 _M = TypeVar("_M", bound=type[nn.Module])
 
@@ -35,17 +35,17 @@ class Pullback(ModuleDecoder):
         super().__init__()
         self._map = (module,)
 
-    def forward(self, y: Tensor, side: Side) -> Tensor:
+    def forward(self, y: Tensor, state: ReplayState) -> Tensor:
         """Decode; see `ModuleDecoder.forward`."""
-        return side.per_sample[0] + self._pull(y, side, change=False)
+        return state.per_sample[0] + self._pull(y, state, change=False)
 
-    def linear(self, change: Tensor, side: Side) -> Tensor:
+    def linear(self, change: Tensor, state: ReplayState) -> Tensor:
         """Apply ``Jᵀ``; see `ModuleDecoder.linear`."""
-        return self._pull(change, side, change=True)
+        return self._pull(change, state, change=True)
 
-    def _pull(self, values: Tensor, side: Side, *, change: bool) -> Tensor:
+    def _pull(self, values: Tensor, state: ReplayState, *, change: bool) -> Tensor:
         with sdpa_kernel(SDPBackend.MATH):  # fused attention has no second derivative, which training through it needs
-            y0, pull, *_ = torch.func.vjp(self._map[0], side.per_sample[0])
+            y0, pull, *_ = torch.func.vjp(self._map[0], state.per_sample[0])
             return pull((values if change else values - y0).to(y0.dtype))[0]
 
 
@@ -75,7 +75,7 @@ def register_pullback(kind: _M) -> _M:
     'mirrored'
     """
     register = register_decoder(kind)  # refuses before anything is registered
-    register_replay(kind, record_input, lambda module, x, side: module(x))
+    register_replay(kind, record_input, lambda module, x, state: module(x))
     register(_build)
     return kind
 

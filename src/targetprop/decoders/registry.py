@@ -9,7 +9,7 @@ from typing import Literal, TypeVar
 
 from torch import Tensor, nn
 
-from targetprop.replay import Side
+from targetprop.layers.replay import ReplayState
 
 Style = Literal["identity", "inverse", "transpose"]
 Builder = Callable[[nn.Module, Tensor, Tensor, Style], nn.Module | None]
@@ -18,7 +18,7 @@ _BUILDERS: dict[type[nn.Module], Builder] = {}
 
 
 class ModuleDecoder(nn.Module):
-    """Decoder of one module, ``y ↦ x``, that may use the side data of the forward pass.
+    """Decoder of one module, ``y ↦ x``, that may use the replay state of the forward pass.
 
     Attributes:
         affine: whether it is affine in ``y``, so that `linear` exists.
@@ -28,24 +28,24 @@ class ModuleDecoder(nn.Module):
     affine: bool = False
     diagonal: bool = False
 
-    def forward(self, y: Tensor, side: Side) -> Tensor:
+    def forward(self, y: Tensor, state: ReplayState) -> Tensor:
         """Decode.
 
         Args:
             y: output of the module, shape ``(n, …)``.
-            side: what the module drew or measured in the forward pass.
+            state: what the module drew or measured in the forward pass.
 
         Returns:
             An input of the module, shape ``(n, …)``.
         """
         raise NotImplementedError
 
-    def linear(self, change: Tensor, side: Side) -> Tensor:
+    def linear(self, change: Tensor, state: ReplayState) -> Tensor:
         """Apply the linear part of an affine decoder.
 
         Args:
             change: change of the output, shape ``(n, …)``.
-            side: what the module drew or measured in the forward pass.
+            state: what the module drew or measured in the forward pass.
 
         Returns:
             ``g(y + change) − g(y)``.
@@ -65,8 +65,8 @@ class PlainDecoder(ModuleDecoder):
         super().__init__()
         self.module = module
 
-    def forward(self, y: Tensor, side: Side) -> Tensor:
-        """Decode without side data; see `ModuleDecoder.forward`."""
+    def forward(self, y: Tensor, state: ReplayState) -> Tensor:
+        """Decode without replay state; see `ModuleDecoder.forward`."""
         return self.module(y)
 
 

@@ -10,12 +10,12 @@ objectives ``ℓ(w, λ)`` find the block's own Jacobian.
 import torch
 from torch import Tensor, nn
 
-from targetprop.chain import leaves
 from targetprop.decoders.layer import build_parts
 from targetprop.decoders.registry import ModuleDecoder, Style, find_builder, register_decoder
 from targetprop.decoders.shape import Rearrange
-from targetprop.replay import Side, record_modules, register_replay, replay_modules
-from targetprop.residual import Residual
+from targetprop.layers.chain import leaves
+from targetprop.layers.replay import ReplayState, record_modules, register_replay, replay_modules
+from targetprop.layers.residual import Residual
 
 
 def _paths(block: nn.Module) -> tuple[list[nn.Module], list[nn.Module]]:
@@ -48,15 +48,15 @@ class PathDecoder(ModuleDecoder):
         self.affine = all(part.affine for part in parts)
         self.diagonal = all(part.diagonal for part in parts)
 
-    def forward(self, y: Tensor, side: Side) -> Tensor:
+    def forward(self, y: Tensor, state: ReplayState) -> Tensor:
         """Decode; see `ModuleDecoder.forward`."""
-        for part, inner in zip(reversed(self.parts), reversed(side.inner[self.place].inner), strict=True):
+        for part, inner in zip(reversed(self.parts), reversed(state.inner[self.place].inner), strict=True):
             y = part(y, inner)
         return y
 
-    def linear(self, change: Tensor, side: Side) -> Tensor:
+    def linear(self, change: Tensor, state: ReplayState) -> Tensor:
         """Apply the linear parts; see `ModuleDecoder.linear`."""
-        for part, inner in zip(reversed(self.parts), reversed(side.inner[self.place].inner), strict=True):
+        for part, inner in zip(reversed(self.parts), reversed(state.inner[self.place].inner), strict=True):
             assert isinstance(part, ModuleDecoder)
             change = part.linear(change, inner)
         return change
@@ -80,26 +80,26 @@ class CorrectedDecoder(ModuleDecoder):
         for parameter in next((list(p.parameters()) for p in branch.parts if any(True for _ in p.parameters())), []):
             nn.init.zeros_(parameter)
 
-    def forward(self, y: Tensor, side: Side) -> Tensor:
+    def forward(self, y: Tensor, state: ReplayState) -> Tensor:
         """Decode; see `ModuleDecoder.forward`."""
-        return self.shortcut(y, side) + self.branch(y, side)
+        return self.shortcut(y, state) + self.branch(y, state)
 
-    def linear(self, change: Tensor, side: Side) -> Tensor:
+    def linear(self, change: Tensor, state: ReplayState) -> Tensor:
         """Apply both linear parts; see `ModuleDecoder.linear`."""
-        return self.shortcut.linear(change, side) + self.branch.linear(change, side)
+        return self.shortcut.linear(change, state) + self.branch.linear(change, state)
 
 
-def _record(block: nn.Module, x: Tensor) -> tuple[Tensor, Side]:
-    ends, sides = [], []
+def _record(block: nn.Module, x: Tensor) -> tuple[Tensor, ReplayState]:
+    ends, states = [], []
     for path in _paths(block):
         outputs, inner = record_modules(path, x)
         ends.append(outputs[-1] if outputs else x)
-        sides.append(Side(inner=inner))
-    return ends[0] + ends[1], Side(inner=tuple(sides))
+        states.append(ReplayState(inner=inner))
+    return ends[0] + ends[1], ReplayState(inner=tuple(states))
 
 
-def _replay(block: nn.Module, x: Tensor, side: Side) -> Tensor:
-    ends = [replay_modules(path, x, inner.inner) for path, inner in zip(_paths(block), side.inner, strict=True)]
+def _replay(block: nn.Module, x: Tensor, state: ReplayState) -> Tensor:
+    ends = [replay_modules(path, x, inner.inner) for path, inner in zip(_paths(block), state.inner, strict=True)]
     return ends[0] + ends[1]
 
 

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from torch.nn.modules.dropout import _DropoutNd  # pyright: ignore[reportPrivateUsage]
 
 from targetprop.decoders.registry import ModuleDecoder, Style, register_decoder
-from targetprop.replay import Side
+from targetprop.layers.replay import ReplayState
 
 
 class Rearrange(ModuleDecoder):
@@ -24,11 +24,11 @@ class Rearrange(ModuleDecoder):
         super().__init__()
         self.apply_ = apply
 
-    def forward(self, y: Tensor, side: Side) -> Tensor:
+    def forward(self, y: Tensor, state: ReplayState) -> Tensor:
         """Decode; see `ModuleDecoder.forward`."""
         return self.apply_(y)
 
-    def linear(self, change: Tensor, side: Side) -> Tensor:
+    def linear(self, change: Tensor, state: ReplayState) -> Tensor:
         """Apply the map; see `ModuleDecoder.linear`."""
         return self.apply_(change)
 
@@ -51,15 +51,15 @@ class DropoutDecoder(ModuleDecoder):
         super().__init__()
         self.style = style
 
-    def forward(self, y: Tensor, side: Side) -> Tensor:
+    def forward(self, y: Tensor, state: ReplayState) -> Tensor:
         """Decode; see `ModuleDecoder.forward`."""
-        return self.linear(y, side)
+        return self.linear(y, state)
 
-    def linear(self, change: Tensor, side: Side) -> Tensor:
+    def linear(self, change: Tensor, state: ReplayState) -> Tensor:
         """Apply the mask; see `ModuleDecoder.linear`."""
-        if not side.per_sample:
+        if not state.per_sample:
             return change
-        mask = side.per_sample[0]
+        mask = state.per_sample[0]
         return change * (mask if self.style == "transpose" else mask.reciprocal().masked_fill(mask == 0, 0.0))
 
 

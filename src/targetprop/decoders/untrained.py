@@ -1,26 +1,24 @@
 """Decoders that are not trained by gradient descent: fixed, exact, none, and ridge regression in closed form."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from targetprop.chain import Chain
+from targetprop.batch import Batch
 from targetprop.decoders.bank import Bank, LayerBank, build_layer_bank
 from targetprop.decoders.linear import LinearDecoder
 from targetprop.decoders.linearised import LinearisedDecoder
-from targetprop.decoders.objective import Noise, Objective, failed_decoder, perturbed
+from targetprop.decoders.objective import Generators, Noise, Objective, perturbed
+from targetprop.decoders.proposal import Proposal, look_at_decoder
 from targetprop.decoders.registry import Style
-from targetprop.finite import check_digits, squares_are_finite
-from targetprop.forward import Record
-from targetprop.guard import Guard
-from targetprop.regression import Covariance
+from targetprop.finite import Look, check_digits
+from targetprop.layers import Chain, Record
+from targetprop.regression import Covariance, Moments
 from targetprop.settings import check_ranges
-from targetprop.share import Share
-
-Inner = list[tuple[Tensor, ...]]
 
 
 @dataclass(frozen=True)
@@ -29,7 +27,7 @@ class NoDecoder(Objective):
 
     name: ClassVar[str] = "none"
 
-    def build(self, chain: Chain, example: Record, inner: Inner, custom: Mapping[str, nn.Module]) -> Bank:
+    def build(self, chain: Chain, example: Record, custom: Mapping[str, nn.Module]) -> Bank:
         """Build an empty bank; see `Objective.build`."""
         return LayerBank({}, chain.names)
 
@@ -45,9 +43,9 @@ class Fixed(Objective):
     activation: Style = "identity"
     name: ClassVar[str] = "fixed"
 
-    def build(self, chain: Chain, example: Record, inner: Inner, custom: Mapping[str, nn.Module]) -> Bank:
+    def build(self, chain: Chain, example: Record, custom: Mapping[str, nn.Module]) -> Bank:
         """Build decoders and freeze them; see `Objective.build`."""
-        return build_layer_bank(chain, example, inner, self.activation, custom).requires_grad_(False)
+        return build_layer_bank(chain, example, self.activation, custom).requires_grad_(False)
 
 
 @dataclass(frozen=True)
@@ -79,10 +77,10 @@ class Exact(Objective):
         if self.max_steps < 1:
             raise ValueError(f"decoder max_steps must be ≥ 1; got {self.max_steps}")
 
-    def build(self, chain: Chain, example: Record, inner: Inner, custom: Mapping[str, nn.Module]) -> Bank:
+    def build(self, chain: Chain, example: Record, custom: Mapping[str, nn.Module]) -> Bank:
         """Build linearised decoders; see `Objective.build`."""
         make = lambda: LinearisedDecoder(self.w, self.damping, self.max_steps)  # noqa: E731
-        return build_layer_bank(chain, example, inner, make, custom)
+        return build_layer_bank(chain, example, make, custom)
 
 
 @dataclass(frozen=True)
@@ -113,13 +111,12 @@ class Ridge(Objective):
             every=(self.every >= 1, "a number of batches ≥ 1"),
         )  # fmt: skip
 
-    def build(self, chain: Chain, example: Record, inner: Inner, custom: Mapping[str, nn.Module]) -> Bank:
+    def build(self, chain: Chain, example: Record, custom: Mapping[str, nn.Module]) -> Bank:
         """Build affine decoders with their running moments; see `Objective.build`.
 
         Args:
             chain: the layers.
-            example: a forward pass on a few samples.
-            inner: outputs of the modules inside each layer in that pass.
+            example: a forward pass on a few samples, with the outputs of the modules inside each layer.
             custom: the user's own decoders by layer name; they are left as they are.
 
         Returns:
@@ -129,9 +126,9 @@ class Ridge(Objective):
             ValueError: a layer's decoder is not one affine map.
         """
         check_digits((p for layer in chain.layers for p in layer.parameters()), "ridge regression")
-        bank = build_layer_bank(chain, example, inner, "identity", custom).requires_grad_(False)
-        for index, name in enumerate(chain.names[1:], start=1):
-            linear = bank.single_linear(index)
+        bank = build_layer_bank(chain, example, "identity", custom).requires_grad_(False)
+        for name in chain.names[1:]:
+            linear = bank.single_linear(name)
             if name in custom:
                 continue
             if linear is None:
@@ -139,40 +136,48 @@ class Ridge(Objective):
                     f"ridge regression needs a decoder that is one affine map, and layer {name} has another kind;"
                     " choose a different decoder objective"
                 )
-            bank.moments[str(index)] = _Moments(linear, self.decay, self.damping, self.every)
+            bank.keep_moments(name, _Moments(linear, self.decay, self.damping, self.every))
         return bank
 
-    def train(
-        self,
-        bank: Bank,
-        record: Record,
-        optimizer: torch.optim.Optimizer | None,
-        generator: torch.Generator,
-        guard: Guard,
-    ) -> Tensor | None:
-        """Update the moments and, every few batches, the decoders; see `Objective.train`."""
+    @torch.no_grad()
+    def propose(
+        self, bank: Bank, record: Record, optimizer: torch.optim.Optimizer | None, generators: Generators
+    ) -> Proposal:
+        """Work out the moments and, every few batches, the decoders; see `Objective.propose`."""
         assert isinstance(bank, LayerBank)
-        noise = Noise(record, self.noise, generator)
-        losses, pairs = [], []
-        with torch.no_grad():
-            for index in map(int, bank.moments):
-                layer = record.layers[index]
-                if not record.places.owns(index):
-                    guard.watch(failed_decoder(layer, "loss"))
-                    continue
-                clean, seen = layer.x + noise.like(layer.x), perturbed(layer, noise.like(layer.x))
-                losses.append(record.share.mean((bank.inverse(index, record)(seen) - clean).square().flatten(1).sum(1)))
-                guard.watch(failed_decoder(layer, "loss"), losses[-1], clean, seen)
-                pairs.append((index, seen, clean))
-            if not guard.passes():
-                return None
-            for index, seen, clean in pairs:
-                linear, moments = bank.single_linear(index), bank.moments[str(index)]
-                assert isinstance(moments, _Moments) and linear is not None
-                moments.fit(linear, seen, clean, record.share)
-        if not bank.moments:
-            return None
-        return record.places.total(torch.stack(losses).sum() if losses else record.output.new_zeros(()))
+        losses: list[Tensor] = []
+        looks: list[Look] = []
+        fits: list[Callable[[], None]] = []
+        for layer in record.inverted:
+            moments, linear = bank.moments_of(layer.name), bank.single_linear(layer.name)
+            if moments is None or linear is None:
+                continue
+            assert isinstance(moments, _Moments)
+            eps = Noise(record, layer, self.noise, generators[layer.name]).like(layer.x)
+            clean, seen = layer.x + eps, perturbed(layer, eps)
+            losses.append(record.batch.mean((bank.inverse(layer)(seen) - clean).square().flatten(1).sum(1)))
+            fit = moments.fit(linear, seen, clean, record.batch)
+            looks += [look_at_decoder(layer.name, "loss", losses[-1], clean, seen), fit.look(layer.name)]
+            fits.append(partial(moments.keep, linear, fit))
+
+        def apply() -> None:
+            for keep in fits:
+                keep()
+
+        return Proposal(torch.stack(losses).sum() if losses else None, tuple(looks), apply)
+
+
+@dataclass(frozen=True, eq=False)
+class _Fit:
+    """One more batch in a regression: the moments, and the decoder's weight and bias in one matrix, if solved anew."""
+
+    inputs: Moments
+    cross: Tensor
+    solution: Tensor | None
+
+    def look(self, name: str) -> Look:
+        solved = () if self.solution is None else (self.solution,)
+        return look_at_decoder(name, "regression", self.inputs.average, self.cross, *solved)
 
 
 class _Moments(nn.Module):
@@ -186,15 +191,18 @@ class _Moments(nn.Module):
         self.inputs = Covariance(weight.shape[1] + 1, decay, damping, every).to(weight)
         self.register_buffer("cross", weight.new_zeros(weight.shape[0], weight.shape[1] + 1))
 
-    def fit(self, linear: LinearDecoder, seen: Tensor, clean: Tensor, share: Share) -> None:
-        rows = share.times(seen.shape[1:].numel() // linear.map.in_features)
+    def fit(self, linear: LinearDecoder, seen: Tensor, clean: Tensor, batch: Batch) -> _Fit:
         seen, clean = seen.reshape(-1, linear.map.in_features), clean.reshape(-1, linear.map.out_features)
         a = torch.cat([seen, torch.ones_like(seen[:, :1])], dim=1).to(self.cross.dtype)
-        if not squares_are_finite([a, clean.to(a.dtype)], share.ranks):
-            raise FloatingPointError("a regression on activations overflows; scale the inputs down")
-        self.inputs.observe(a, rows)
-        rows.add_product_(self.cross, clean.to(a.dtype), a, self.inputs.decay)
-        if (int(self.inputs.count) - 1) % self.inputs.every == 0:
-            solution = self.inputs.solve(self.cross / (1 - self.inputs.decay ** int(self.inputs.count)))
-            linear.map.weight.copy_(solution[:, :-1])
-            linear.map.bias.copy_(solution[:, -1])
+        inputs, decay = self.inputs.observe(a, batch), self.inputs.decay
+        cross, _ = batch.move_average(self.cross, clean.to(a.dtype), a, decay)
+        solved = (inputs.count - 1) % self.inputs.every == 0
+        return _Fit(inputs, cross, inputs.solve(cross / (1 - decay**inputs.count)) if solved else None)
+
+    @torch.no_grad()
+    def keep(self, linear: LinearDecoder, fit: _Fit) -> None:
+        self.inputs.keep(fit.inputs)
+        self.cross = fit.cross
+        if fit.solution is not None:
+            linear.map.weight.copy_(fit.solution[:, :-1])
+            linear.map.bias.copy_(fit.solution[:, -1])

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from targetprop.diagnostics.jacobians import activations, output_jacobians
 from targetprop.engine import TargetPropagation
-from targetprop.forward import Record
 from targetprop.inversion import per_sample, sample_norm
+from targetprop.layers.forward_pass import Record
 
 MOST_ENTRIES = 2**27  # of the output's Jacobians in all layers; beyond it, fewer samples are compared with Gauss-Newton
 Directions = list[Tensor] | list[None]
@@ -91,7 +91,7 @@ def gauss_newton_directions(record: Record, delta: Tensor) -> Directions:
 def update_gradients(
     engine: TargetPropagation, record: Record, deltas: list[Tensor], scale: float
 ) -> list[list[Tensor]]:
-    """Let the run's update write the ``.grad`` of every layer, from a copy of its state.
+    """Let the run's update compute the gradient of every layer, from a copy of its state.
 
     Args:
         engine: gives the update.
@@ -100,16 +100,9 @@ def update_gradients(
         scale: what the update divides by.
 
     Returns:
-        The gradients of each layer's parameters, which have no ``.grad`` before and after.
+        The gradients of each layer's parameters.
     """
-    assert engine.chain is not None
     state = engine.method.update.build(engine.chain)
     state.load_state_dict(engine.state_dict()["update"])
-    found = []
-    for layer, delta in zip(record.layers, deltas, strict=True):
-        engine.method.update.apply(layer, delta, scale, state)
-        parameters = list(layer.layer.parameters())
-        found.append([torch.zeros_like(p) if p.grad is None else p.grad for p in parameters])
-        for p in parameters:
-            p.grad = None
-    return found
+    found = engine.method.update.gradients(record, deltas, scale, state).values
+    return [[found.get(p, torch.zeros_like(p)) for p in layer.layer.parameters()] for layer in record.layers]

@@ -10,7 +10,7 @@ The slow, obvious form of `targetprop.Exact`, and the faster one where many step
 >>> _ = engine.backward(torch.ones(2, 3), torch.zeros(2, 1))
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
 from typing import ClassVar
@@ -18,10 +18,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from targetprop.chain import Chain
 from targetprop.decoders import Bank, Inverse, Objective
 from targetprop.diagnostics.dense import damped_inverse
-from targetprop.forward import LayerRecord, Record
+from targetprop.layers.chain import Chain
+from targetprop.layers.forward_pass import LayerRecord, Record
 
 
 @dataclass(frozen=True)
@@ -49,9 +49,7 @@ class DenseInverse(Objective):
         if self.w < 0 or self.damping < 0:
             raise ValueError(f"decoder w and damping must be ≥ 0; got {self.w} and {self.damping}")
 
-    def build(
-        self, chain: Chain, example: Record, inner: list[tuple[Tensor, ...]], custom: Mapping[str, nn.Module]
-    ) -> Bank:
+    def build(self, chain: Chain, example: Record, custom: Mapping[str, nn.Module]) -> Bank:
         """Build a bank without parameters; see `Objective.build`."""
         return DenseBank(self)
 
@@ -68,14 +66,14 @@ class DenseBank(Bank):
         super().__init__()
         self.settings = settings
 
-    def inverse(self, index: int, record: Record) -> Inverse:
+    def inverse(self, layer: LayerRecord) -> Inverse:
         """Bind the decoder of one layer; see `Bank.inverse`."""
-        return linear_inverse(self._matrix(record.layers[index]), record.layers[index].x, record.layers[index].h)
+        return linear_inverse(self._matrix(layer), layer.x, layer.h)
 
-    def composite(self, index: int, record: Record) -> Inverse:
-        """Multiply the decoders of all layers from ``index`` up; see `Bank.composite`."""
-        matrices = [self._matrix(layer) for layer in record.layers[index:]]
-        return linear_inverse(reduce(torch.matmul, matrices), record.layers[index].x, record.output)
+    def composite(self, layers: Sequence[LayerRecord]) -> Inverse:
+        """Multiply the decoders of all layers; see `Bank.composite`."""
+        matrices = [self._matrix(layer) for layer in layers]
+        return linear_inverse(reduce(torch.matmul, matrices), layers[0].x, layers[-1].h)
 
     def _matrix(self, layer: LayerRecord) -> Tensor:
         jacobian, damping = layer_jacobian(layer), self.settings.damping

@@ -38,8 +38,8 @@ from targetprop.diagnostics.angles import (
 )
 from targetprop.diagnostics.inverse_quality import InverseQuality, asked_inverse, measure_inverse
 from targetprop.engine import TargetPropagation
-from targetprop.forward import Record, evaluating, run_forward
 from targetprop.inversion import Status, sample_norm
+from targetprop.layers.forward_pass import Record, evaluating, run_forward
 from targetprop.targets import Targets, propagate
 
 
@@ -102,7 +102,7 @@ def inspect_targets(
         ValueError: the method is back-propagation, or the batch is empty.
         FloatingPointError: the loss is not finite.
     """
-    if engine.chain is None:
+    if not isinstance(engine, TargetPropagation):  # the baseline has none
         problem = f"method {engine.method.name!r} has no inverses to inspect"
         raise ValueError(f"{problem}; train with one that has, targetprop methods lists them")
     if len(x) == 0:
@@ -116,13 +116,13 @@ def inspect_targets(
         with torch.no_grad():
             found = propagate(record, engine.bank, change.delta, method.inversion, method.propagation, measure=False)
             inverses = _measure_inverses(engine, record, found, on_layer)
-        used = list(method.influence(found.deltas))
+        used = list(method.influence(found.deltas, change.delta))
         slopes, gradients = backprop_directions(engine, record, y)
         newton = gauss_newton_directions(record, change.delta)
         written = update_gradients(engine, record, used, change.scale)
     layers = [
         LayerInspection(
-            name=layer.layer.name,
+            name=layer.name,
             width=layer.y[0].numel(),
             inverse=inverses[i],
             influence=median(sample_norm(change.delta) / sample_norm(found.deltas[i])),
@@ -161,8 +161,7 @@ def _flat(parts: list[Tensor]) -> Tensor | None:
 @contextmanager
 def _left_as_it_was(engine: TargetPropagation, x: Tensor) -> Iterator[None]:
     """Put the modules into eval mode and take ``.grad`` away; bring back both and the random state."""
-    assert engine.chain is not None
-    gradients = [(p, p.grad) for layer in engine.chain.layers for module in layer.modules for p in module.parameters()]
+    gradients = [(p, p.grad) for module in engine.chain.modules() for p in module.parameters(recurse=False)]
     try:
         with torch.random.fork_rng(devices=[] if x.device.type == "cpu" else None), evaluating(engine.chain):
             for parameter, _ in gradients:

@@ -22,7 +22,6 @@ from torch import Tensor
 from targetprop.decoders import Bank, LayerBank, LinearisedDecoder
 from targetprop.diagnostics.angles import median
 from targetprop.diagnostics.step_norm import Jacobian, step_norm
-from targetprop.forward import Record
 from targetprop.inversion import (
     Difference,
     Direct,
@@ -37,6 +36,7 @@ from targetprop.inversion import (
     sample_norm,
     solve,
 )
+from targetprop.layers.forward_pass import Record
 from targetprop.methods import Method
 
 EXTRA_STEPS = 20
@@ -111,7 +111,7 @@ def asked_inverse(bank: Bank, method: Method, record: Record, deltas: list[Tenso
         problem = replace(problem, f=_whole([layer.f for layer in layers]), change=deltas[-1], y0=record.output)
     if not method.inversion.needs_decoder:
         return AskedInverse(problem, f"none, {method.inversion.name}")
-    g = bank.composite(index, record) if composite else bank.inverse(index, record)
+    g = bank.composite(record.layers[index:]) if composite else bank.inverse(record.layers[index])
     kind = bank.kinds().get(layers[0].layer.name, method.decoder.name)
     asked = AskedInverse(replace(problem, g=g), kind)
     decoders = list(bank.layers.values())[index - 1 :] if isinstance(bank, LayerBank) else []

@@ -5,8 +5,8 @@ influence each other and one backward pass gives a row for all of them.
 
 >>> import torch
 >>> from torch import nn
->>> from targetprop.chain import build_chain
->>> from targetprop.forward import run_forward
+>>> from targetprop.layers.chain import build_chain
+>>> from targetprop.layers.forward_pass import run_forward
 >>> net = nn.Sequential(nn.Linear(3, 2, bias=False), nn.Linear(2, 1, bias=False))
 >>> record = run_forward(build_chain(net), torch.ones(4, 3))
 >>> bool((layer_jacobians(record)[1] == net[1].weight).all())
@@ -20,7 +20,7 @@ True
 import torch
 from torch import Tensor
 
-from targetprop.forward import Record
+from targetprop.layers.forward_pass import Record
 
 
 def activations(record: Record) -> list[Tensor]:

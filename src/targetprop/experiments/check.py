@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 
 import targetprop as tp
-from targetprop.chain import Cut, Model
 from targetprop.experiments.arguments import read_command_line
 from targetprop.experiments.errors import FAILURE, CommandError, suggest
 from targetprop.experiments.memory import fitting
 from targetprop.experiments.number_range import read_count
+from targetprop.layers.chain import Cut, Model
 
 _USAGE = """usage: targetprop check FILE:NAME --input SHAPE [--method NAME] [--cut CUT]
 

@@ -10,7 +10,6 @@ from typing import Any, Literal, get_args
 
 import yaml
 
-from targetprop.chain import Cut
 from targetprop.decoders import OBJECTIVES
 from targetprop.experiments.data import SOURCES, Digits, Source
 from targetprop.experiments.errors import CommandError, suggest
@@ -20,6 +19,7 @@ from targetprop.experiments.optimizers import OPTIMIZERS, Adam, Optimizer
 from targetprop.experiments.options import Option, field_options
 from targetprop.experiments.schedules import SCHEDULES, Constant, Schedule
 from targetprop.inversion import RULES
+from targetprop.layers.chain import Cut
 from targetprop.methods import METHODS, Method, method
 from targetprop.output_target import OUTPUT_TARGETS
 from targetprop.settings import check_ranges, check_types

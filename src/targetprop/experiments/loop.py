@@ -13,7 +13,7 @@ from targetprop import Status, StepReport
 from targetprop.experiments.data import Dataset
 from targetprop.experiments.place import Place, begin_epoch
 from targetprop.experiments.skipped import Skipped
-from targetprop.precision import widened
+from targetprop.precision import at_least_float32
 from targetprop.ranks import Ranks
 
 EVALUATION_BATCH = 1024
@@ -162,7 +162,7 @@ def evaluate(
             if len(labels) == 0:  # fewer samples than ranks
                 continue
             output = model(inputs)
-            total += float(loss(widened(output), labels)) * len(labels)
+            total += float(loss(at_least_float32(output), labels)) * len(labels)
             right += int((output.argmax(1) == labels).sum())
     if ranks is not None:
         sums = torch.tensor([total, right], dtype=torch.double, device=x.device)

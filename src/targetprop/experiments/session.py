@@ -20,7 +20,7 @@ from targetprop.experiments.schedules import restore_schedule
 from targetprop.experiments.screen import say
 from targetprop.experiments.skipped import Skipped
 from targetprop.experiments.streams import begin_stream, restore_stream
-from targetprop.norm_statistics import check_norms
+from targetprop.layers.norm_statistics import check_norms
 
 _COUNTERS = ("epoch", "step", "seconds", "best", "last")
 

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from targetprop.inversion.loop import Inversion
 from targetprop.inversion.problem import Evaluation, Problem, per_sample, sample_norm
-from targetprop.precision import exactly
+from targetprop.precision import no_autocast
 
 _RIDGE = 10.0  # added to the small systems' diagonals, in roundings of their largest entry
 
@@ -100,7 +100,7 @@ def _weigh(gram: list[list[Tensor]], right: list[Tensor]) -> Tensor:
 
 def _dot(a: Tensor, b: Tensor) -> Tensor:
     """Inner product of each sample, in float32 at least."""
-    with exactly(a):
+    with no_autocast(a):
         dots = torch.linalg.vecdot(a.flatten(1), b.flatten(1))
     return dots.to(torch.promote_types(dots.dtype, torch.float32))
 

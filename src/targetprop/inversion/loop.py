@@ -18,7 +18,7 @@ from torch import Tensor
 from targetprop.inversion.anderson import Anderson
 from targetprop.inversion.columns import Columns
 from targetprop.inversion.problem import Evaluation, Problem, Solution, Status, per_sample, sample_norm
-from targetprop.precision import exactly
+from targetprop.precision import no_autocast
 from targetprop.settings import check_types
 
 GROWTH = 10.0
@@ -139,7 +139,7 @@ def iterate(
         if last or (step % CHECK_EVERY == CHECK_EVERY - 1 and not bool(state.active.any())):
             break
         assert look.direction is not None
-        with exactly(u):
+        with no_autocast(u):
             move = settings.alpha * look.direction if history is None else history.move(u, look.direction)
         u = torch.where(per_sample(state.active, u), u + move, u)
     assert state is not None

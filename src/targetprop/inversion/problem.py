@@ -8,7 +8,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from targetprop.precision import exactly, is_cast, widened
+from targetprop.precision import at_least_float32, is_cast, no_autocast
 
 Map = Callable[[Tensor], Tensor]
 
@@ -59,7 +59,7 @@ class Problem:
     @property
     def asked(self) -> Tensor:
         """The change in the precision in which it is compared, shape of ``y0``."""
-        return widened(self.change) if self.cast else self.change
+        return at_least_float32(self.change) if self.cast else self.change
 
     @property
     def target(self) -> Tensor:
@@ -69,7 +69,7 @@ class Problem:
     @property
     def origin(self) -> Tensor:
         """No change of the input in the precision that iterates have, zeros of the shape of ``x0``."""
-        return torch.zeros_like(widened(self.x0) if self.cast else self.x0)
+        return torch.zeros_like(at_least_float32(self.x0) if self.cast else self.x0)
 
     def f_at(self, u: Tensor) -> Tensor:
         """Evaluate ``f(x0 + u)``, in float32 where autocast would round it.
@@ -82,8 +82,8 @@ class Problem:
         """
         if not self.cast:
             return self.f(self.x0 + u)
-        with exactly(self.x0):
-            return self.f(widened(self.x0) + widened(u))
+        with no_autocast(self.x0):
+            return self.f(at_least_float32(self.x0) + at_least_float32(u))
 
     def decode(self, change: Tensor) -> Tensor:
         """Evaluate ``g(y0 + change) − x0``, in float32 where autocast would round it.
@@ -96,8 +96,8 @@ class Problem:
         """
         if not self.cast:
             return self.g(self.y0 + change) - self.x0
-        with exactly(self.x0):
-            return self.g(widened(self.y0) + widened(change)) - widened(self.x0)
+        with no_autocast(self.x0):
+            return self.g(at_least_float32(self.y0) + at_least_float32(change)) - at_least_float32(self.x0)
 
     def missing(self, fx: Tensor) -> Tensor:
         """Compare with the target.
@@ -122,7 +122,7 @@ class Problem:
         """
         difference = getattr(self.g, "difference", None)
         found = self.g(y + change) - self.g(y) if difference is None else difference(y, change)
-        return widened(found) if self.cast else found
+        return at_least_float32(found) if self.cast else found
 
 
 @dataclass(frozen=True, eq=False)

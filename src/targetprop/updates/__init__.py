@@ -1,10 +1,21 @@
 """Local updates: from ``Δ_l`` to ``.grad`` of ``θ_l``."""
 
-from targetprop.updates.base import LinearUpdate, Update
+from targetprop.updates.base import LinearUpdate, Regression, Update, state_key
 from targetprop.updates.delta_rule import DeltaRule
 from targetprop.updates.gradient import Gradient
 from targetprop.updates.least_squares import LeastSquares
+from targetprop.updates.local_gradients import LocalGradients
 
 UPDATES: dict[str, type[Update]] = {update.name: update for update in (Gradient, DeltaRule, LeastSquares)}
 
-__all__ = ["UPDATES", "DeltaRule", "Gradient", "LeastSquares", "LinearUpdate", "Update"]
+__all__ = [
+    "UPDATES",
+    "DeltaRule",
+    "Gradient",
+    "LeastSquares",
+    "LinearUpdate",
+    "LocalGradients",
+    "Regression",
+    "Update",
+    "state_key",
+]

@@ -1,17 +1,18 @@
 """What an update is, and the parts that updates of linear maps share."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
-from targetprop.chain import Chain, Layer
+from targetprop.batch import Batch
 from targetprop.decoders import ELEMENTWISE
-from targetprop.forward import LayerRecord
+from targetprop.layers import Chain, Layer, LayerRecord, Record
 from targetprop.settings import check_ranges, check_types
-from targetprop.share import Share
+from targetprop.updates.local_gradients import LocalGradients
 
 Pullback = Literal["inverse", "transpose"]
 
@@ -43,15 +44,37 @@ class Update(ABC):
         return nn.ModuleDict()
 
     @abstractmethod
-    def apply(self, layer: LayerRecord, delta: Tensor, scale: float, state: nn.ModuleDict) -> None:
-        """Accumulate into ``.grad`` of one ``θ_l``.
+    def gradients(self, record: Record, deltas: list[Tensor], scale: float, state: nn.ModuleDict) -> LocalGradients:
+        """Compute the gradient of every ``θ_l``; nothing is changed, but each layer's graph is used up.
 
         Args:
-            layer: the layer's forward pass, with its graph.
-            delta: ``Δ_l``, shape of ``h_l``.
+            record: the forward pass, with its graphs.
+            deltas: ``Δ_l`` of its layers, shapes of ``h_l``.
             scale: ``β n``: what makes the result a mean over the batch, independent of ``β`` to first order.
             state: what `build` returned.
+
+        Returns:
+            The gradients.
         """
+
+
+@dataclass(frozen=True, eq=False)
+class Regression:
+    """What the linear map of a layer is asked: ``W a`` to change by ``Δz``.
+
+    Attributes:
+        name: the layer's name.
+        a: inputs with a constant 1 for the bias, if there is one, a row per sample and position, shape ``(r, d)``.
+        dz: changes wanted of the outputs, shape ``(r, k)``.
+        scale: ``β n`` times the number of positions.
+        batch: which samples of the step these are.
+    """
+
+    name: str
+    a: Tensor
+    dz: Tensor
+    scale: float
+    batch: Batch
 
 
 @dataclass(frozen=True)
@@ -92,8 +115,8 @@ class LinearUpdate(Update):
             ValueError: the inverse pull-back meets a module that is not elementwise.
         """
         for layer in chain.layers:
-            place = linear_place(layer)
-            for module in () if place is None or self.pullback == "transpose" else layer.modules[place + 1 :]:
+            index = linear_index(layer)
+            for module in () if index is None or self.pullback == "transpose" else layer.modules[index + 1 :]:
                 if not isinstance(module, ELEMENTWISE):
                     raise ValueError(
                         f"layer {layer.name}: pullback 'inverse' needs elementwise modules after the Linear, and"
@@ -102,30 +125,35 @@ class LinearUpdate(Update):
                     )
         return nn.ModuleDict()
 
-    def apply(self, layer: LayerRecord, delta: Tensor, scale: float, state: nn.ModuleDict) -> None:
-        """Solve for the linear map of the layer; see `Update.apply`."""
-        place = linear_place(layer.layer)
-        if place is None:
-            gradient(layer, delta, scale, list(layer.layer.parameters()))
-            return
-        linear = layer.layer.modules[place]
-        assert isinstance(linear, nn.Linear)
-        own = {id(p) for p in linear.parameters()}
-        gradient(layer, delta, scale, [p for p in layer.layer.parameters() if id(p) not in own], keep_graph=True)
-        dz = self._pull(layer, delta, place).flatten(0, -2)
-        a = (layer.x if place == 0 else layer.inner[place - 1].detach()).flatten(0, -2)
-        if linear.bias is not None:
-            a = torch.cat([a, torch.ones_like(a[:, :1])], dim=1)
-        positions = layer.inner[place].shape[1:-1].numel()
-        rows = layer.share.times(positions)
-        change = self.solve(a, dz, scale * positions, state, layer.layer.name, rows)
-        accumulate(linear.weight, -change[:, : linear.in_features])
-        if linear.bias is not None:
-            accumulate(linear.bias, -change[:, -1])
+    def gradients(self, record: Record, deltas: list[Tensor], scale: float, state: nn.ModuleDict) -> LocalGradients:
+        """Solve for the linear map of each layer, from the top down; see `Update.gradients`."""
+        found = LocalGradients()
+        for layer, delta in zip(reversed(record.layers), reversed(deltas), strict=True):
+            index, parameters = linear_index(layer.layer), list(layer.layer.parameters())
+            if index is None:
+                found.note(parameters, gradient(layer, delta, scale, parameters))
+                continue
+            linear = layer.layer.modules[index]
+            assert isinstance(linear, nn.Linear)
+            own = {id(p) for p in linear.parameters()}
+            rest = [p for p in parameters if id(p) not in own]
+            found.note(rest, gradient(layer, delta, scale, rest, keep_graph=True))
+            change = self.solve(self._regression(layer, delta, index, scale, record.batch), state, found.remembers)
+            found.note([linear.weight], [-change[:, : linear.in_features].to(linear.weight.dtype)])
+            if linear.bias is not None:
+                found.note([linear.bias], [-change[:, -1].to(linear.bias.dtype)])
+        return found
 
-    def _pull(self, layer: LayerRecord, delta: Tensor, place: int) -> Tensor:
-        z = layer.inner[place]
-        if place == len(layer.inner) - 1 or not z.requires_grad:
+    def _regression(self, layer: LayerRecord, delta: Tensor, index: int, scale: float, batch: Batch) -> Regression:
+        dz = self._pull(layer, delta, index).flatten(0, -2)
+        a = (layer.x if index == 0 else layer.inner[index - 1].detach()).flatten(0, -2)
+        if getattr(layer.layer.modules[index], "bias", None) is not None:
+            a = torch.cat([a, torch.ones_like(a[:, :1])], dim=1)
+        return Regression(layer.name, a, dz, scale * layer.inner[index].shape[1:-1].numel(), batch)
+
+    def _pull(self, layer: LayerRecord, delta: Tensor, index: int) -> Tensor:
+        z = layer.inner[index]
+        if index == len(layer.inner) - 1 or not z.requires_grad:
             return delta
         if self.pullback == "transpose":
             return torch.autograd.grad(layer.y, z, delta)[0]
@@ -134,62 +162,49 @@ class LinearUpdate(Update):
         return slope * ordered / torch.where(raised == 0, torch.ones_like(raised), raised)
 
     @abstractmethod
-    def solve(self, a: Tensor, dz: Tensor, scale: float, state: nn.ModuleDict, name: str, rows: Share) -> Tensor:
+    def solve(self, asked: Regression, state: nn.ModuleDict, remember: list[Callable[[], None]]) -> Tensor:
         """Find the change of the map's parameters.
 
         Args:
-            a: inputs with a constant 1 for the bias, if there is one, a row per sample and position, shape ``(r, d)``.
-            dz: changes wanted of the outputs, shape ``(r, k)``.
-            scale: ``β n`` times the number of positions.
+            asked: the regression.
             state: what `build` returned.
-            name: the layer's name.
-            rows: which rows of the batch these are.
+            remember: to be given what takes the memory of this batch over.
 
         Returns:
-            This rank's part of ``ΔW`` divided by ``β``, with the bias as the last column, shape ``(k, d)``; the parts
-            of all ranks will be summed.
+            This process' part of ``ΔW`` divided by ``β``, with the bias as the last column, shape ``(k, d)``; the parts
+            of all processes will be summed.
         """
 
 
-def linear_place(layer: Layer) -> int | None:
-    """Find the one trainable ``nn.Linear`` of a layer.
+def state_key(name: str) -> str:
+    """Turn a layer's name into one that a module dictionary takes."""
+    return name.replace(".", "/")
 
-    Args:
-        layer: the layer.
 
-    Returns:
-        Its place among the modules, or None if there is none, or more than one.
-    """
-    places = [i for i, module in enumerate(layer.modules) if isinstance(module, nn.Linear)]
-    if len(places) != 1 or not all(p.requires_grad for p in layer.modules[places[0]].parameters()):
+def linear_index(layer: Layer) -> int | None:
+    """Find the one trainable ``nn.Linear`` among the modules of a layer; None if there is none, or more than one."""
+    found = [i for i, module in enumerate(layer.modules) if isinstance(module, nn.Linear)]
+    if len(found) != 1 or not all(p.requires_grad for p in layer.modules[found[0]].parameters()):
         return None
-    return places[0]
+    return found[0]
 
 
 def gradient(
     layer: LayerRecord, delta: Tensor, scale: float, parameters: list[nn.Parameter], *, keep_graph: bool = False
-) -> None:
-    """Accumulate the gradient of ``½‖f(h; θ) − ĥ‖² / scale``, that is ``−J_θᵀ Δ / scale``.
+) -> Sequence[Tensor | None]:
+    """Compute the gradient of ``½‖f(h; θ) − ĥ‖² / scale``, that is ``−J_θᵀ Δ / scale``.
 
     Args:
         layer: the layer's record, with its graph.
         delta: ``Δ_l``.
         scale: ``β n``.
-        parameters: the parameters to accumulate into; nothing happens if there are none.
+        parameters: the parameters.
         keep_graph: whether the graph is used again.
+
+    Returns:
+        One gradient per parameter, None where the output does not depend on it.
     """
-    if parameters and layer.y.requires_grad:
-        torch.autograd.backward(layer.y, delta * (-1 / scale), inputs=parameters, retain_graph=keep_graph)
-
-
-def accumulate(parameter: Tensor, gradient: Tensor) -> None:
-    """Add to a parameter's ``.grad``.
-
-    Args:
-        parameter: the parameter.
-        gradient: what to add.
-    """
-    if parameter.grad is None:
-        parameter.grad = gradient.to(parameter.dtype).clone(memory_format=torch.contiguous_format)
-    else:
-        parameter.grad.add_(gradient)
+    if not parameters or not layer.y.requires_grad:
+        return [None] * len(parameters)
+    start = delta * (-1 / scale)
+    return torch.autograd.grad(layer.y, parameters, start, retain_graph=keep_graph, allow_unused=True)

@@ -1,12 +1,12 @@
 """Delta rule: the smallest change of the weights that moves one sample by ``Δ`` (Bengio 2020, arXiv:2007.15139)."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
 
 from torch import Tensor, nn
 
-from targetprop.share import Share
-from targetprop.updates.base import LinearUpdate
+from targetprop.updates.base import LinearUpdate, Regression
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class DeltaRule(LinearUpdate):
 
     name: ClassVar[str] = "delta-rule"
 
-    def solve(self, a: Tensor, dz: Tensor, scale: float, state: nn.ModuleDict, name: str, rows: Share) -> Tensor:
+    def solve(self, asked: Regression, state: nn.ModuleDict, remember: list[Callable[[], None]]) -> Tensor:
         """Average the outer products; see `LinearUpdate.solve`."""
-        size = a.square().sum(1, keepdim=True)
-        return (dz / scale).T @ (a / size.clamp_min(1e-12))
+        size = asked.a.square().sum(1, keepdim=True)
+        return (asked.dz / asked.scale).T @ (asked.a / size.clamp_min(1e-12))

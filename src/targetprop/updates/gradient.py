@@ -3,10 +3,12 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
+import torch
 from torch import Tensor, nn
 
-from targetprop.forward import LayerRecord
+from targetprop.layers import Record
 from targetprop.updates.base import Update
+from targetprop.updates.local_gradients import LocalGradients
 
 
 @dataclass(frozen=True)
@@ -15,7 +17,12 @@ class Gradient(Update):
 
     name: ClassVar[str] = "gradient"
 
-    def apply(self, layer: LayerRecord, delta: Tensor, scale: float, state: nn.ModuleDict) -> None:
-        """Accumulate ``−J_θᵀ Δ / (β n)``; see `Update.apply`."""
-        if layer.y.requires_grad:
-            layer.y.backward(delta * (-1 / scale))
+    def gradients(self, record: Record, deltas: list[Tensor], scale: float, state: nn.ModuleDict) -> LocalGradients:
+        """Compute ``−J_θᵀ Δ / (β n)``, of all layers in one call, as their graphs are separate; see `Update`."""
+        found = LocalGradients()
+        open_ = [(layer, delta) for layer, delta in zip(record.layers, deltas, strict=True) if layer.y.requires_grad]
+        parameters = [p for layer, _ in open_ for p in layer.layer.parameters()]
+        if parameters:
+            outputs, starts = [layer.y for layer, _ in open_], [delta * (-1 / scale) for _, delta in open_]
+            found.note(parameters, torch.autograd.grad(outputs, parameters, starts, allow_unused=True))
+        return found

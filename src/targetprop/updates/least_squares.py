@@ -3,17 +3,18 @@ r"""Least squares: the local regression solved instead of stepped, ``ΔW = (Σ �
 With small gradient-like targets it is gradient descent on neurons (FOOF, Benzing 2022, arXiv:2201.12250).
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from targetprop.chain import Chain
 from targetprop.finite import check_digits
+from targetprop.layers import Chain
 from targetprop.regression import Covariance
-from targetprop.share import Share
-from targetprop.updates.base import LinearUpdate, Pullback, linear_place
+from targetprop.updates.base import LinearUpdate, Pullback, Regression, linear_index, state_key
 
 
 @dataclass(frozen=True)
@@ -63,29 +64,30 @@ class LeastSquares(LinearUpdate):
         check_digits((p for layer in chain.layers for p in layer.parameters()), "least squares")
         state = super().build(chain)
         for layer in chain.layers:
-            place = linear_place(layer)
-            if place is not None:
-                linear = layer.modules[place]
+            index = linear_index(layer)
+            if index is not None:
+                linear = layer.modules[index]
                 assert isinstance(linear, nn.Linear)
                 width = linear.in_features + (linear.bias is not None)
                 covariance = Covariance(width, self.decay, self.damping, self.every, self.shrinkage)
-                state[layer.name.replace(".", "/")] = covariance.to(linear.weight)
+                state[state_key(layer.name)] = covariance.to(linear.weight)
         return state
 
-    def solve(self, a: Tensor, dz: Tensor, scale: float, state: nn.ModuleDict, name: str, rows: Share) -> Tensor:
+    def solve(self, asked: Regression, state: nn.ModuleDict, remember: list[Callable[[], None]]) -> Tensor:
         """Solve the damped normal equations; see `LinearUpdate.solve`."""
-        covariance = state[name.replace(".", "/")]
+        covariance, a, dz, batch = state[state_key(asked.name)], asked.a, asked.dz, asked.batch
         assert isinstance(covariance, Covariance)
-        covariance.observe(a, rows)
+        moments, scale = covariance.observe(a, batch), asked.scale
+        remember.append(partial(covariance.keep, moments))
         if self.unit_scale:
-            size = rows.mean(dz.square()).sqrt() * (len(state) if self.shared else 1)
+            size = batch.mean(dz.square()).sqrt() * (len(state) if self.shared else 1)
             size = size.masked_fill(size == torch.inf, torch.nan)  # an overflow is to be seen, not divided by
-            dz, scale = torch.where(size == 0, dz, dz / size), rows.total
-        asked = (dz / scale).T @ a
+            dz, scale = torch.where(size == 0, dz, dz / size), moments.rows
+        product = (dz / scale).T @ a
         if not self.bounded:
-            return covariance.solve(asked)
-        rows.sum_([asked])  # the bound holds for the step as a whole, so every rank needs all of it
-        change = covariance.solve(asked)
-        predicted, wanted = (a @ change.T).square().sum(), (dz * (rows.total / scale)).square().sum()
-        rows.sum_([predicted, wanted])
-        return change * (wanted / predicted).sqrt().clamp(max=1.0).nan_to_num(nan=1.0) / rows.ranks.size
+            return moments.solve(product)
+        batch.sum_([product])  # the bound holds for the step as a whole, so every process needs all of it
+        change = moments.solve(product)
+        predicted, wanted = (a @ change.T).square().sum(), (dz * (moments.rows / scale)).square().sum()
+        batch.sum_([predicted, wanted])
+        return change * (wanted / predicted).sqrt().clamp(max=1.0).nan_to_num(nan=1.0) / batch.processes

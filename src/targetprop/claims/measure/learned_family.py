@@ -10,7 +10,7 @@ import targetprop as tp
 from targetprop.claims.altered import Alter, Altered
 from targetprop.claims.networks import DTYPE, random_network
 from targetprop.diagnostics import damped_inverse, layer_jacobian
-from targetprop.forward import Record, run_forward
+from targetprop.layers.forward_pass import Record, run_forward
 
 SHAPES = ("8 → 5", "5 → 5", "5 → 8")
 _WIDTHS = (8, 8, 5, 5, 8)  # the first layer needs no decoder
@@ -69,7 +69,7 @@ def learn_pair(
         decoder_optimizer=lambda parameters: torch.optim.SGD(parameters, lr=rate, momentum=_MOMENTUM),
         seed=seed,
     )
-    assert engine.decoder_optimizer is not None and engine.chain is not None
+    assert engine.decoder_optimizer is not None
     # A constant rate for half of the time, then down to a hundredth of it, averages the noise.
     schedule = torch.optim.lr_scheduler.LambdaLR(
         engine.decoder_optimizer, lambda k: 0.01 ** max(0, 2 * k / updates - 1)
@@ -83,7 +83,7 @@ def learn_pair(
 
 def _decoder(engine: tp.TargetPropagation, index: int, record: Record) -> Tensor:
     """Probe a decoder by unit changes, sample by sample."""
-    h, g = record.layers[index].h, engine.bank.inverse(index, record)
+    h, g = record.layers[index].h, engine.bank.inverse(record.layers[index])
     units = torch.eye(h.shape[1], dtype=h.dtype)
     with torch.no_grad():
         return torch.stack([g.difference(h, unit.expand_as(h)) for unit in units], dim=2)

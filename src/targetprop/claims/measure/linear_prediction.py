@@ -16,8 +16,8 @@ from torch import Tensor
 from torch.func import jvp
 
 from targetprop.diagnostics import layer_jacobian, output_jacobians
-from targetprop.forward import LayerRecord, Record
 from targetprop.inversion import sample_norm
+from targetprop.layers.forward_pass import LayerRecord, Record
 
 
 @dataclass(frozen=True, eq=False)

@@ -16,8 +16,8 @@ import targetprop as tp
 from targetprop.claims.altered import Alter
 from targetprop.claims.networks import DTYPE, digits_network, load_digits, random_network, with_singular_values
 from targetprop.decoders import Inverse
-from targetprop.forward import LayerRecord, run_forward
 from targetprop.inversion import Map
+from targetprop.layers.forward_pass import LayerRecord, run_forward
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,7 +71,6 @@ def random_pair(
     draw = lambda n: scale * torch.randn(n, width, dtype=DTYPE, generator=generator)  # noqa: E731
     method = tp.Method(decoder=tp.Ridge(damping=1e-4, every=1))
     engine = tp.TargetPropagation(network, nn.MSELoss(), example_input=draw(2), method=method, seed=seed)
-    assert engine.chain is not None
     fitted = draw(4 * width + 512)
     for _ in range(3):
         engine.train_decoders(fitted)
@@ -80,7 +79,9 @@ def random_pair(
         x0 = record.layers[1].x
         f: Map = lambda x: reduce(lambda h, layer: layer.f(h), record.layers[1:], x)  # noqa: E731
         solution = x0 + 0.5 * draw(samples)
-        return Pair(f"{name}, width {width}", f, alter(engine.bank.composite(1, record)), x0, f(solution), solution)
+        return Pair(
+            f"{name}, width {width}", f, alter(engine.bank.composite(record.layers[1:])), x0, f(solution), solution
+        )
 
 
 def digits_layers(widths: tuple[int, ...], epochs: int, samples: int, seed: int, alter: Alter) -> list[Pair]:
@@ -93,7 +94,6 @@ def digits_layers(widths: tuple[int, ...], epochs: int, samples: int, seed: int,
     engine = tp.TargetPropagation(
         network, nn.CrossEntropyLoss(), example_input=data.train_x[:2], method=method, seed=seed
     )
-    assert engine.chain is not None
     optimizer = torch.optim.Adam(network.parameters(), lr=1e-3)
     order = torch.Generator().manual_seed(seed)
     for _ in range(epochs):
@@ -109,7 +109,7 @@ def digits_layers(widths: tuple[int, ...], epochs: int, samples: int, seed: int,
         change, pairs = method.output_target(record.output, y, nn.CrossEntropyLoss()).delta, []
         for index in reversed(range(1, len(record.layers))):
             layer = record.layers[index]
-            g = alter(engine.bank.inverse(index, record))
+            g = alter(engine.bank.inverse(record.layers[index]))
             pairs.append(_layer_pair(layer, g, change))
             change = g.difference(layer.h, change)
     return pairs

@@ -19,12 +19,12 @@ import torch
 from torch import Tensor, nn
 
 import targetprop as tp
-from targetprop.chain import Cut
 from targetprop.claims.altered import Alter, Altered, unaltered
 from targetprop.claims.networks import DTYPE, random_network
 from targetprop.diagnostics import activations
-from targetprop.forward import Record, run_forward
 from targetprop.inversion import per_sample, sample_norm
+from targetprop.layers.chain import Cut
+from targetprop.layers.forward_pass import Record, run_forward
 from targetprop.output_target import Loss, loss_gradient
 from targetprop.targets import propagate
 
@@ -64,7 +64,7 @@ class Trial:
         delta = method.output_target(record.output, self.y, self.loss).delta
         with torch.no_grad():
             found = propagate(record, engine.bank, delta, method.inversion, method.propagation, measure=False).deltas
-            return method.influence(found)
+            return method.influence(found, delta)
 
     def updates(self, method: tp.Method) -> list[Tensor]:
         """Take ``.grad`` by target propagation."""

@@ -85,11 +85,11 @@ class SpreadDecoder(ModuleDecoder):
         super().__init__()
         self.places, self.share = places, 1 / places if style == "transpose" else 1.0
 
-    def forward(self, y: Tensor, side: tp.Side) -> Tensor:
+    def forward(self, y: Tensor, state: tp.ReplayState) -> Tensor:
         """Decode; see `ModuleDecoder.forward`."""
-        return self.linear(y, side)
+        return self.linear(y, state)
 
-    def linear(self, change: Tensor, side: tp.Side) -> Tensor:
+    def linear(self, change: Tensor, state: tp.ReplayState) -> Tensor:
         """Spread the values; see `ModuleDecoder.linear`."""
         return (self.share * change).unsqueeze(1).expand(-1, self.places, -1)
 

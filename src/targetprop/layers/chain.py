@@ -20,7 +20,7 @@ from typing import Literal, get_args
 
 from torch import nn
 
-from targetprop.residual import Residual
+from targetprop.layers.residual import Residual
 
 Cut = Literal["post-activation", "pre-activation"]
 Model = nn.Module | Sequence[nn.Module] | Mapping[str, nn.Module]
@@ -71,6 +71,12 @@ class Chain:
     def names(self) -> list[str]:
         """Layer names in forward order."""
         return [layer.name for layer in self.layers]
+
+    def modules(self) -> Iterator[nn.Module]:
+        """Yield the modules of all layers and the modules inside them."""
+        for layer in self.layers:
+            for module in layer.modules:
+                yield from module.modules()
 
     def check_names(self, names: Iterator[str] | Sequence[str], what: str) -> None:
         """Refuse names that are no layer of this chain.

@@ -1,12 +1,12 @@
-"""Modules applied once, and again with what they drew or measured then: their *side data*.
+"""Modules applied once, and again with what they drew or measured then: their *replay state*.
 
 Dropout draws a mask, batch normalisation measures its batch: repeating such a module on another input has to repeat
 that too, or another function is inverted than was applied. `register_replay` teaches a class.
 
 >>> import torch
 >>> from torch import nn
->>> outputs, sides = record_modules([nn.Dropout(0.5)], torch.ones(4, 3))
->>> bool((replay_modules([nn.Dropout(0.5)], torch.ones(4, 3), sides) == outputs[0]).all())     # the same mask again
+>>> outputs, states = record_modules([nn.Dropout(0.5)], torch.ones(4, 3))
+>>> bool((replay_modules([nn.Dropout(0.5)], torch.ones(4, 3), states) == outputs[0]).all())     # the same mask again
 True
 """
 
@@ -19,42 +19,41 @@ from torch.nn import functional
 from torch.nn.modules.batchnorm import _BatchNorm  # pyright: ignore[reportPrivateUsage]
 from torch.nn.modules.dropout import _DropoutNd  # pyright: ignore[reportPrivateUsage]
 
-from targetprop.precision import widened
+from targetprop.precision import at_least_float32
 
 
 @dataclass(frozen=True)
-class Side:
+class ReplayState:
     """What one module drew or measured in the forward pass.
 
     Attributes:
         per_sample: tensors of shape ``(n, …)``, such as a dropout mask.
         shared: tensors that all samples share, such as batch statistics.
-        inner: side data of the modules inside, for a module that is made of others.
+        inner: replay state of the modules inside, for a module that is made of others.
     """
 
     per_sample: tuple[Tensor, ...] = ()
     shared: tuple[Tensor, ...] = ()
-    inner: tuple["Side", ...] = ()
+    inner: tuple["ReplayState", ...] = ()
 
-    def each(self, change: Callable[[Tensor], Tensor]) -> "Side":
+    def each(self, change: Callable[[Tensor], Tensor]) -> "ReplayState":
         """Change what is kept of each sample.
 
         Args:
             change: from a tensor of shape ``(n, …)`` to one of shape ``(m, …)``.
 
         Returns:
-            The side data of ``m`` samples.
+            The replay state of ``m`` samples.
         """
         if self is _NOTHING:
             return self
         kept = tuple(change(values) for values in self.per_sample)
-        return Side(kept, self.shared, tuple(inner.each(change) for inner in self.inner))
+        return ReplayState(kept, self.shared, tuple(inner.each(change) for inner in self.inner))
 
 
-Recorder = Callable[[nn.Module, Tensor], tuple[Tensor, Side]]
-Replay = Callable[[Sequence[nn.Module], Tensor, Sequence[Side]], Tensor]
-Replayer = Callable[[nn.Module, Tensor, Side], Tensor]
-_NOTHING = Side()
+Recorder = Callable[[nn.Module, Tensor], tuple[Tensor, ReplayState]]
+Replayer = Callable[[nn.Module, Tensor, ReplayState], Tensor]
+_NOTHING = ReplayState()
 _RULES: dict[type[nn.Module], tuple[Recorder, Replayer]] = {}
 
 
@@ -63,8 +62,8 @@ def register_replay(kind: type[nn.Module], record: Recorder, replay: Replayer) -
 
     Args:
         kind: the module class; subclasses follow it.
-        record: ``(module, x) -> (y, side)``, called once a step.
-        replay: ``(module, x, side) -> y``, the same function again, sample by sample.
+        record: ``(module, x) -> (y, state)``, called once a step.
+        replay: ``(module, x, state) -> y``, the same function again, sample by sample.
 
     Raises:
         ValueError: the class has a rule already.
@@ -74,17 +73,17 @@ def register_replay(kind: type[nn.Module], record: Recorder, replay: Replayer) -
     _RULES[kind] = (record, replay)
 
 
-def record_input(module: nn.Module, x: Tensor) -> tuple[Tensor, Side]:
-    """Apply a module and keep its input as side data.
+def record_input(module: nn.Module, x: Tensor) -> tuple[Tensor, ReplayState]:
+    """Apply a module and keep its input as replay state.
 
     Args:
         module: the module.
         x: its input, shape ``(n, …)``.
 
     Returns:
-        The output, and the side data.
+        The output, and the replay state.
     """
-    return module(x), Side(per_sample=(x.detach(),))
+    return module(x), ReplayState(per_sample=(x.detach(),))
 
 
 def has_replay(module: nn.Module) -> bool:
@@ -103,7 +102,7 @@ def _rule(module: nn.Module) -> tuple[Recorder, Replayer] | None:
     return next((_RULES[kind] for kind in type(module).__mro__ if kind in _RULES), None)
 
 
-def record_modules(modules: Sequence[nn.Module], x: Tensor) -> tuple[tuple[Tensor, ...], tuple[Side, ...]]:
+def record_modules(modules: Sequence[nn.Module], x: Tensor) -> tuple[tuple[Tensor, ...], tuple[ReplayState, ...]]:
     """Apply modules in order and keep what is needed to repeat them.
 
     Args:
@@ -111,17 +110,17 @@ def record_modules(modules: Sequence[nn.Module], x: Tensor) -> tuple[tuple[Tenso
         x: input of the first, shape ``(n, …)``.
 
     Returns:
-        The output and the side data of each module.
+        The output and the replay state of each module.
 
     Raises:
         TypeError: a module returned something that is not a tensor.
         ValueError: a module overwrote its input.
     """
     outputs: list[Tensor] = []
-    sides: list[Side] = []
+    states: list[ReplayState] = []
     for module in modules:
         rule, version = _rule(module), x._version
-        y, side = (module(x), _NOTHING) if rule is None else rule[0](module, x)
+        y, state = (module(x), _NOTHING) if rule is None else rule[0](module, x)
         if not isinstance(y, Tensor):
             raise TypeError(f"{type(module).__name__} returned {type(y).__name__}")
         if x._version != version:
@@ -131,49 +130,49 @@ def record_modules(modules: Sequence[nn.Module], x: Tensor) -> tuple[tuple[Tenso
             )
         x = y
         outputs.append(x)
-        sides.append(side)
-    return tuple(outputs), tuple(sides)
+        states.append(state)
+    return tuple(outputs), tuple(states)
 
 
-def replay_modules(modules: Sequence[nn.Module], x: Tensor, sides: Sequence[Side]) -> Tensor:
-    """Apply modules in order with the side data of an earlier pass.
+def replay_modules(modules: Sequence[nn.Module], x: Tensor, states: Sequence[ReplayState]) -> Tensor:
+    """Apply modules in order with the replay state of an earlier pass.
 
     Args:
         modules: the modules.
         x: input of the first, shape ``(n, …)``.
-        sides: what `record_modules` returned.
+        states: what `record_modules` returned.
 
     Returns:
         The output of the last module.
     """
-    for module, side in zip(modules, sides, strict=True):
-        rule = None if side is _NOTHING else _rule(module)
-        x = module(x) if rule is None else rule[1](module, x, side)
+    for module, state in zip(modules, states, strict=True):
+        rule = None if state is _NOTHING else _rule(module)
+        x = module(x) if rule is None else rule[1](module, x, state)
     return x
 
 
-def _record_dropout(module: nn.Module, x: Tensor) -> tuple[Tensor, Side]:
+def _record_dropout(module: nn.Module, x: Tensor) -> tuple[Tensor, ReplayState]:
     if not module.training:
         return module(x), _NOTHING
     mask = module(torch.ones_like(x))  # draws what the module itself would draw
-    return x * mask, Side(per_sample=(mask,))
+    return x * mask, ReplayState(per_sample=(mask,))
 
 
-def _record_batch_norm(module: nn.Module, x: Tensor) -> tuple[Tensor, Side]:
+def _record_batch_norm(module: nn.Module, x: Tensor) -> tuple[Tensor, ReplayState]:
     assert isinstance(module, _BatchNorm)
     if not module.training and module.running_mean is not None:
         return module(x), _NOTHING
     axes = [d for d in range(x.dim()) if d != 1]
     with torch.no_grad():
-        variance, mean = torch.var_mean(widened(x), dim=axes, correction=0)
-    return module(x), Side(shared=(mean, variance))
+        variance, mean = torch.var_mean(at_least_float32(x), dim=axes, correction=0)
+    return module(x), ReplayState(shared=(mean, variance))
 
 
-def _replay_batch_norm(module: nn.Module, x: Tensor, side: Side) -> Tensor:
+def _replay_batch_norm(module: nn.Module, x: Tensor, state: ReplayState) -> Tensor:
     assert isinstance(module, _BatchNorm)
-    mean, variance = side.shared
+    mean, variance = state.shared
     return functional.batch_norm(x, mean, variance, module.weight, module.bias, training=False, eps=module.eps)
 
 
-register_replay(_DropoutNd, _record_dropout, lambda module, x, side: x * side.per_sample[0])
+register_replay(_DropoutNd, _record_dropout, lambda module, x, state: x * state.per_sample[0])
 register_replay(_BatchNorm, _record_batch_norm, _replay_batch_norm)

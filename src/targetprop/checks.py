@@ -1,0 +1,133 @@
+"""What may enter an engine: arguments, batches and stored states, refused by a sentence where they do not fit."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from targetprop.inversion import Iteration
+from targetprop.methods import Method
+from targetprop.settings import whole
+
+
+def check_arguments(loss: object, method: object, decoders: object, seed: object) -> None:
+    """Refuse arguments of a wrong kind.
+
+    Args:
+        loss: to be a callable.
+        method: to be a `Method`.
+        decoders: to be a mapping to modules, or None.
+        seed: to be a whole number, or None.
+
+    Raises:
+        TypeError: one is none.
+        ValueError: the loss has a reduction of another kind.
+    """
+    if not callable(loss):
+        raise TypeError(f"the loss must be a function of output and labels; got {type(loss).__name__}")
+    if not isinstance(method, Method):
+        raise TypeError(f"the method must be a name or a Method; got {type(method).__name__}")
+    if decoders is not None and not (
+        isinstance(decoders, Mapping) and all(isinstance(made, nn.Module) for made in decoders.values())
+    ):
+        raise TypeError("decoders must be a dictionary of modules by layer name")
+    if seed is not None and not whole(seed):
+        raise TypeError(f"the seed must be a whole number or None; got {seed!r}")
+    reduction = getattr(loss, "reduction", "mean")
+    if reduction not in ("mean", "sum"):
+        raise ValueError(f"the loss has reduction={reduction!r}; use 'mean' or 'sum'")
+
+
+def check_sweeps(method: Method, layers: int) -> None:
+    """Refuse joint sweeps that end before they reach the lowest layer.
+
+    Args:
+        method: the method.
+        layers: how many layers there are.
+
+    Raises:
+        ValueError: its sweeps are too few.
+    """
+    rule, needed = method.inversion, layers - 1
+    if method.propagation == "joint" and isinstance(rule, Iteration) and rule.steps < needed:
+        raise ValueError(
+            f"joint sweeps reach the bottom of {layers} layers after {needed} steps, and inversion.steps"
+            f" is {rule.steps}; raise it"
+        )
+
+
+def check_optimizer(made: object) -> None:
+    """Refuse what a user's factory made, if it is no optimiser: decoders would silently not learn.
+
+    Args:
+        made: what it returned.
+
+    Raises:
+        TypeError: it is none.
+    """
+    if not isinstance(made, torch.optim.Optimizer):
+        raise TypeError(f"decoder_optimizer must return an optimiser; got {type(made).__name__}")
+
+
+def check_batch(x: object, what: str = "the batch", *, may_be_empty: bool = False) -> None:
+    """Refuse what is no batch of samples.
+
+    Args:
+        x: to be a tensor of shape ``(n, …)`` with ``n ≥ 1``.
+        what: its name, for the message.
+        may_be_empty: whether ``n = 0`` is fine, as other ranks hold the batch.
+
+    Raises:
+        TypeError: it is no tensor.
+        ValueError: it holds no sample, or is sparse or nested.
+    """
+    if not isinstance(x, Tensor):
+        raise TypeError(f"{what} must be a tensor; got {type(x).__name__}, which torch.as_tensor may make one of")
+    if x.layout != torch.strided:
+        raise ValueError(f"{what} must be a dense tensor; got the layout {x.layout}")
+    if x.dim() == 0:
+        raise ValueError(f"{what} must have shape (n, …); got a single number")
+    if len(x) == 0 and not may_be_empty:
+        raise ValueError(f"{what} is empty; drop it, or set drop_last=True in the data loader")
+
+
+def check_state(state: Any, version: int, method: str) -> None:
+    """Refuse a stored state of an engine that is none, of another release, or of another method.
+
+    Args:
+        state: what is to be restored.
+        version: of this release.
+        method: name of this engine's method.
+
+    Raises:
+        ValueError: it does not belong here.
+    """
+    if not isinstance(state, Mapping):
+        raise ValueError(f"engine state must be what state_dict returned; got {type(state).__name__}")
+    if state.get("version") != version:
+        raise ValueError(f"engine state has version {state.get('version')!r}; this release reads {version}")
+    if state["method"] != method:
+        raise ValueError(f"engine state belongs to method {state['method']!r}, not {method!r}")
+
+
+def check_fits(module: nn.Module, state: Any, what: str) -> None:
+    """Refuse a stored state of a network with other layers, before any of it is loaded.
+
+    Args:
+        module: what is to be restored.
+        state: its state dictionary.
+        what: what it is, for the message.
+
+    Raises:
+        ValueError: names or shapes differ.
+    """
+    own = module.state_dict()
+    if not isinstance(state, Mapping) or list(map(str, state)) != list(own):
+        raise ValueError(f"engine state belongs to another network: its {what} are of other layers")
+    for name, value in own.items():
+        if not isinstance(state[name], Tensor) or state[name].shape != value.shape:
+            raise ValueError(
+                f"engine state belongs to another network: {name} of its {what} has another shape than"
+                f" {tuple(value.shape)}"
+            )

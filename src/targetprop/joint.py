@@ -1,0 +1,96 @@
+r"""Joint sweeps: the targets of all layers at once, ``ĥ_l ← ĥ_l + α (g_{l+1}(ĥ_{l+1}) − g_{l+1}(f_{l+1}(ĥ_l)))``.
+
+The layers of a sweep do not wait for each other, and after ``L − 1`` sweeps the bottom has heard of the top (Bengio
+2020, arXiv:2007.15139).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from targetprop.decoders import Bank
+from targetprop.inversion import Evaluation, InputSpace, Outcome, Problem, iterate
+from targetprop.layers import Record
+from targetprop.peers import Peers
+
+
+@dataclass(frozen=True, eq=False)
+class Targets:
+    """Changes of the layers and how they were found.
+
+    Attributes:
+        deltas: ``Δ_l`` of this process' layers in forward order, shapes of ``h_l``.
+        outcomes: how the inversion ended that gave each ``Δ_l``, by name of the layer that was inverted; joint sweeps
+            have one, named ``"all"``.
+        from_output: whether every inversion began at the output, not at the layer above.
+    """
+
+    deltas: list[Tensor]
+    outcomes: dict[str, Outcome]
+    from_output: bool = False
+
+
+def joint(record: Record, bank: Bank, delta: Tensor, inversion: InputSpace, peers: Peers, *, measure: bool) -> Targets:
+    """Sweep over all layers until they have come to rest.
+
+    Args:
+        record: the forward pass.
+        bank: the decoders.
+        delta: ``Δ_L``, shape of the output.
+        inversion: steps, step size, tolerance and mixing.
+        peers: the processes that work on other layers.
+        measure: measure residuals that the iteration does not need itself.
+
+    Returns:
+        The changes and how the sweeps ended.
+    """
+    layers = record.inverted
+    problems = [Problem(layer.f, bank.inverse(layer), delta, layer.x, layer.h) for layer in layers]
+    sizes = [problem.x0.shape[1:].numel() for problem in problems]
+
+    def split(u: Tensor) -> list[Tensor]:
+        parts = u.split(sizes, dim=1) if sizes else ()
+        return [part.reshape(p.x0.shape) for p, part in zip(problems, parts, strict=True)]
+
+    def join(parts: Sequence[Tensor]) -> Tensor:
+        return torch.cat([delta.new_zeros(len(delta), 0), *(part.flatten(1) for part in parts)], dim=1)
+
+    def from_above(changes: list[Tensor]) -> list[Tensor]:
+        """Give the change of the output of every layer, of which the iterates hold those of the inputs."""
+        lowest = None if record.from_first else changes[0]
+        top = peers.exchange_changes(lowest, delta)
+        return [*(changes if record.from_first else changes[1:]), top]
+
+    def evaluate(u: Tensor, step: int, error: bool, direction: bool) -> Evaluation:
+        changes = split(u)
+        asked = from_above(changes)[int(record.from_first) :]
+        reached = [p.base if step == 0 else p.f_at(change) for p, change in zip(problems, changes, strict=True)]
+        missing = [p.base - y + wanted for p, y, wanted in zip(problems, reached, asked, strict=True)]
+        if not direction:
+            return Evaluation(u, join(missing), None)
+        moves = [p.g_difference(y, left) for p, y, left in zip(problems, reached, missing, strict=True)]
+        return Evaluation(u, join(missing), join(moves), fallback() if step == 0 else None)
+
+    def fallback() -> Tensor:
+        """Give the difference targets, layer by layer from the top."""
+        found = [peers.receive_change(delta)]
+        for problem in reversed(problems):
+            found.append(problem.g_difference(problem.y0, found[-1]))
+        if not record.from_first:
+            peers.send_change(found[-1])
+        return join(found[:0:-1])
+
+    x0, origin = join([p.x0 for p in problems]), join([p.origin for p in problems])
+    # Until the sweeps have reached the bottom, a small residual only means that little has moved yet.
+    solution = iterate(
+        evaluate,
+        origin,
+        x0,
+        inversion,
+        measure=measure,
+        complete_from=peers.depth(len(record.layers)) - 1,
+        columns=peers.columns,
+    )
+    return Targets(from_above(split(solution.delta)), {"all": solution.outcome})

@@ -1,0 +1,32 @@
+"""How a model becomes layers: cutting it, running it once into a record, and repeating a layer on other inputs."""
+
+from targetprop.layers.accepts import check_whereabouts, explained, whereabouts
+from targetprop.layers.chain import Chain, Cut, Layer, Model, build_chain, leaves, visible
+from targetprop.layers.forward_pass import check_repeatable, evaluating, run_forward
+from targetprop.layers.record import LayerRecord, Record
+from targetprop.layers.replay import ReplayState, record_input, record_modules, register_replay, replay_modules
+from targetprop.layers.residual import Residual
+
+__all__ = [
+    "Chain",
+    "Cut",
+    "Layer",
+    "LayerRecord",
+    "Model",
+    "Record",
+    "ReplayState",
+    "Residual",
+    "build_chain",
+    "check_repeatable",
+    "check_whereabouts",
+    "evaluating",
+    "explained",
+    "leaves",
+    "record_input",
+    "record_modules",
+    "register_replay",
+    "replay_modules",
+    "run_forward",
+    "visible",
+    "whereabouts",
+]

@@ -1,0 +1,75 @@
+"""Whether a model accepts an input: where both are, and what is said where its forward pass fails."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+from targetprop.layers.chain import Chain
+
+Whereabouts = tuple[torch.device, torch.dtype]
+
+
+def whereabouts(chain: Chain) -> Whereabouts:
+    """Say where a model is and in which precision, by its first parameter.
+
+    Args:
+        chain: the layers.
+
+    Returns:
+        Device and type.
+    """
+    first = next(p for layer in chain.layers for module in layer.modules for p in module.parameters())
+    return first.device, first.dtype
+
+
+def check_whereabouts(x: Tensor, now: Whereabouts, built: Whereabouts) -> None:
+    """Refuse a batch on another device than the model's, and a model that has left its decoders.
+
+    Args:
+        x: the batch.
+        now: what `whereabouts` says.
+        built: what it said when the engine was built.
+
+    Raises:
+        ValueError: one is elsewhere.
+    """
+    if now[0].type == "meta":
+        raise ValueError("the model is on the meta device and holds no numbers; materialise it first")
+    if now != built:
+        raise ValueError(
+            f"the model is {_kind(now[1])} on {now[0]} now, and its decoders are {_kind(built[1])} on {built[0]}; build"
+            " the engine after moving or converting the model"
+        )
+    if x.device != now[0]:
+        raise ValueError(f"the input is on {x.device} and the model on {now[0]}; move one of them")
+
+
+@contextmanager
+def explained(x: Tensor, now: Whereabouts, what: str = "an input") -> Iterator[None]:
+    """Say what a model was given when its forward pass fails.
+
+    Args:
+        x: the input.
+        now: what `whereabouts` says of the model.
+        what: the input's name, for the message.
+
+    Yields:
+        Nothing.
+
+    Raises:
+        ValueError: it failed, other than for want of memory.
+        OutOfMemoryError: it failed for that.
+    """
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise
+    except (RuntimeError, IndexError) as error:
+        given = f"{what} of shape {tuple(x.shape)} and type {_kind(x.dtype)}"
+        raise ValueError(f"the model, {_kind(now[1])}, does not accept {given}: {error}") from error
+
+
+def _kind(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
