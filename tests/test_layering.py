@@ -14,7 +14,7 @@ ROOT = Path(targetprop.__file__).parent
 ORDER = [
     "settings", "precision", "batch", "inversion", "peers", "finite", "layers", "output_target", "regression",
     "decoders", "joint", "targets", "step_report", "influence", "updates", "methods", "checks", "derivatives", "step",
-    "backprop", "parallel", "engine", "check", "lightning", "diagnostics", "testing", "runs", "report", "experiments",
+    "engine_state", "backprop", "parallel", "engine", "check", "lightning", "diagnostics", "testing", "runs", "report", "experiments",
     "bench", "claims", "__main__",
 ]  # fmt: skip
 # These use the library through its public names, as anybody would.

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from targetprop.checks import check_batch, check_state
+from targetprop.engine_state import VERSION
 from targetprop.finite import BAD_GRADIENT, BAD_INPUT, BAD_LOSS, BAD_OUTPUT, Look, RunningStatistics, not_finite
 from targetprop.layers import Model, check_whereabouts, explained
 from targetprop.methods import Method
@@ -14,8 +15,6 @@ from targetprop.output_target import Loss, loss_gradient
 from targetprop.peers import Peers
 from targetprop.step_report import StepReport, settle
 from targetprop.updates import LocalGradients
-
-VERSION = 3
 
 
 class BackPropagation:
@@ -49,8 +48,11 @@ class BackPropagation:
             The report.
 
         Raises:
+            RuntimeError: gradients are disabled.
             ValueError: nothing is to be trained, or the model or the loss do not accept the batch.
         """
+        if not torch.is_grad_enabled():
+            raise RuntimeError("backward fills .grad, and gradients are disabled; call it outside torch.no_grad()")
         statistics = RunningStatistics(self.model.modules()) if self.on_divergence == "skip" else None
         self.peers.check_modules([self.model], synchronised=True)
         check_batch(x, may_be_empty=True)

@@ -7,17 +7,16 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from targetprop.backprop import VERSION, BackPropagation
+from targetprop.backprop import BackPropagation
 from targetprop.checks import (
     check_arguments,
     check_batch,
-    check_fits,
     check_optimizer,
-    check_state,
     check_sweeps,
 )
 from targetprop.decoders import OptimizerFactory
 from targetprop.derivatives import check_derivatives
+from targetprop.engine_state import collect_state, gather_layers, restore_state
 from targetprop.finite import RunningStatistics, not_finite
 from targetprop.layers import Model, Record, build_chain, check_whereabouts, evaluating, run_forward, whereabouts
 from targetprop.methods import Method
@@ -26,7 +25,6 @@ from targetprop.output_target import Loss
 from targetprop.parallel import Placement, connect
 from targetprop.step import Parts, restore, take_step
 from targetprop.step_report import StepReport, settle
-from targetprop.updates import state_key
 
 OnDivergence = Literal["raise", "skip"]
 _STREAMS = 0x9E3779B1  # seeds of the layers' generators lie so far apart
@@ -193,11 +191,7 @@ class TargetPropagation:
         Parameters and buffers of the model and the decoders are copied; optimisers' states are not. Without a
         placement there is nothing to do.
         """
-        state, key = self._parts.update_state, state_key
-        kept = {name: [state[key(name)]] if key(name) in state else [] for name in self.chain.names}
-        self.peers.gather_layers(
-            [(*layer.modules, *self.bank.parts(layer.name), *kept[layer.name]) for layer in self.chain.layers]
-        )
+        gather_layers(self._parts)
 
     def state_dict(self) -> dict[str, Any]:
         """Collect everything that the engine owns: decoders, their optimiser, update statistics, random state.
@@ -207,19 +201,7 @@ class TargetPropagation:
         Returns:
             A dictionary of tensors and plain values.
         """
-        self.gather()
-        optimizer = None if self.decoder_optimizer is None else self.decoder_optimizer.state_dict()
-        own = self.peers.own(len(self.chain))
-        names = self.chain.names[own.start : own.stop]
-        generators = {name: g.get_state() for name, g in self._parts.generators.items() if name in names}
-        return {
-            "version": VERSION,
-            "method": self.method.name,
-            "decoders": self.bank.state_dict(),
-            "decoder_optimizer": self.peers.merge_optimizer(optimizer),
-            "update": self._parts.update_state.state_dict(),
-            "generators": self.peers.merge(generators),
-        }
+        return collect_state(self._parts)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore what `state_dict` returned.
@@ -228,17 +210,7 @@ class TargetPropagation:
             state: the dictionary. One of another version, another method or another network is a ``ValueError``, and
                 nothing is changed then.
         """
-        check_state(state, VERSION, self.method.name)
-        check_fits(self.bank, state.get("decoders"), "decoders")
-        check_fits(self._parts.update_state, state.get("update"), "update statistics")
-        self.bank.load_state_dict(state["decoders"])
-        if self.decoder_optimizer is not None:
-            self.decoder_optimizer.load_state_dict(state["decoder_optimizer"])
-        self._parts.update_state.load_state_dict(state["update"])
-        for name, generator in self._parts.generators.items():
-            # Generators of different kinds of device have states of different size; a fresh one then goes on.
-            if state["generators"][name].shape == generator.get_state().shape:
-                generator.set_state(state["generators"][name])
+        restore_state(self._parts, state)
 
     def __str__(self) -> str:
         """Print the method and how each layer is inverted."""
