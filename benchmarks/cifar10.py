@@ -20,13 +20,13 @@ from typing import Any
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import torch
+from targetprop.experiments.session import build_session, find_device
 
 from targetprop.experiments.config import LoopSettings, RunConfig
 from targetprop.experiments.data import Cifar10, Dataset
 from targetprop.experiments.loop import run_epoch
 from targetprop.experiments.networks import NETWORKS
 from targetprop.experiments.optimizers import Adam
-from targetprop.experiments.session import build_session, find_device
 from targetprop.methods import method
 
 TINY: dict[str, Any] = {"epochs": 1, "seeds": 1, "limit": 64, "batch_size": 32, "device": "cpu"}

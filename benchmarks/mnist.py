@@ -16,13 +16,13 @@ from pathlib import Path
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import torch
+from targetprop.experiments.session import build_session
 
 from targetprop.experiments.config import LoopSettings, RunConfig
 from targetprop.experiments.data.mnist import Mnist
 from targetprop.experiments.loop import run_epoch
 from targetprop.experiments.networks import Dense
 from targetprop.experiments.optimizers import Adam
-from targetprop.experiments.session import build_session
 from targetprop.methods import method
 
 

@@ -11,14 +11,14 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from targetprop.experiments.checkpoint import has_checkpoint, load_checkpoint, save_checkpoint, settle_checkpoint
+from targetprop.experiments.screen import Screen
+from targetprop.report.atomic import write_atomic
 
 from runs import metrics, train
 from targetprop.experiments import checkpoint, keeper
 from targetprop.experiments import train as train_module
-from targetprop.experiments.checkpoint import has_checkpoint, load_checkpoint, save_checkpoint, settle_checkpoint
-from targetprop.experiments.screen import Screen
 from targetprop.report import atomic
-from targetprop.report.atomic import write_atomic
 
 SMALL = "--network.widths 12 12 --batch_size 256 --log_every 4 --device cpu".split()
 

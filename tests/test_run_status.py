@@ -9,13 +9,13 @@ import sys
 from pathlib import Path
 
 import pytest
+from targetprop.experiments.run_lock import hold
+from targetprop.experiments.stop_signals import StopSignals
+from targetprop.report.run_status import is_held, read_status
 
 from targetprop.experiments import train as train_module
 from targetprop.experiments.main import main
-from targetprop.experiments.run_lock import hold
-from targetprop.experiments.stop_signals import StopSignals
 from targetprop.report import run_status
-from targetprop.report.run_status import is_held, read_status
 
 SMALL = "--network.widths 6 --batch_size 256 --data.limit 512 --device cpu --epochs 1".split()
 

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from targetprop.experiments.screen import Screen
 from torch import nn
 from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, LRScheduler, SequentialLR
 
@@ -15,7 +16,6 @@ from targetprop.experiments.main import main
 from targetprop.experiments.networks import Dense
 from targetprop.experiments.optimizers import AdamW, Sgd
 from targetprop.experiments.schedules import SCHEDULES, Cosine
-from targetprop.experiments.screen import Screen
 
 SMALL = "train --network.widths 12 --batch_size 256 --log_every 1 --device cpu".split()
 RECIPE = (

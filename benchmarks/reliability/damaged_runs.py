@@ -11,6 +11,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from targetprop.experiments.stop_signals import StopSignals
+
 from reliability.damage import add, ask, damages, hashes
 from reliability.runs import content, differences, finish, fresh, start, train, whole_run
 from targetprop.experiments.arguments import Arguments
@@ -18,7 +20,6 @@ from targetprop.experiments.errors import CommandError
 from targetprop.experiments.nested_file import read_values
 from targetprop.experiments.parse import parse_config
 from targetprop.experiments.same_config import fixed_values
-from targetprop.experiments.stop_signals import StopSignals
 
 RECIPE, FLIPS, FAST_SHARE = "short", 8, 11
 FILES = ("config.yaml", "checkpoint.json", "checkpoint.safetensors", "metrics.jsonl", "summary.json")

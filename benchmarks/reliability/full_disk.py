@@ -12,9 +12,10 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from targetprop.report.run_status import read_status
+
 from reliability.faults import FaultyOs, count_calls, no_space
 from reliability.runs import RECIPES, check_whole, content, differences, finish, fresh, start, train, whole_run
-from targetprop.report.run_status import read_status
 
 RECIPE, SHARE, FAST_SHARE = "short", 8, 61
 _SMALL_DISK = """

@@ -10,8 +10,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from reliability.runs import RECIPES, check_whole, content, differences, finish, fresh, start, train, whole_run
 from targetprop.experiments.screen import Screen
+
+from reliability.runs import RECIPES, check_whole, content, differences, finish, fresh, start, train, whole_run
 
 SIGNALS = {signal.SIGTERM: (143, "stopped by SIGTERM"), signal.SIGINT: (130, "stopped by Ctrl-C")}
 
