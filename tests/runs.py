@@ -3,9 +3,6 @@
 import json
 from pathlib import Path
 
-import pytest
-
-from targetprop.experiments import recorder
 from targetprop.experiments.main import main
 
 
@@ -18,9 +15,3 @@ def metrics(run: Path) -> list[dict]:
     """Read the metrics of a run, but for times."""
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     return [{key: value for key, value in line.items() if key != "seconds"} for line in lines]
-
-
-@pytest.fixture(autouse=True)
-def no_curves(monkeypatch):
-    """Leave out the curves, which take longer than such a run."""
-    monkeypatch.setattr(recorder, "draw_curves", lambda path: path)

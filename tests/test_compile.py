@@ -9,8 +9,8 @@ from torch import Tensor, nn
 import targetprop as tp
 from cases import DTYPE, rand
 from targetprop.compiled import Stages
+from targetprop.experiments import recorder
 from targetprop.experiments import session as session_module
-from targetprop.experiments import train as train_module
 from targetprop.experiments.main import main
 
 LOSS = nn.CrossEntropyLoss()
@@ -96,7 +96,7 @@ def test_a_run_says_that_it_cannot_be_compiled_and_goes_on(tmp_path, monkeypatch
     def broken(graph, example):
         raise OSError("no C++ compiler")
 
-    monkeypatch.setattr(train_module, "draw_curves", lambda path: path)
+    monkeypatch.setattr(recorder, "draw_curves", lambda path: path)
     monkeypatch.setattr(session_module, "Stages", lambda say: Stages(broken, say))
     words = "train --network.widths 12 --data.limit 256 --epochs 1 --device cpu --compile --out".split()
     assert main([*words, str(tmp_path / "run")]) == 0

@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 from safetensors.torch import load_file
 
-from runs import metrics, no_curves, train
+from runs import metrics, train
 from targetprop.experiments.build import find_device
 from targetprop.experiments.distributed import Processes, connect, on_every_rank
 from targetprop.experiments.errors import CommandError
@@ -23,8 +23,7 @@ from targetprop.experiments.random_state import begin_random_stream, random_stat
 from targetprop.experiments.state import TrainState
 from targetprop.runs.checkpoint import load_checkpoint
 
-__all__ = ["no_curves"]
-pytestmark = pytest.mark.xdist_group("distributed")  # its processes are started once
+pytestmark = [pytest.mark.usefixtures("no_curves"), pytest.mark.xdist_group("distributed")]
 SCRIPT = Path(__file__).with_name("ranks_command.py")
 TIMEOUT = 4.0  # seconds that a rank waits for one that is frozen
 # 1437 samples in batches of 359: the last one has a single sample, and rank 1 no part in it. The ranks agree after each

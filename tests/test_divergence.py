@@ -8,14 +8,14 @@ from typing import Any
 
 import pytest
 import torch
-from targetprop.experiments.run_folder import RunFolder
-from targetprop.report.read_run import read_metrics
 from torch import Tensor, nn
 
 import targetprop as tp
 from cases import DTYPE, rand
 from targetprop.experiments.main import main
 from targetprop.guard import Guard
+from targetprop.runs.folder import RunFolder
+from targetprop.runs.read import read_metrics
 
 LOSS = nn.CrossEntropyLoss()
 X, Y = rand(6, 4, seed=1), torch.tensor([0, 1, 2, 0, 1, 2])

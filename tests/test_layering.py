@@ -15,14 +15,16 @@ ORDER = [
     "settings", "precision", "compiled", "ranks", "share", "buckets", "norm_statistics", "guard", "finite", "residual",
     "chain", "placement", "replay", "forward", "watching", "output_target", "inversion", "regression", "step_report",
     "gathering", "decoders", "targets", "influence", "updates", "methods", "admission", "black_box", "backprop",
-    "engine", "check", "lightning", "diagnostics", "testing", "report", "experiments", "bench", "claims", "__main__",
+    "engine", "check", "lightning", "diagnostics", "testing", "runs", "report", "experiments", "bench", "claims",
+    "__main__",
 ]  # fmt: skip
 # These use the library through its public names, as anybody would.
-USERS = ("report", "experiments", "bench", "claims", "__main__")
+USERS = ("runs", "report", "experiments", "bench", "claims", "__main__")
 # What a part may never import, whatever the order says.
 FORBIDDEN = {
     "inversion": ("torch.nn", "targetprop.chain", "targetprop.forward", "targetprop.decoders"),
     "engine": ("targetprop.diagnostics",),
+    "runs": ("targetprop.engine", "targetprop.methods", "targetprop.decoders", "targetprop.diagnostics"),
     "report": ("targetprop.engine", "targetprop.methods", "targetprop.decoders", "targetprop.diagnostics"),
 }
 EXTRAS = {
@@ -107,4 +109,4 @@ def test_importing_the_library_imports_no_extra() -> None:
     assert "targetprop.engine" in out
     assert not EXTRAS & {name.split(".")[0] for name in out}
     mine = {name.split(".")[1] for name in out if name.startswith("targetprop.")}
-    assert not mine & {"lightning", "diagnostics", "testing", "experiments", "bench", "report", "claims"}
+    assert not mine & {"lightning", "diagnostics", "testing", "experiments", "bench", "report", "runs", "claims"}
