@@ -218,7 +218,10 @@ def test_the_first_failure_is_told_and_a_rank_that_is_left_hears_it():
     store, lost = dist.HashStore(), ConnectionError("another rank has ended")
     ranks = [Processes(rank, 3, rank, store) for rank in range(3)]
     assert ranks[0].explain(lost) == "another rank has ended"
-    assert ranks[0].explain(BrokenPipeError("closed")) == "closed", "that is its own screen"
+    assert ranks[0].explain(BrokenPipeError("closed")) == "closed", "its own reader is gone"
+    left = CommandError("the run failed")
+    left.__cause__ = lost
+    assert ranks[1].explain(left) == "the run failed"
     assert [ranks[rank].explain(ValueError(f"bad {rank}")) for rank in (2, 1)] == ["bad 2", "bad 1"]
     assert ranks[0].explain(lost) == "rank 2: bad 2"
 

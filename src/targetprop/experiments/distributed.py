@@ -1,6 +1,7 @@
 """The processes of one run, which ``torchrun`` starts and ends: what they agree on, and how they hear of a failure."""
 
 import os
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 from dataclasses import dataclass, replace
@@ -75,8 +76,9 @@ class Processes:
         reason = str(error) or type(error).__name__
         if self.store is None or isinstance(error, BrokenPipeError):
             return reason
+        lost = isinstance(error, ConnectionError) or isinstance(error.__cause__, ConnectionError)
         with suppress(RuntimeError):  # the store is gone with the process that kept it
-            if not isinstance(error, ConnectionError):
+            if not lost:
                 self.store.compare_set(_FAILURE, "", f"rank {self.rank}: {reason}")
             elif self.store.check([_FAILURE]):
                 return self.store.get(_FAILURE).decode()
@@ -92,14 +94,14 @@ def on_every_rank(command: Callable[[Processes], int]) -> int:
     rank, size, local_rank = map(int, told)
     processes = Processes(rank, size, local_rank)
     try:
-        return record(_on_first)(command, processes) or 0
+        return record(_printing_on_first)(command, processes) or 0
     except (CommandError, RunError) as error:
         if processes.rank == 0:
             raise
         return error.status
 
 
-def _on_first(command: Callable[[Processes], int], processes: Processes) -> int:
+def _printing_on_first(command: Callable[[Processes], int], processes: Processes) -> int:
     if processes.rank == 0:
         return command(processes)
     with open(os.devnull, "w", encoding="utf-8") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):
@@ -150,4 +152,5 @@ def _losing() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        raise ConnectionError(f"another rank has ended or does not answer ({str(error).splitlines()[0]})") from error
+        reason = re.sub(r"^\[[^]]*\] *", "", str(error).partition("\n")[0])
+        raise ConnectionError(f"another rank has ended or does not answer ({reason})") from error
