@@ -21,12 +21,12 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import torch
 
+from targetprop.experiments.build import build_state, find_device
 from targetprop.experiments.config import LoopSettings, RunConfig
 from targetprop.experiments.data import Cifar10, Dataset
 from targetprop.experiments.loop import run_epoch
 from targetprop.experiments.networks import NETWORKS
 from targetprop.experiments.optimizers import Adam
-from targetprop.experiments.session import build_session, find_device
 from targetprop.methods import method
 
 TINY: dict[str, Any] = {"epochs": 1, "seeds": 1, "limit": 64, "batch_size": 32, "device": "cpu"}
@@ -41,14 +41,14 @@ class Silent:
 
 def train(config: RunConfig, data: Dataset) -> dict[str, Any]:
     """Train one network; return test accuracy in per cent, null if it diverged, losses by epoch and time per step."""
-    session, losses, accuracy = build_session(config, data), [], None
+    state, losses, accuracy = build_state(config, data), [], None
     try:
         for _ in range(config.loop.epochs):
-            losses.append(run_epoch(session, data, config.loop.batch_size, 10**9, Silent())["train_loss"])
-        accuracy = 100 * session.last["test_accuracy"]
+            losses.append(run_epoch(state, data, config.loop.batch_size, 10**9, Silent())["train_loss"])
+        accuracy = 100 * state.last["test_accuracy"]
     except FloatingPointError:
         pass
-    return {"test_accuracy": accuracy, "train_loss": losses, "seconds_per_step": session.seconds / session.step}
+    return {"test_accuracy": accuracy, "train_loss": losses, "seconds_per_step": state.seconds / state.step}
 
 
 def write_random_cifar10(folder: str) -> str:

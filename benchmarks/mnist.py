@@ -17,12 +17,12 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import torch
 
+from targetprop.experiments.build import build_state
 from targetprop.experiments.config import LoopSettings, RunConfig
 from targetprop.experiments.data.mnist import Mnist
 from targetprop.experiments.loop import run_epoch
 from targetprop.experiments.networks import Dense
 from targetprop.experiments.optimizers import Adam
-from targetprop.experiments.session import build_session
 from targetprop.methods import method
 
 
@@ -57,11 +57,11 @@ def main() -> None:
                 optimizer=Adam(),
                 loop=LoopSettings(epochs=arguments.epochs, batch_size=128, seed=seed),
             )
-            session = build_session(config, data)
+            state = build_state(config, data)
             for _ in range(arguments.epochs):
-                record = run_epoch(session, data, 128, 10**9, Silent())
+                record = run_epoch(state, data, 128, 10**9, Silent())
             accuracies.append(100 * record["test_accuracy"])
-            seconds.append(session.seconds / session.step)
+            seconds.append(state.seconds / state.step)
             print(f"{name:<12} seed {seed}: {accuracies[-1]:.2f} %  ({seconds[-1] * 1e3:.1f} ms a step)", flush=True)
         rows[name] = {"test_accuracy": accuracies, "mean": statistics.mean(accuracies), "seconds_per_step": seconds}
     print(f"\n{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}")

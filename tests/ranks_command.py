@@ -1,25 +1,27 @@
-"""The command line, with an accident at one place of one rank: ``ACCIDENT RANK PLACE train …``, several after ``then``.
+"""The command line on several ranks, with an accident at one place of one of them.
 
-The place is the number of a step, "data" before the ranks are connected, or "build" after that.
+As a script it is what ``torchrun`` starts: ``ranks_command.py ACCIDENT RANK PLACE train …``. With a file of scenarios,
+it forks the ranks of each from itself, which saves the time of starting Python, and writes how they ended there.
 """
 
+import json
 import os
 import signal
+import socket
 import sys
-from itertools import groupby
-from typing import Any
+import time
+from pathlib import Path
 
 from torch import nn
 
-from targetprop.experiments import pulse
-from targetprop.experiments.crew import Crew
+from targetprop.experiments import recorder
 from targetprop.experiments.main import main
-from targetprop.experiments.meeting import Meeting
 from targetprop.experiments.networks import Dense
+from targetprop.experiments.recorder import RunRecorder
 
 
 def _memory() -> None:
-    raise MemoryError("a rank's memory is full")
+    raise MemoryError
 
 
 ACCIDENTS = {
@@ -27,54 +29,68 @@ ACCIDENTS = {
     "frozen": lambda: os.kill(os.getpid(), signal.SIGSTOP),
     "memory": _memory,
     "stopped": lambda: os.kill(os.getpid(), signal.SIGTERM),
-    "terminate": lambda: os.kill(os.getppid(), signal.SIGTERM),
-    "interrupt": lambda: os.kill(os.getppid(), signal.SIGINT),
-    "nothing": lambda: None,
+    "interrupt": lambda: os.kill(os.getppid(), signal.SIGINT),  # the agent of torchrun
 }
 
 
-class Accident:
-    """Waits for its place in each of this process's runs."""
+def run(argv: list[str], accident: str = "", rank: int = 0, place: int = 0, *, dropout: bool = False) -> int:
+    """Run the command, where this rank has an accident when the ranks agree for the so many-th time."""
+    plain, times = RunRecorder._agree, []
 
-    def __init__(self) -> None:
-        self.name, self.rank, self.place, self.steps = "nothing", 0, "", 0
-        agree, connect = Crew.agree, Meeting.connect
+    def agree(self: RunRecorder, *due: bool) -> tuple[bool, bool]:
+        times.append(due)
+        if (self.state.processes.rank, len(times)) == (rank, place):
+            ACCIDENTS[accident]()
+        return plain(self, *due)
 
-        def agree_or_fail(crew: Crew, *arguments: Any, **more: Any) -> tuple[bool, bool]:
-            self.steps += 1
-            self.pass_by(crew, str(self.steps))
-            return agree(crew, *arguments, **more)
-
-        def connect_or_fail(meeting: Meeting, *arguments: Any) -> Any:
-            self.pass_by(meeting.crew, "data")
-            group = connect(meeting, *arguments)
-            self.pass_by(meeting.crew, "build")
-            return group
-
-        Crew.agree, Meeting.connect = agree_or_fail, connect_or_fail
-
-    def pass_by(self, crew: Crew, place: str) -> None:
-        if (crew.seat.rank, place) == (self.rank, self.place):
-            ACCIDENTS[self.name]()
-
-    def run(self, name: str, rank: str, place: str, *command: str) -> int:
-        self.name, self.rank, self.place, self.steps = name, int(rank), place, 0
-        return main(command)
+    RunRecorder._agree = agree
+    if dropout:  # which no network of the command line has
+        build = Dense.build
+        Dense.build = lambda *arguments: nn.Sequential(*build(*arguments)[:-1], nn.Dropout(0.5), build(*arguments)[-1])
+    return main(argv)
 
 
-def drop_out() -> None:
-    """Put dropout into the network, which no network of the command line has."""
-    build = Dense.build
-    Dense.build = lambda *arguments: nn.Sequential(*build(*arguments)[:-1], nn.Dropout(0.5), build(*arguments)[-1])
+def start_rank(own: int, port: int, log: Path, scenario: dict) -> int:
+    """Fork a rank; returns its process id."""
+    child = os.fork()
+    if child:
+        return child
+    status = 70
+    try:
+        with log.open("wb") as file:
+            os.dup2(file.fileno(), 1)
+            os.dup2(file.fileno(), 2)
+        place = {"RANK": str(own), "LOCAL_RANK": str(own), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}
+        os.environ.update(place | {"MASTER_PORT": str(port)} | scenario.pop("environment", {}))
+        status = run(**scenario)
+        sys.stdout.flush()
+    finally:
+        os._exit(status)
+
+
+def play(scenario: dict, folder: Path) -> dict:
+    """Run two ranks to the end of rank 0, and end the other one if it hangs."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port = listener.getsockname()[1]
+    logs = [folder / f"rank{own}.log" for own in range(2)]
+    ranks = [start_rank(own, port, log, scenario) for own, log in enumerate(logs)]
+    start = time.monotonic()
+    codes = [os.waitstatus_to_exitcode(os.waitpid(ranks[0], 0)[1])]
+    seconds = time.monotonic() - start
+    if scenario.get("accident") == "frozen":
+        os.kill(ranks[1], signal.SIGKILL)
+    codes.append(os.waitstatus_to_exitcode(os.waitpid(ranks[1], 0)[1]))
+    return {"codes": codes, "said": [log.read_text() for log in logs], "seconds": seconds}
 
 
 if __name__ == "__main__":
-    pulse.PERIOD = float(os.environ.get("PERIOD", pulse.PERIOD))
-    if "DROPOUT" in os.environ:
-        drop_out()
-    accident, ports = Accident(), os.environ["PORTS"].split()
-    runs = [list(words) for same, words in groupby(sys.argv[1:], lambda word: word == "then") if not same]
-    for run, port in zip(runs, ports, strict=True):
-        os.environ["MASTER_PORT"] = port
-        status = accident.run(*run)
-    sys.exit(status)
+    if sys.argv[1].endswith(".json"):
+        path, recorder.draw_curves = Path(sys.argv[1]), lambda run: run
+        scenarios = json.loads(path.read_text())
+        main(scenarios.pop("alone"))  # on this process alone, which imports what every rank needs
+        played = {name: play(scenario, path.parent) for name, scenario in scenarios.items()}
+        path.write_text(json.dumps(played))
+    else:
+        accident, rank, place, *command = sys.argv[1:]
+        sys.exit(run(command, accident, int(rank), int(place)))

@@ -10,11 +10,11 @@ from torch import Tensor, nn
 import targetprop as tp
 from cases import DTYPE, TRANSPOSE, backprop, gradients, parameters, rand, relative
 from targetprop import diagnostics
-from targetprop.layers.black_box import is_black_box
 from targetprop.decoders.bank import FALLBACK_DAMPING
 from targetprop.decoders.linearised import LinearisedDecoder
-from targetprop.layers.forward_pass import run_forward
 from targetprop.inversion import sample_norm
+from targetprop.layers.black_box import is_black_box
+from targetprop.layers.forward_pass import run_forward
 
 
 class Gated(nn.Module):

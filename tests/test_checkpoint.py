@@ -13,38 +13,27 @@ import torch
 from safetensors.torch import load_file
 
 from runs import metrics, train
-from targetprop.experiments import checkpoint, keeper
-from targetprop.experiments import train as train_module
-from targetprop.experiments.checkpoint import has_checkpoint, load_checkpoint, save_checkpoint, settle_checkpoint
-from targetprop.experiments.screen import Screen
-from targetprop.report import atomic
-from targetprop.report.atomic import write_atomic
+from targetprop.experiments import recorder
+from targetprop.experiments.progress import TrainingProgress
+from targetprop.runs import atomic, checkpoint
+from targetprop.runs.atomic import write_atomic
+from targetprop.runs.checkpoint import has_checkpoint, load_checkpoint, save_checkpoint
 
+pytestmark = pytest.mark.usefixtures("no_curves")
 SMALL = "--network.widths 12 12 --batch_size 256 --log_every 4 --device cpu".split()
 
 
-@pytest.fixture(autouse=True)
-def no_curves(monkeypatch):
-    monkeypatch.setattr(train_module, "draw_curves", lambda path: path)
-
-
 def values(run: Path) -> dict:
-    document = json.loads((run / "checkpoint.json").read_text())
-    del (
-        document["sha256"],
-        document["own_sha256"],
-        document["state"]["metrics"],
-        document["state"]["counters"]["seconds"],
-        document["state"]["counters"]["last"]["seconds"],
-    )
-    return document
+    state = load_checkpoint(run)
+    del state["metrics"], state["counters"]["seconds"], state["counters"]["last"]["seconds"]
+    return state
 
 
 def same_run(first: Path, second: Path) -> None:
     one, two = (load_file(run / "checkpoint.safetensors") for run in (first, second))
     assert one.keys() == two.keys()
     assert [name for name in one if not torch.equal(one[name], two[name])] == []
-    assert values(first) == values(second)
+    assert str(values(first)) == str(values(second))
     assert metrics(first) == metrics(second)
     assert (first / "config.yaml").read_bytes() == (second / "config.yaml").read_bytes()
     timed = ("seconds_per_step", "pid", "updated")
@@ -82,7 +71,7 @@ def test_resuming_is_bit_for_bit(tmp_path, recipe):
 
 def stop_after(step: int, monkeypatch: pytest.MonkeyPatch, number: int = signal.SIGTERM) -> None:
     """Let a signal arrive in the middle of a step."""
-    steps, plain = [], Screen.on_step
+    steps, plain = [], TrainingProgress.on_step
 
     def on_step(self, record):
         steps.append(record)
@@ -90,7 +79,7 @@ def stop_after(step: int, monkeypatch: pytest.MonkeyPatch, number: int = signal.
             signal.raise_signal(number)
         plain(self, record)
 
-    monkeypatch.setattr(Screen, "on_step", on_step)
+    monkeypatch.setattr(TrainingProgress, "on_step", on_step)
 
 
 @pytest.mark.parametrize("recipe", [*RECIPES, "--method backprop --data.crop 1 --data.flip true"])
@@ -101,14 +90,14 @@ def test_stopping_within_an_epoch_is_bit_for_bit(tmp_path, monkeypatch, recipe, 
     with monkeypatch.context() as patch:
         stop_after(step, patch)
         assert train(*arguments, "--out", tmp_path / "parts") == 143
-    assert load_checkpoint(tmp_path / "parts")["place"]["batches"] == step - 6
+    assert load_checkpoint(tmp_path / "parts")["epoch_progress"]["batches"] == step - 6
     assert train("--resume", tmp_path / "parts") == 0
     same_run(tmp_path / "whole", tmp_path / "parts")
 
 
 def test_checkpoints_by_the_clock_change_nothing(tmp_path, monkeypatch):
-    saved, plain = [], keeper.save_checkpoint
-    monkeypatch.setattr(keeper, "save_checkpoint", lambda *a: (saved.append(a[1]["counters"]["step"]), plain(*a)))
+    saved, plain = [], recorder.save_checkpoint
+    monkeypatch.setattr(recorder, "save_checkpoint", lambda *a: (saved.append(a[1]["counters"]["step"]), plain(*a)))
     for name, minutes in (("seldom", "inf"), ("always", 0)):
         assert train(*SMALL, "--epochs", 2, "--checkpoint_minutes", minutes, "--out", tmp_path / name) == 0
     assert saved == [6, 12, *range(1, 7), 6, *range(7, 13), 12]
@@ -158,21 +147,18 @@ def test_interrupted_run_says_so_and_goes_on_bit_for_bit(tmp_path, monkeypatch, 
     same_run(tmp_path / "whole", run)
 
 
-def _cut(run: Path) -> None:
-    path = run / "checkpoint.safetensors"
-    path.write_bytes(path.read_bytes()[:-100])
-
-
-def _flip(run: Path) -> None:
+def _flip(run: Path, place: int | bytes) -> None:
+    """Change a bit: of the tensors, of a value in the metadata, or of the digest."""
     path = run / "checkpoint.safetensors"
     content = bytearray(path.read_bytes())
-    content[-1] ^= 1
+    content[place if isinstance(place, int) else content.index(place) + len(place)] ^= 1
     path.write_bytes(content)
 
 
 def _other_version(run: Path) -> None:
-    document = json.loads((run / "checkpoint.json").read_text())
-    (run / "checkpoint.json").write_text(json.dumps(document | {"version": 99}))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(checkpoint, "VERSION", 99)
+        save_checkpoint(run, {})
 
 
 def _other_network(run: Path) -> None:
@@ -190,32 +176,22 @@ def _other_metrics(run: Path) -> None:
     path.write_text(path.read_text().replace('"loss": 2', '"loss": 1', 1))
 
 
-def _other_value(run: Path) -> None:
-    path = run / "checkpoint.json"
-    path.write_text(path.read_text().replace('"lr": 0.001', '"lr": 0.002', 1))
-
-
-def _no_checkpoint(run: Path) -> None:
-    for name in ("checkpoint.json", "checkpoint.safetensors"):
-        (run / name).unlink()
+CHECKSUM = "checkpoint.safetensors is damaged (its checksum is another one)"
 
 
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (_cut, "checkpoint.safetensors is damaged or does not belong"),
-        (_flip, "checkpoint.safetensors is damaged or does not belong"),
-        (_other_version, "has version 99 and this release reads 1 to 2; resume with targetprop 0.1.0, which wrote it"),
+        (lambda run: _flip(run, -1), CHECKSUM),
+        (lambda run: _flip(run, b'lr\\": 0.'), CHECKSUM),
+        (lambda run: _flip(run, b'"sha256":"'), CHECKSUM),
+        (lambda run: os.truncate(run / "checkpoint.safetensors", 200), CHECKSUM),
+        (lambda run: (run / "checkpoint.safetensors").write_bytes(b""), CHECKSUM),
+        (_other_version, "has version 99 and this release reads 1; resume with targetprop 0.1.0, which wrote it"),
         (_other_network, "config.yaml, which has network.widths [12, 13] where it was [12, 12]; put that back"),
         (_other_rate, "config.yaml, which has optimizer.lr 0.01 where it was 0.001; put that back"),
         (_other_metrics, "metrics.jsonl is damaged (its first"),
-        (_other_value, "checkpoint.json is damaged (its checksum is another one)"),
-        (_no_checkpoint, "checkpoint.safetensors cannot be read"),
-        (lambda run: (run / "checkpoint.json").unlink(), "checkpoint.json cannot be read"),
         (lambda run: (run / "checkpoint.safetensors").unlink(), "checkpoint.safetensors cannot be read"),
-        (lambda run: (run / "checkpoint.json").write_text("{"), "checkpoint.json is damaged"),
-        (lambda run: (run / "checkpoint.json").write_text('{"version": 1}'), "entries are missing"),
-        (lambda run: (run / "checkpoint.json").write_text("[]"), "checkpoint.json is damaged"),
         (lambda run: (run / "config.yaml").unlink(), "is not a run folder"),
         (lambda run: (run / "config.yaml").write_text("a: ["), "config.yaml is not valid YAML"),
         (lambda run: (run / "metrics.jsonl").write_text("{\n{}\n"), "metrics.jsonl is damaged"),
@@ -237,20 +213,6 @@ def test_a_run_without_its_metrics_goes_on_and_says_so(run, tmp_path, capsys):
     assert train("--resume", run) == 0
     assert "has lost its metrics, so its curves begin after step 16" in capsys.readouterr().err
     assert [record["step"] for record in metrics(run)] == [18]
-
-
-def test_a_run_of_version_1_goes_on(tmp_path):
-    """What the first version wrote: between two epochs, no checksum of its own, no place, no configuration."""
-    assert train(*SMALL, "--epochs", 1, "--out", tmp_path / "run") == 0
-    path = tmp_path / "run" / "checkpoint.json"
-    document = json.loads(path.read_text())
-    old = {key: document["state"][key] for key in document["state"].keys() - {"place", "config", "metrics"}}
-    path.write_text(json.dumps({"version": 1, "sha256": document["sha256"], "state": old}))
-    with (tmp_path / "run" / "metrics.jsonl").open("a") as file:
-        file.write('{"kind": "step", "epoch": 2, "step": 8}\n')
-    assert train("--resume", tmp_path / "run", "--epochs", 2) == 0
-    assert train(*SMALL, "--epochs", 2, "--out", tmp_path / "whole") == 0
-    same_run(tmp_path / "whole", tmp_path / "run")
 
 
 def test_loading_a_checkpoint_runs_no_code(run):
@@ -305,7 +267,7 @@ def test_nested_state_comes_back_as_it_was(tmp_path):
     assert str(loaded) == str(STATE)
     assert loaded["tensors"][1]["x"].dtype == torch.float64
     assert loaded["numbered"].keys() == {0, 1} and isinstance(loaded["pair"], tuple)
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["checkpoint.json", "checkpoint.safetensors"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["checkpoint.safetensors"]
 
 
 def test_objects_are_not_saved(tmp_path):
@@ -314,68 +276,18 @@ def test_objects_are_not_saved(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def crash_while_saving(folder: Path, monkeypatch: pytest.MonkeyPatch, survived: int, epoch: int = 2) -> None:
-    """Save an epoch, and crash after some of the four changes on the disk."""
-    done = []
+@pytest.mark.parametrize("call", ["open", "write", "fsync", "replace"])
+def test_a_crash_at_any_point_of_saving_keeps_one_whole_checkpoint(tmp_path, monkeypatch, call):
+    def crash(*_):
+        raise KeyboardInterrupt
 
-    def crash_after(action):
-        def act(*arguments):
-            if len(done) == survived:
-                raise KeyboardInterrupt
-            done.append(action)
-            return action(*arguments)
-
-        return act
-
-    with monkeypatch.context() as patch:
-        patch.setattr(checkpoint, "stage", crash_after(atomic.stage))
-        patch.setattr(checkpoint, "commit", crash_after(atomic.commit))
-        try:
-            save_checkpoint(folder, {"epoch": epoch, "x": torch.full((2,), float(epoch != 2))})
-        except KeyboardInterrupt:
-            assert survived < 4
-
-
-@pytest.mark.parametrize("survived", range(5))
-def test_a_crash_at_any_point_of_saving_keeps_one_whole_checkpoint(tmp_path, monkeypatch, survived):
-    save_checkpoint(tmp_path, {"epoch": 1, "x": torch.ones(2)})
-    crash_while_saving(tmp_path, monkeypatch, survived)
-    loaded = load_checkpoint(tmp_path)
-    assert loaded["epoch"] == (2 if survived >= 3 else 1)
-    assert torch.equal(loaded["x"], torch.full((2,), float(loaded["epoch"] == 1)))
-
-
-@pytest.mark.parametrize("survived", range(4))
-def test_a_crash_at_any_point_of_the_first_save(tmp_path, monkeypatch, survived):
-    crash_while_saving(tmp_path, monkeypatch, survived)
-    assert has_checkpoint(tmp_path) == (survived == 3)
-    if survived == 3:
-        assert load_checkpoint(tmp_path)["epoch"] == 2
-
-
-@pytest.mark.parametrize("survived", range(4))
-def test_a_second_crash_keeps_what_the_first_one_left_half_done(tmp_path, monkeypatch, survived):
-    save_checkpoint(tmp_path, {"epoch": 1, "x": torch.ones(2)})
-    crash_while_saving(tmp_path, monkeypatch, 3)
-    settle_checkpoint(tmp_path)
-    crash_while_saving(tmp_path, monkeypatch, survived, epoch=3)
-    assert load_checkpoint(tmp_path)["epoch"] == (3 if survived == 3 else 2)
-
-
-def test_a_checkpoint_is_read_while_its_run_replaces_it(tmp_path, monkeypatch):
-    save_checkpoint(tmp_path, {"epoch": 1, "x": torch.ones(2)})
-    plain, reads = checkpoint._read, []
-
-    def read(path):
-        content = plain(path)
-        reads.append(path)
-        if len(reads) == 1:
-            save_checkpoint(tmp_path, {"epoch": 2, "x": torch.zeros(2)})
-        return content
-
-    monkeypatch.setattr(checkpoint, "_read", read)
-    loaded = load_checkpoint(tmp_path)
-    assert loaded["epoch"] == 2 and torch.equal(loaded["x"], torch.zeros(2))
+    for epoch in (0, 1):
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(atomic.os, call, crash)
+            save_checkpoint(tmp_path, {"epoch": 2, "x": torch.ones(2)})
+        assert has_checkpoint(tmp_path) == (epoch == 1)
+        save_checkpoint(tmp_path, {"epoch": 1, "x": torch.zeros(2)})
+        assert str(load_checkpoint(tmp_path)) == str({"epoch": 1, "x": torch.zeros(2)})
 
 
 def test_failed_write_leaves_the_old_file(tmp_path, monkeypatch):

@@ -49,7 +49,7 @@ def inside_tmp_path(tmp_path, monkeypatch):
 def test_without_arguments_it_learns_the_digits(tmp_path, capsys):
     assert main(["train"]) == 0
     folder = Path("runs/iterated-digits-s0")
-    names = {"checkpoint.json", "checkpoint.safetensors", "config.yaml", "curves.png", "metrics.jsonl", "summary.json"}
+    names = {"checkpoint.safetensors", "config.yaml", "curves.png", "metrics.jsonl", "summary.json"}
     assert {path.name for path in folder.iterdir()} == names
     summary = json.loads((folder / "summary.json").read_text())
     assert summary["test_accuracy"] >= 0.95 and summary["best_test_accuracy"] >= summary["test_accuracy"]
@@ -209,10 +209,10 @@ REFUSED = {
     "--optimizer.lr -1": "optimizer.lr must be a number > 0",
     "--optimizer.lr nan": "optimizer.lr must be a finite number",
     "--optimizer.momentum 0.9": "--optimizer.name sgd has it",
-    "--optimizer.name sgd --optimizer.momentum 1": "optimizer.momentum must be a share in [0, 1)",
+    "--optimizer.name sgd --optimizer.momentum 1": "optimizer.momentum must be a number in [0, 1)",
     "--optimizer.name sgd --optimizer.momentum 0 --optimizer.nesterov true": "set optimizer.momentum > 0",
     "--optimizer.name adamw --optimizer.weight_decay -1": "optimizer.weight_decay must be a number ≥ 0",
-    "--schedule.name linear --schedule.warmup 1": "schedule.warmup must be a share of all steps in [0, 1)",
+    "--schedule.name linear --schedule.warmup 1": "schedule.warmup must be a fraction of all steps in [0, 1)",
     "--schedule.name step": "choose one of constant, linear, cosine",
     "--network.widths 8 0": "network.widths must be whole numbers ≥ 1",
     "--network.widths a": "--network.widths must be a list, each a whole number",
@@ -281,7 +281,7 @@ def test_curves_are_drawn_from_the_folder_alone():
     assert run(*SMALL, "--out", "run") == 0
     drawn = Path("run/curves.png").read_bytes()
     Path("run/curves.png").unlink()
-    for name in ("checkpoint.safetensors", "checkpoint.json", "config.yaml"):
+    for name in ("checkpoint.safetensors", "config.yaml"):
         Path("run", name).unlink()
     assert draw_curves(Path("run")).read_bytes() == drawn
 

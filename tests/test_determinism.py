@@ -8,17 +8,13 @@ import torch
 from safetensors.torch import load_file
 
 import targetprop as tp
-from targetprop.experiments import train as train_module
+from targetprop.experiments import epochs
 from targetprop.experiments.deterministic import deterministic
 from targetprop.experiments.errors import CommandError
 from targetprop.experiments.main import main
 
+pytestmark = pytest.mark.usefixtures("no_curves")
 SMALL = "train --network.widths 12 --data.limit 128 --batch_size 64 --epochs 1 --device cpu".split()
-
-
-@pytest.fixture(autouse=True)
-def no_curves(monkeypatch):
-    monkeypatch.setattr(train_module, "draw_curves", lambda path: path)
 
 
 def weights(folder: Path, *words: str) -> dict[str, torch.Tensor]:
@@ -39,9 +35,9 @@ def test_another_seed_gives_another_run(tmp_path) -> None:
 
 
 def test_the_setting_is_said_kept_and_put_back(tmp_path, monkeypatch, capsys) -> None:
-    seen, run_epoch = [], train_module.run_epoch
+    seen, run_epoch = [], epochs.run_epoch
     monkeypatch.setattr(
-        train_module,
+        epochs,
         "run_epoch",
         lambda *args: seen.append(torch.are_deterministic_algorithms_enabled()) or run_epoch(*args),
     )

@@ -12,12 +12,12 @@ from torch import Tensor, nn
 
 import targetprop as tp
 from cases import DTYPE, rand
-from targetprop.experiments.main import main
-from targetprop.experiments.run_folder import RunFolder
 from targetprop import finite
+from targetprop.experiments.main import main
 from targetprop.finite import Look, not_finite
 from targetprop.peers import Peers
-from targetprop.report.read_run import read_metrics
+from targetprop.runs.folder import RunFolder
+from targetprop.runs.read import read_metrics
 
 LOSS = nn.CrossEntropyLoss()
 X, Y = rand(6, 4, seed=1), torch.tensor([0, 1, 2, 0, 1, 2])

@@ -13,7 +13,7 @@ import torch
 from matplotlib.image import imread
 
 from targetprop.experiments import inspect as inspect_module
-from targetprop.experiments import train as train_module
+from targetprop.experiments import recorder
 from targetprop.experiments.data import Digits
 from targetprop.experiments.main import main
 from targetprop.report.inspection import draw_inspection
@@ -30,7 +30,7 @@ PANELS = [
 
 def train(out: Path, *arguments: object) -> Path:
     with pytest.MonkeyPatch.context() as monkeypatch:
-        monkeypatch.setattr(train_module, "draw_curves", lambda path: path)
+        monkeypatch.setattr(recorder, "draw_curves", lambda path: path)
         assert main(["train", *SMALL, *map(str, arguments), "--out", str(out)]) == 0
     return out
 
@@ -214,7 +214,7 @@ def test_refusals_are_one_sentence(run, tmp_path, monkeypatch, capsys, arguments
 def test_a_damaged_checkpoint_is_named(run, capsys):
     (run / "checkpoint.safetensors").write_bytes(b"nothing")
     assert inspect(run) == 1
-    assert "is damaged or does not belong to checkpoint.json" in capsys.readouterr().err
+    assert "is damaged (its checksum is another one)" in capsys.readouterr().err
 
 
 def test_a_folder_that_cannot_be_written_to_is_named(run, capsys):

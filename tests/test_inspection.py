@@ -19,8 +19,8 @@ from targetprop.diagnostics import (
 )
 from targetprop.diagnostics import angles as angles_module
 from targetprop.diagnostics.inverse_quality import AskedInverse, measure_inverse
-from targetprop.layers.forward_pass import run_forward
 from targetprop.inversion import Problem
+from targetprop.layers.forward_pass import run_forward
 
 CROSS_ENTROPY = LOSSES["cross-entropy"]
 DIFFERENTIAL = tp.GradientStep(1e-4)

@@ -14,15 +14,16 @@ ROOT = Path(targetprop.__file__).parent
 ORDER = [
     "settings", "precision", "batch", "inversion", "peers", "finite", "layers", "output_target", "regression",
     "decoders", "joint", "targets", "step_report", "influence", "updates", "methods", "checks", "derivatives", "step",
-    "engine_state", "backprop", "parallel", "engine", "check", "lightning", "diagnostics", "testing", "runs", "report", "experiments",
-    "bench", "claims", "__main__",
+    "engine_state", "backprop", "parallel", "engine", "check", "lightning", "diagnostics", "testing", "runs", "report",
+    "experiments", "bench", "claims", "__main__",
 ]  # fmt: skip
 # These use the library through its public names, as anybody would.
-USERS = ("report", "experiments", "bench", "claims", "__main__")
+USERS = ("runs", "report", "experiments", "bench", "claims", "__main__")
 # What a part may never import, whatever the order says.
 FORBIDDEN = {
     "inversion": ("torch.nn", "targetprop.layers", "targetprop.decoders"),
     "engine": ("targetprop.diagnostics",),
+    "runs": ("targetprop.engine", "targetprop.methods", "targetprop.decoders", "targetprop.diagnostics"),
     "report": ("targetprop.engine", "targetprop.methods", "targetprop.decoders", "targetprop.diagnostics"),
 }
 EXTRAS = {
@@ -99,8 +100,8 @@ def test_public_names_are_pinned() -> None:
         "METHODS", "Chain", "Check", "DeltaRule", "Denoising", "Difference", "DifferenceReconstruction", "Direct",
         "DirectFeedback", "Exact", "Fixed", "GaussNewtonStep", "GlobalReconstruction", "Gradient", "GradientStep",
         "Influence", "InputSpace", "Krylov", "LabelTarget", "Layer", "LeastSquares", "Method", "NoDecoder",
-        "OutputSpace", "Placement", "Regularised", "ReplayState", "Residual", "Ridge", "Solution", "Status", "StepReport",
-        "TargetPropagation", "WeightMirror", "build_chain", "check", "invert", "method", "normalise",
+        "OutputSpace", "Placement", "Regularised", "ReplayState", "Residual", "Ridge", "Solution", "Status",
+        "StepReport", "TargetPropagation", "WeightMirror", "build_chain", "check", "invert", "method", "normalise",
         "register_decoder", "register_pullback", "register_replay",
     ]  # fmt: skip
     assert all(hasattr(targetprop, name) for name in targetprop.__all__)
@@ -112,4 +113,4 @@ def test_importing_the_library_imports_no_extra() -> None:
     assert "targetprop.engine" in out
     assert not EXTRAS & {name.split(".")[0] for name in out}
     mine = {name.split(".")[1] for name in out if name.startswith("targetprop.")}
-    assert not mine & {"lightning", "diagnostics", "testing", "experiments", "bench", "report", "claims"}
+    assert not mine & {"lightning", "diagnostics", "testing", "experiments", "bench", "report", "runs", "claims"}

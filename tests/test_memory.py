@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from targetprop.experiments import train as train_module
+from targetprop.experiments import epochs
 from targetprop.experiments.main import main
 from targetprop.experiments.memory import OutOfMemory, fitting
 
@@ -83,7 +83,7 @@ def test_other_errors_of_a_step_keep_their_traceback(monkeypatch):
     def fail(*_):
         raise RuntimeError("can't allocate a thread")
 
-    monkeypatch.setattr(train_module, "run_epoch", fail)
+    monkeypatch.setattr(epochs, "run_epoch", fail)
     with pytest.raises(RuntimeError, match="a thread"):
         main(["train", *QUICK])
     assert "RuntimeError: can't" in json.loads(Path("run/summary.json").read_text())["reason"]

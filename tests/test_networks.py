@@ -114,7 +114,7 @@ def test_a_transformer_keeps_the_order_of_its_patches():
     h = tokens(patches(x))
     assert h.shape == (2, 6, 4)
     torch.testing.assert_close(h[:, 4], patches(x[:, :, 2:4, 2:4])[:, :, 0, 0])  # second row, second column
-    torch.testing.assert_close(positions(h) - h, dict(positions.named_parameters())["place"].expand(2, 6, 4))
+    torch.testing.assert_close(positions(h) - h, dict(positions.named_parameters())["vectors"].expand(2, 6, 4))
     torch.testing.assert_close(model[-3](h), h.sum(1) / 6)
 
 

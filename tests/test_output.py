@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from targetprop.report.run_status import read_status
+from targetprop.runs.status import read_status
 
 SMALL = "--network.widths 6 --data.limit 64 --batch_size 32 --device cpu --method backprop".split()
 MODEL = "from torch import nn\nnet = nn.Sequential(nn.Linear(3, 2))\n"

@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 import targetprop as tp
-from targetprop.experiments import train as train_module
+from targetprop.experiments import recorder
 from targetprop.experiments.loop import casting, evaluate
 from targetprop.experiments.main import main
 from targetprop.layers.forward_pass import run_forward
@@ -118,7 +118,7 @@ def test_evaluation_takes_the_loss_in_float32():
 
 
 def test_a_run_in_bf16_stays_close_and_resumes_bit_for_bit(tmp_path, monkeypatch):
-    monkeypatch.setattr(train_module, "draw_curves", lambda path: path)
+    monkeypatch.setattr(recorder, "draw_curves", lambda path: path)
     words = "train --method dtp --precision bf16 --network.widths 24 --data.limit 300 --batch_size 100".split()
     whole, parts, plain = (str(tmp_path / name) for name in ("whole", "parts", "plain"))
     assert main([*words, "--device", "cpu", "--epochs", "2", "--out", whole]) == 0
@@ -153,7 +153,7 @@ def changes(method: tp.Method, precision) -> tuple[list[Tensor], dict]:
     for _ in range(30):
         engine.train_decoders(x)
     with casting(CPU, precision), torch.no_grad():
-            record = run_forward(engine.chain, x)
+        record = run_forward(engine.chain, x)
         delta = method.output_target(record.output, y, engine.loss).delta
         found = propagate(record, engine.bank, delta, method.inversion, method.propagation, measure=True)
     residuals = {name: float(outcome.forward_residual.square().sum()) for name, outcome in found.outcomes.items()}
@@ -187,7 +187,7 @@ def test_differences_keep_their_digits_at_a_small_beta(name, propagation, decode
 
 
 def test_a_run_in_fp64_is_in_float64_throughout(tmp_path, monkeypatch):
-    monkeypatch.setattr(train_module, "draw_curves", lambda path: path)
+    monkeypatch.setattr(recorder, "draw_curves", lambda path: path)
     words = "train --precision fp64 --network.widths 24 --data.limit 300 --batch_size 100 --device cpu".split()
     whole, parts = (str(tmp_path / name) for name in ("whole", "parts"))
     assert main([*words, "--epochs", "2", "--out", whole]) == 0

@@ -10,19 +10,19 @@ from pathlib import Path
 
 import pytest
 
-from targetprop.experiments import train as train_module
 from targetprop.experiments.main import main
-from targetprop.experiments.run_lock import hold
-from targetprop.experiments.stop_signals import StopSignals
-from targetprop.report import run_status
-from targetprop.report.run_status import is_held, read_status
+from targetprop.experiments.recorder import RunRecorder
+from targetprop.experiments.signals import StopSignals
+from targetprop.runs import status
+from targetprop.runs.lock import hold
+from targetprop.runs.status import is_held, read_status
 
+pytestmark = pytest.mark.usefixtures("no_curves")
 SMALL = "--network.widths 6 --batch_size 256 --data.limit 512 --device cpu --epochs 1".split()
 
 
 @pytest.fixture
-def run(tmp_path, monkeypatch) -> Path:
-    monkeypatch.setattr(train_module, "draw_curves", lambda path: path)
+def run(tmp_path) -> Path:
     assert main(["train", *SMALL, "--out", str(tmp_path / "run")]) == 0
     return tmp_path / "run"
 
@@ -56,7 +56,7 @@ def test_words(run):
 
 
 def test_without_locks_the_process_is_asked_for(run, monkeypatch):
-    monkeypatch.setattr(run_status, "fcntl", None)
+    monkeypatch.setattr(status, "fcntl", None)
     rewrite(run, status="running", pid=os.getpid(), host=socket.gethostname())
     assert is_held(run) is None and read_status(run).word == "running"
     for pid in (dead_process(), "x", None):
@@ -85,15 +85,14 @@ def test_a_killed_run_is_never_called_finished(run, capsys):
 
 
 def test_a_run_killed_before_its_first_checkpoint_begins_again(run, capsys):
-    for name in ("checkpoint.json", "checkpoint.safetensors", "summary.json"):
+    for name in ("checkpoint.safetensors", "summary.json"):
         (run / name).unlink()
     assert main(["train", "--resume", str(run)]) == 0
     assert "goes on after step 0" in capsys.readouterr().err
     assert read_status(run).word == "finished"
 
 
-def test_a_folder_in_which_a_crash_left_nothing_but_a_first_write_is_empty(tmp_path, monkeypatch):
-    monkeypatch.setattr(train_module, "draw_curves", lambda path: path)
+def test_a_folder_in_which_a_crash_left_nothing_but_a_first_write_is_empty(tmp_path):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "config.yaml.new").write_text("meth")
     assert main(["train", *SMALL, "--out", str(tmp_path / "run")]) == 0
@@ -103,11 +102,11 @@ def test_the_first_signal_asks_and_a_second_ctrl_c_stops_at_once():
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background starts with it ignored
     try:
-        for first, status, name in ((signal.SIGINT, 130, "Ctrl-C"), (signal.SIGTERM, 143, "SIGTERM")):
+        for first, code, name in ((signal.SIGINT, 130, "Ctrl-C"), (signal.SIGTERM, 143, "SIGTERM")):
             with StopSignals() as signals:
                 signal.raise_signal(first)
                 signal.raise_signal(signal.SIGTERM)
-                assert (signals.received, signals.exit_status, signals.name) == (first, status, name)
+                assert (signals.received, signals.exit_status, signals.reason) == (first, code, f"stopped by {name}")
                 with pytest.raises(KeyboardInterrupt):
                     signal.raise_signal(signal.SIGINT)
             assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
@@ -121,18 +120,17 @@ def test_the_first_signal_asks_and_a_second_ctrl_c_stops_at_once():
 
 
 def test_a_second_ctrl_c_while_saving_leaves_the_checkpoint_before(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(train_module, "draw_curves", lambda path: path)
-    plain, saves = train_module.Keeper.save, []
+    plain, saves = RunRecorder._save, []
 
-    def save(keeper):
-        saves.append(keeper)
+    def save(recorder):
+        saves.append(recorder)
         if len(saves) == 2:
-            keeper._crew.signals.received = signal.SIGTERM
+            recorder.signals.received = signal.SIGTERM
             signal.raise_signal(signal.SIGINT)
-        plain(keeper)
+        plain(recorder)
 
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    monkeypatch.setattr(train_module.Keeper, "save", save)
+    monkeypatch.setattr(RunRecorder, "_save", save)
     try:
         assert main(["train", *SMALL, "--checkpoint_minutes", "0", "--out", str(tmp_path / "run")]) == 130
     finally:

@@ -9,13 +9,13 @@ from safetensors.torch import load_file
 from torch import nn
 from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, LRScheduler, SequentialLR
 
-from targetprop.experiments import train as train_module
+from targetprop.experiments import recorder
 from targetprop.experiments.data import Digits
 from targetprop.experiments.main import main
 from targetprop.experiments.networks import Dense
 from targetprop.experiments.optimizers import AdamW, Sgd
+from targetprop.experiments.progress import TrainingProgress
 from targetprop.experiments.schedules import SCHEDULES, Cosine
-from targetprop.experiments.screen import Screen
 
 SMALL = "train --network.widths 12 --batch_size 256 --log_every 1 --device cpu".split()
 RECIPE = (
@@ -26,7 +26,7 @@ RECIPE = (
 
 @pytest.fixture(autouse=True)
 def no_curves(monkeypatch):
-    monkeypatch.setattr(train_module, "draw_curves", lambda path: path)
+    monkeypatch.setattr(recorder, "draw_curves", lambda path: path)
 
 
 def optimizer(lr: float = 0.3) -> torch.optim.Optimizer:
@@ -106,7 +106,7 @@ def test_an_interrupted_run_goes_on_bit_for_bit(tmp_path, monkeypatch, schedule)
     whole, parts = str(tmp_path / "whole"), str(tmp_path / "parts")
     words = [*SMALL, *RECIPE, "--schedule.name", schedule, "--method", "l-drl", "--epochs", "3", "--out"]
     assert main([*words, whole]) == 0
-    steps, plain = [], Screen.on_step
+    steps, plain = [], TrainingProgress.on_step
 
     def on_step(self, record):
         plain(self, record)
@@ -115,7 +115,7 @@ def test_an_interrupted_run_goes_on_bit_for_bit(tmp_path, monkeypatch, schedule)
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(Screen, "on_step", on_step)
+        patch.setattr(TrainingProgress, "on_step", on_step)
         assert main([*words, parts]) == 130
     assert main(["train", "--resume", parts]) == 0
     one, two = (load_file(f"{run}/checkpoint.safetensors") for run in (whole, parts))

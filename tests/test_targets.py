@@ -6,8 +6,8 @@ from torch import Tensor, nn
 
 import targetprop as tp
 from cases import INVERSE, NETWORKS, invertible, rand, targets
-from targetprop.layers.forward_pass import run_forward
 from targetprop.inversion import sample_norm
+from targetprop.layers.forward_pass import run_forward
 from targetprop.targets import Targets, propagate
 
 ROUGH = tp.Exact(w=1.0, damping=0.03)  # a decoder whose errors iteration has to repair

@@ -18,10 +18,11 @@ from targetprop.experiments.errors import CommandError
 from targetprop.experiments.nested_file import read_values
 from targetprop.experiments.parse import parse_config
 from targetprop.experiments.same_config import fixed_values
-from targetprop.experiments.stop_signals import StopSignals
+from targetprop.experiments.signals import StopSignals
+from targetprop.runs.checkpoint import CHECKPOINT
 
 RECIPE, FLIPS, FAST_SHARE = "short", 8, 11
-FILES = ("config.yaml", "checkpoint.json", "checkpoint.safetensors", "metrics.jsonl", "summary.json")
+FILES = ("config.yaml", CHECKPOINT, "metrics.jsonl", "summary.json")
 _MANY_EPOCHS = 20  # a digit more in the epochs is nothing to wait for
 
 
@@ -33,7 +34,7 @@ def measure(fast: bool) -> dict[str, Any]:
         whole, sound = whole_run(folder, RECIPE), stopped_run(folder)
         for file in FILES:
             bytes_of_it = (sound / file).read_bytes()
-            ways = damages(bytes_of_it, random.Random(file), FLIPS)
+            ways = damages(bytes_of_it, random.Random(file), 3 * FLIPS if file == CHECKPOINT else FLIPS)
             for what, damaged in islice(ways, 0, None, FAST_SHARE if fast else 1):
                 if damaged != bytes_of_it:
                     run = fresh(folder / "run", sound)

@@ -6,7 +6,7 @@ import signal
 from collections.abc import Callable
 from typing import Any
 
-from targetprop.report import atomic
+from targetprop.runs import atomic
 
 _COUNTED = ("open", "write", "fsync", "replace")
 

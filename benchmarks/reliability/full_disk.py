@@ -1,4 +1,4 @@
-"""Lets the disk be full at every eighth call of a run that changes files, once or from there on, and makes it small.
+"""Lets the disk be full at every sixth call of a run that changes files, once or from there on, and makes it small.
 
 A run must end with status 1 and a sentence that names the disk's trouble and the way on; with space again it goes on
 to the same end as a run that was never disturbed.
@@ -14,9 +14,9 @@ from typing import Any
 
 from reliability.faults import FaultyOs, count_calls, no_space
 from reliability.runs import RECIPES, check_whole, content, differences, finish, fresh, start, train, whole_run
-from targetprop.report.run_status import read_status
+from targetprop.runs.status import read_status
 
-RECIPE, SHARE, FAST_SHARE = "short", 8, 61
+RECIPE, SHARE, FAST_SHARE = "short", 6, 47
 _SMALL_DISK = """
 import sys
 from targetprop.experiments.main import main

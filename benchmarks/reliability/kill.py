@@ -8,7 +8,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from reliability.runs import RECIPES, check_whole, content, differences, finish, fresh, kill, start, train, whole_run
-from targetprop.report.run_status import read_status
+from targetprop.runs.status import read_status
 
 KILLS, FAST_KILLS = 60, 6
 

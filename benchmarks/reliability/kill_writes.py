@@ -1,4 +1,4 @@
-"""Kills a run with SIGKILL at every second of its calls that change files, within a write too, and resumes it."""
+"""Kills a run with SIGKILL at every call that changes files, within a write too, and resumes it."""
 
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -6,18 +6,18 @@ from typing import Any
 
 from reliability.faults import FaultyOs, count_calls, die
 from reliability.runs import check_whole, content, differences, finish, fresh, start, train, whole_run
-from targetprop.report.run_status import read_status
+from targetprop.runs.status import read_status
 
-RECIPE, SHARE, FAST_SHARE = "short", 2, 41
+RECIPE, FAST_SHARE = "short", 31
 
 
 def measure(fast: bool) -> dict[str, Any]:
-    """Kill once per run, at every second call or at a few; returns the figures."""
+    """Kill once per run, at every call or at a few; returns the figures."""
     equal, failures = 0, []
     with TemporaryDirectory() as name:
         folder = Path(name)
         calls = count_calls(lambda: whole_run(folder, RECIPE))
-        places = range(1, calls + 1, FAST_SHARE if fast else SHARE)
+        places = range(1, calls + 1, FAST_SHARE if fast else 1)
         for place in places:
             problem = one_place(folder, place)
             equal += problem is None

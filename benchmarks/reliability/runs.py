@@ -1,7 +1,6 @@
 """Tiny training runs in forked children, and what a run folder holds apart from times: shared by the parts."""
 
 import hashlib
-import json
 import os
 import shutil
 import signal
@@ -13,11 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from safetensors.torch import load
+from torch import Tensor
 
-from targetprop.experiments.checkpoint import has_checkpoint, load_checkpoint
 from targetprop.experiments.main import main
 from targetprop.experiments.nested_file import read_values
-from targetprop.report.read_run import read_metrics, read_summary
+from targetprop.runs.checkpoint import has_checkpoint, load_checkpoint
+from targetprop.runs.read import read_metrics, read_summary
 
 _SMALL = "--device cpu --data.limit 64 --batch_size 16 --epochs 2 --log_every 1 --checkpoint_minutes 0"
 _DENSE = "--network.widths 6 6"
@@ -91,13 +91,11 @@ def whole_run(folder: Path, recipe: str) -> dict[str, Any]:
 def content(run: Path) -> dict[str, Any]:
     """Collect all that a run folder holds, but for times, so that two can be compared bit for bit."""
     tensors = load((run / "checkpoint.safetensors").read_bytes())
-    document = json.loads((run / "checkpoint.json").read_text())
-    values = {key: document[key] for key in ("version", "targetprop")}
-    state = {key: value for key, value in document["state"].items() if key != "metrics"}
+    state = {key: value for key, value in load_checkpoint(run).items() if key != "metrics"}
     return {
         "files": sorted(path.name for path in run.iterdir()),
         "tensors": {name: (str(x.dtype), list(x.shape), x.numpy().tobytes()) for name, x in tensors.items()},
-        "values": _timeless({**values, "state": state}),
+        "values": _timeless(state),
         "metrics": _timeless(read_metrics(run)),
         "summary": _timeless(read_summary(run)),
         "config": read_values((run / "config.yaml").read_text()),
@@ -138,4 +136,6 @@ def fresh(run: Path, source: Path | None = None) -> Path:
 def _timeless(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _timeless(item) for key, item in value.items() if key not in _TIMES}
-    return [_timeless(item) for item in value] if isinstance(value, list) else value
+    if isinstance(value, list | tuple):
+        return [_timeless(item) for item in value]
+    return str(value) if isinstance(value, Tensor) else value  # its bits are compared with the other tensors

@@ -11,7 +11,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from reliability.runs import RECIPES, check_whole, content, differences, finish, fresh, start, train, whole_run
-from targetprop.experiments.screen import Screen
+from targetprop.experiments.progress import TrainingProgress
 
 SIGNALS = {signal.SIGTERM: (143, "stopped by SIGTERM"), signal.SIGINT: (130, "stopped by Ctrl-C")}
 
@@ -58,12 +58,12 @@ def one_stop(folder: Path, recipe: str, step: int, number: signal.Signals) -> st
 def _signal_at(step: int, number: signal.Signals) -> None:
     """Let this process send itself a signal in the middle of a step."""
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background starts with it ignored
-    plain, seen = Screen.on_step, []
+    plain, seen = TrainingProgress.on_step, []
 
-    def on_step(screen: Screen, record: dict[str, Any] | None) -> None:
+    def on_step(progress: TrainingProgress, record: dict[str, Any] | None) -> None:
         seen.append(record)
         if len(seen) == step:
             os.kill(os.getpid(), number)
-        plain(screen, record)
+        plain(progress, record)
 
-    setattr(Screen, "on_step", on_step)  # noqa: B010
+    setattr(TrainingProgress, "on_step", on_step)  # noqa: B010

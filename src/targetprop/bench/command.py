@@ -22,9 +22,9 @@ from targetprop.experiments.errors import FAILURE, CommandError, suggest
 from targetprop.experiments.memory import fitting
 from targetprop.experiments.number_range import check_numbers
 from targetprop.experiments.options import attribute_texts
-from targetprop.experiments.run_folder import encode_json, encode_line
-from targetprop.experiments.screen import Steps, say
-from targetprop.report.atomic import append, write_atomic
+from targetprop.experiments.progress import Steps, say
+from targetprop.runs.atomic import append, write_atomic
+from targetprop.runs.encode import encode_json, encode_line
 from targetprop.settings import check_ranges, check_types
 
 RUNS, RESULT, TABLE, CURVES = "runs.jsonl", "result.json", "table.md", "curves.png"

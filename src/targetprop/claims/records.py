@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from targetprop.claims.claim import Claim, Number, Table
-from targetprop.experiments.run_folder import encode_json
-from targetprop.report.atomic import write_atomic
+from targetprop.runs.atomic import write_atomic
+from targetprop.runs.encode import encode_json
 
 
 def write_records(path: Path, claims: Sequence[Claim]) -> None:

@@ -18,8 +18,8 @@ from targetprop.claims.table import format_table
 from targetprop.experiments.arguments import read_command_line
 from targetprop.experiments.errors import FAILURE, CommandError, suggest
 from targetprop.experiments.number_range import read_count
-from targetprop.experiments.screen import error_console
-from targetprop.report.atomic import write_atomic
+from targetprop.experiments.progress import error_console
+from targetprop.runs.atomic import write_atomic
 
 RECORDS, PAGE = "claims.json", "claims.html"
 _USAGE = f"""usage: targetprop verify [--claim NAME] [--seeds N] [--out DIR]

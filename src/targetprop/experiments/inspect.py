@@ -16,19 +16,20 @@ import targetprop as tp
 from targetprop.diagnostics import Inspection, advise, inspect_targets
 from targetprop.diagnostics.inverse_quality import EXTRA_STEPS, TRIAL_STEPS
 from targetprop.experiments.arguments import Arguments, read_command_line
-from targetprop.experiments.checkpoint import has_checkpoint, load_checkpoint
+from targetprop.experiments.build import build
 from targetprop.experiments.config import RunConfig
 from targetprop.experiments.errors import FAILURE, CommandError
 from targetprop.experiments.inspection_table import format_inspection
 from targetprop.experiments.memory import fitting
 from targetprop.experiments.number_range import read_count
 from targetprop.experiments.parse import parse_config
-from targetprop.experiments.run_folder import encode_json
-from targetprop.experiments.screen import error_console, say
-from targetprop.experiments.stored_run import open_session, parse_stored, read_stored_values
-from targetprop.report.atomic import write_atomic
+from targetprop.experiments.progress import error_console, say
+from targetprop.experiments.resume import parse_stored, read_stored_values
 from targetprop.report.inspection import INSPECTION, draw_inspection
-from targetprop.report.run_status import read_status
+from targetprop.runs.atomic import write_atomic
+from targetprop.runs.checkpoint import has_checkpoint, load_checkpoint
+from targetprop.runs.encode import encode_json
+from targetprop.runs.status import read_status
 
 PICTURE = "inspection.png"
 _PATIENCE = 2.0  # seconds that a layer takes without a word where there is no terminal
@@ -86,18 +87,16 @@ def _read(argv: Sequence[str]) -> _Request:
 
 
 def _measure(config: RunConfig, request: _Request) -> tuple[Inspection, int]:
-    session, data = open_session(config, load_checkpoint(request.run))
-    assert isinstance(session.engine, tp.TargetPropagation)
+    state, data = build(config, saved=load_checkpoint(request.run))
+    assert isinstance(state.engine, tp.TargetPropagation)
     count = min(request.samples, len(data.test_x))
     chosen = torch.arange(count, device=data.test_x.device) * len(data.test_x) // count
     with _Progress() as progress, fitting(f"the inspection of {count} samples", "give fewer --samples"):
         try:
-            found = inspect_targets(
-                session.engine, data.test_x[chosen], data.test_y[chosen], on_layer=progress.on_layer
-            )
+            found = inspect_targets(state.engine, data.test_x[chosen], data.test_y[chosen], on_layer=progress.on_layer)
         except (ValueError, FloatingPointError) as error:
             raise CommandError(str(error)) from error
-    return found, session.epoch
+    return found, state.epoch
 
 
 class _Progress:

@@ -7,6 +7,7 @@ from importlib import import_module
 import targetprop
 from targetprop.experiments.errors import FAILURE, USAGE, CommandError, suggest
 from targetprop.experiments.output import deliver
+from targetprop.runs.errors import RunError
 
 # name -> (module that holds a function of the same name, what it does)
 COMMANDS = {
@@ -35,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(arguments: list[str]) -> int:
     try:
         return _dispatch(arguments)
-    except CommandError as error:
+    except (CommandError, RunError) as error:
         sys.stderr.write(f"targetprop: {error}\n")
         return error.status
     except KeyboardInterrupt:

@@ -49,7 +49,7 @@ class AdamW(Optimizer):
     """Adam with decoupled weight decay.
 
     Attributes:
-        weight_decay: share of the weights that a step at learning rate 1 would take away.
+        weight_decay: fraction of the weights that a step at learning rate 1 would take away.
     """
 
     lr: float = 1e-3
@@ -71,8 +71,8 @@ class Sgd(Optimizer):
     """Gradient descent with momentum.
 
     Attributes:
-        momentum: share of the last step that is taken again.
-        nesterov: whether the gradient is seen as if that share were taken already; needs momentum > 0.
+        momentum: fraction of the last step that is taken again.
+        nesterov: whether the gradient is seen as if that fraction were taken already; needs momentum > 0.
         weight_decay: what is added to the gradient, in units of the weights.
     """
 
@@ -87,7 +87,7 @@ class Sgd(Optimizer):
         super().__post_init__()
         check_ranges(
             self, "optimizer.",
-            momentum=(0 <= self.momentum < 1, "a share in [0, 1)"),
+            momentum=(0 <= self.momentum < 1, "a number in [0, 1)"),
             weight_decay=(self.weight_decay >= 0, "a number ≥ 0"),
         )  # fmt: skip
         if self.nesterov and self.momentum == 0:

@@ -25,7 +25,7 @@ class Schedule(ABC):
     """Settings of a schedule.
 
     Attributes:
-        warmup: share of all steps in which the learning rate rises from near 0 to its full value, in [0, 1).
+        warmup: fraction of all steps in which the learning rate rises from near 0 to its full value, in [0, 1).
     """
 
     warmup: float = 0.0
@@ -34,7 +34,7 @@ class Schedule(ABC):
     def __post_init__(self) -> None:
         """Check the settings; a wrong one raises `ValueError`."""
         check_types(self, "schedule.")
-        check_ranges(self, "schedule.", warmup=(0 <= self.warmup < 1, "a share of all steps in [0, 1)"))
+        check_ranges(self, "schedule.", warmup=(0 <= self.warmup < 1, "a fraction of all steps in [0, 1)"))
 
     def make(self, optimizer: Optimizer, steps: int) -> LambdaLR:
         """Attach it to an optimiser."""
@@ -86,7 +86,7 @@ class Cosine(Schedule):
 
 
 def restore_schedule(schedule: LambdaLR, state: dict) -> None:
-    """Put a scheduler where another one was; a longer run goes on at its place in the longer schedule."""
+    """Put a scheduler where another one was; a longer run goes on at the same step of the longer schedule."""
     schedule.load_state_dict(state)
     factors = [factor(schedule.last_epoch) for factor in schedule.lr_lambdas]
     for group, rate, factor in zip(schedule.optimizer.param_groups, schedule.base_lrs, factors, strict=True):

@@ -10,34 +10,34 @@ import torch
 import targetprop
 from targetprop.experiments.config import RunConfig
 from targetprop.experiments.data import Dataset
-from targetprop.experiments.loop import Session
+from targetprop.experiments.state import TrainState
 
 
 def summarise(
-    config: RunConfig, session: Session, data: Dataset, status: str, reason: str | None, saved: int | None
+    config: RunConfig, state: TrainState, data: Dataset, status: str, reason: str | None, saved: int | None
 ) -> dict[str, Any]:
     """Say how a run stands."""
-    last = session.last
+    last = state.last
     return {
         "method": config.method.name,
         "data": config.data.name,
         "seed": config.loop.seed,
         "status": status,
         "reason": reason,
-        "epochs": session.epoch,
+        "epochs": state.epoch,
         "epochs_planned": config.loop.epochs,
-        "steps": session.step,
-        "skipped_steps": session.skipped.total,
+        "steps": state.step,
+        "skipped_steps": state.skipped,
         "checkpoint_step": saved,
         "train_loss": last.get("train_loss"),
         "train_accuracy": last.get("train_accuracy"),
         "test_loss": last.get("test_loss"),
         "test_accuracy": last.get("test_accuracy"),
-        "best_test_accuracy": session.best if session.epoch else None,
+        "best_test_accuracy": state.best if state.epoch else None,
         "seconds_per_step": last["seconds"] / last["step"] if last else None,
-        "parameters": sum(p.numel() for p in session.model.parameters()),
+        "parameters": sum(p.numel() for p in state.model.parameters()),
         "device": str(data.train_x.device),
-        "ranks": session.ranks.size,
+        "ranks": state.processes.size,
         "torch": torch.__version__,
         "targetprop": targetprop.__version__,
         "host": socket.gethostname(),

@@ -8,9 +8,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from targetprop.report.atomic import write_atomic
-from targetprop.report.read_run import read_metrics, read_summary
-from targetprop.report.run_status import read_status
+from targetprop.runs.atomic import write_atomic
+from targetprop.runs.read import read_metrics, read_summary
+from targetprop.runs.status import read_status
 
 _TRAIN, _TEST = "#1f5fa8", "#d1603d"
 

@@ -45,15 +45,15 @@ def _find(root: Path, name: str) -> Path:
     for folder in (root / _FOLDER, root):
         if (folder / name).is_file():
             return folder / name
-    place = f"{name} is neither in {root / _FOLDER} nor in {root}"
-    raise CommandError(f"{place}; unpack the binary version of CIFAR-10, cifar-10-binary.tar.gz, there")
+    problem = f"{name} is neither in {root / _FOLDER} nor in {root}"
+    raise CommandError(f"{problem}; unpack the binary version of CIFAR-10, cifar-10-binary.tar.gz, there")
 
 
 def _read_batches(paths: list[Path]) -> tuple[Tensor, Tensor]:
     batches = [_read_records(path) for path in paths]
     images, labels = torch.empty(sum(map(len, batches)), *_SHAPE), torch.cat([batch[:, 0] for batch in batches])
-    for batch, place in zip(batches, images.split([len(batch) for batch in batches]), strict=True):
-        place.copy_(batch[:, 1:].view(-1, *_SHAPE))
+    for batch, part in zip(batches, images.split([len(batch) for batch in batches]), strict=True):
+        part.copy_(batch[:, 1:].view(-1, *_SHAPE))
     return images.div_(255), labels.long()
 
 

@@ -112,14 +112,14 @@ class Source(ABC):
         """Read the data as it is."""
 
 
-def stratified_split(y: Tensor, share: float, seed: int = 0) -> tuple[Tensor, Tensor]:
-    """Split indices so that every class has the same share on both sides."""
+def stratified_split(y: Tensor, fraction: float, seed: int = 0) -> tuple[Tensor, Tensor]:
+    """Split indices so that every class has this fraction in the second part."""
     generator = torch.Generator().manual_seed(seed)
     first, second = [], []
     for label in y.unique():
         indices = torch.nonzero(y == label).flatten()
         indices = indices[torch.randperm(len(indices), generator=generator)]
-        cut = max(1, round(share * len(indices)))
+        cut = max(1, round(fraction * len(indices)))
         second.append(indices[:cut])
         first.append(indices[cut:])
     return torch.cat(first).sort().values, torch.cat(second).sort().values

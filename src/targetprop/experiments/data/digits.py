@@ -21,5 +21,5 @@ class Digits(Source):
         raw: Any = load_digits()
         x = torch.from_numpy(raw.images).float().div_(16).unsqueeze(1)
         y = torch.from_numpy(raw.target).long()
-        train, test = stratified_split(y, share=0.2)
+        train, test = stratified_split(y, fraction=0.2)
         return Dataset(x[train], y[train], x[test], y[test], classes=10, where="the digits data")

@@ -53,7 +53,7 @@ class Folder(Source):
         if rare:
             raise CommandError(f"{root / rare[0]} holds one image; a class needs two or more to be split", FAILURE)
         x = _read_images(files, self.size)
-        train, test = stratified_split(labels, share=0.2)
+        train, test = stratified_split(labels, fraction=0.2)
         return Dataset(x[train], labels[train], x[test], labels[test], len(classes), f"the data under {root}")
 
     def _load_split(self, root: Path) -> Dataset:

@@ -33,16 +33,16 @@ class Tokens(nn.Module):
 
 
 class Positions(nn.Module):
-    """Adds a learned vector per place of the sequence: ``h + p``."""
+    """Adds a learned vector per position of the sequence: ``h + p``."""
 
-    def __init__(self, places: int, dim: int) -> None:
+    def __init__(self, length: int, dim: int) -> None:
         """Draw the vectors, normal with standard deviation 0.02."""
         super().__init__()
-        self.place = nn.Parameter(0.02 * torch.randn(places, dim))
+        self.vectors = nn.Parameter(0.02 * torch.randn(length, dim))
 
     def forward(self, h: Tensor) -> Tensor:
-        """Add them to tokens of shape ``(n, places, dim)``."""
-        return h + self.place
+        """Add them to tokens of shape ``(n, length, dim)``."""
+        return h + self.vectors
 
 
 @tp.register_pullback
@@ -65,7 +65,7 @@ class AttentionCore(nn.Module):
 
 
 class MeanPool(nn.Module):
-    """The mean over the sequence: ``(n, places, dim)`` to ``(n, dim)``."""
+    """The mean over the sequence: ``(n, length, dim)`` to ``(n, dim)``."""
 
     def forward(self, h: Tensor) -> Tensor:
         """Average."""
@@ -73,17 +73,17 @@ class MeanPool(nn.Module):
 
 
 class SpreadDecoder(ModuleDecoder):
-    """Decoder of the mean over a sequence: every place gets the mean, or in style "transpose" its share of it.
+    """Decoder of the mean over a sequence: every position gets the mean, or in style "transpose" its part.
 
     The former is the pseudo-inverse.
     """
 
     affine = True
 
-    def __init__(self, places: int, style: Style) -> None:
-        """Keep length and share."""
+    def __init__(self, length: int, style: Style) -> None:
+        """Keep the length, and the weight of a change of the mean."""
         super().__init__()
-        self.places, self.share = places, 1 / places if style == "transpose" else 1.0
+        self.length, self.weight = length, 1 / length if style == "transpose" else 1.0
 
     def forward(self, y: Tensor, state: tp.ReplayState) -> Tensor:
         """Decode; see `ModuleDecoder.forward`."""
@@ -91,7 +91,7 @@ class SpreadDecoder(ModuleDecoder):
 
     def linear(self, change: Tensor, state: tp.ReplayState) -> Tensor:
         """Spread the values; see `ModuleDecoder.linear`."""
-        return (self.share * change).unsqueeze(1).expand(-1, self.places, -1)
+        return (self.weight * change).unsqueeze(1).expand(-1, self.length, -1)
 
 
 @tp.register_decoder(MeanPool)
@@ -142,11 +142,11 @@ class ViT(Network):
         if height % self.patch or width % self.patch:
             need = f"of a height and width that --network.patch {self.patch} divides"
             refuse_images(self, shape, need, "give another --network.patch")
-        places = (height // self.patch) * (width // self.patch)
+        length = (height // self.patch) * (width // self.patch)
         layers: list[nn.Module] = [
             nn.Conv2d(channels, self.dim, self.patch, stride=self.patch),
             Tokens(),
-            Positions(places, self.dim),
+            Positions(length, self.dim),
         ]
         for _ in range(self.depth):
             layers += [self._attention(), self._mlp()]

@@ -6,8 +6,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from time import sleep
 
-from targetprop.experiments.errors import FAILURE, CommandError
-from targetprop.report.run_status import fcntl, read_status
+from targetprop.runs.errors import RunError
+from targetprop.runs.status import fcntl, read_status
 
 
 @contextmanager
@@ -20,7 +20,7 @@ def hold(run: Path) -> Iterator[None]:
     try:
         if not (_lock(folder) or _lock(folder, after=0.1)):  # a reader that looks holds it for a moment
             sentence = read_status(run).sentence
-            raise CommandError(f"{sentence}, which holds its lock; wait for its end, or end it first", FAILURE)
+            raise RunError(f"{sentence}, which holds its lock; wait for its end, or end it first")
         yield
     finally:
         os.close(folder)  # gives the lock back

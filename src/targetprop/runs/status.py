@@ -9,7 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from targetprop.report.read_run import read_summary
+from targetprop.runs.read import read_summary
 
 try:
     import fcntl
@@ -37,7 +37,7 @@ def read_status(run: Path) -> RunStatus:
         summary = read_summary(run)
     except (OSError, ValueError) as error:
         return RunStatus("unknown", f"what became of {run} is unknown ({error})")
-    word, saved = summary.get("status"), summary.get("checkpoint_step", summary.get("steps") or None)
+    word, saved = summary.get("status"), summary.get("checkpoint_step")
     if word in ("finished", "interrupted", "failed"):
         reason = summary.get("reason")
         return RunStatus(word, f"{run} is {word}" + (f" ({reason})" if reason else ""), saved)
@@ -47,7 +47,7 @@ def read_status(run: Path) -> RunStatus:
 
 
 def is_held(run: Path) -> bool | None:
-    """Ask whether a process holds the lock of a run."""
+    """Ask whether a process holds the lock of a run; None where that cannot be known."""
     if fcntl is None:
         return None
     try:

@@ -59,7 +59,7 @@ class _Bar:
             self._progress.stop()
 
 
-class Screen(_Bar):
+class TrainingProgress(_Bar):
     """A progress bar on a terminal, and a line per epoch anywhere else."""
 
     def __init__(self, epochs: int, steps_per_epoch: int, epochs_done: int, steps_done: int) -> None:
@@ -76,7 +76,7 @@ class Screen(_Bar):
             "train",
             total=epochs * steps_per_epoch,
             completed=steps_done,
-            epoch=self._place(),
+            epoch=self._count(),
             numbers=self._numbers(),
         )
 
@@ -85,13 +85,13 @@ class Screen(_Bar):
         if record is not None:
             self._loss, self._residual = _number(record["loss"]), _number(record["residual"])
             self._accuracy = f"{record['accuracy']:.1%}"
-        self._progress.update(self._task, advance=1, epoch=self._place(), numbers=self._numbers())
+        self._progress.update(self._task, advance=1, epoch=self._count(), numbers=self._numbers())
 
     def on_epoch(self, record: dict[str, Any]) -> None:
         """Show the numbers of an epoch."""
         self._epoch, self._loss = record["epoch"], _number(record["train_loss"])
         self._accuracy, self._test_accuracy = f"{record['train_accuracy']:.1%}", f"{record['test_accuracy']:.2%}"
-        self._progress.update(self._task, epoch=self._place(), numbers=self._numbers())
+        self._progress.update(self._task, epoch=self._count(), numbers=self._numbers())
         if not self._console.is_terminal:
             left = self._progress.tasks[0].time_remaining
             ending = "" if not left else f", {timedelta(seconds=round(left))} left"
@@ -101,7 +101,7 @@ class Screen(_Bar):
         accuracy = f"accuracy {self._accuracy} (test {self._test_accuracy})"
         return f"loss {self._loss}, {accuracy}, residual {self._residual}"
 
-    def _place(self) -> str:
+    def _count(self) -> str:
         return f"{min(self._epoch + 1, self._epochs)}/{self._epochs}"
 
 

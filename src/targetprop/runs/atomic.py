@@ -9,17 +9,6 @@ _BINARY = getattr(os, "O_BINARY", 0)  # only Windows tells texts from bytes
 
 def write_atomic(path: Path, content: bytes) -> None:
     """Replace a file, so that after a crash it is the old one or the new one."""
-    stage(path, content)
-    commit(path)
-
-
-def staged(path: Path) -> Path:
-    """Name the file that holds the next content of another until it is committed."""
-    return path.with_name(f"{path.name}.new")
-
-
-def stage(path: Path, content: bytes) -> None:
-    """Write the next content of a file beside it, down to the disk."""
     try:
         file = os.open(staged(path), os.O_WRONLY | os.O_CREAT | os.O_TRUNC | _BINARY, 0o666)
         try:
@@ -30,10 +19,6 @@ def stage(path: Path, content: bytes) -> None:
     except BaseException:
         staged(path).unlink(missing_ok=True)
         raise
-
-
-def commit(path: Path) -> None:
-    """Put the staged content in the file's place."""
     os.replace(staged(path), path)
     with suppress(OSError):  # not every system can open a folder
         folder = os.open(path.parent, os.O_RDONLY)
@@ -41,6 +26,11 @@ def commit(path: Path) -> None:
             os.fsync(folder)
         finally:
             os.close(folder)
+
+
+def staged(path: Path) -> Path:
+    """Name the file that holds the next content of another until it takes its place."""
+    return path.with_name(f"{path.name}.new")
 
 
 def append(path: Path, content: bytes) -> None:

@@ -1,0 +1,52 @@
+"""Trains the epochs of a run, and records how it ends: finished, interrupted or failed."""
+
+from contextlib import suppress
+
+from targetprop.experiments.data import Dataset
+from targetprop.experiments.loop import run_epoch
+from targetprop.experiments.memory import OutOfMemory, fitting
+from targetprop.experiments.recorder import RunRecorder
+from targetprop.experiments.signals import Stopped
+
+
+def train_epochs(recorder: RunRecorder, data: Dataset) -> int:
+    """Train to the end, and record the end, whichever it is; returns the exit status."""
+    with recorder.signals:
+        try:
+            status = _run_or_stop(recorder, data)
+        except BrokenPipeError:
+            recorder.write("interrupted", "nobody reads its output any more")
+            raise
+        except (FloatingPointError, OutOfMemory, OSError) as error:
+            raise recorder.fail(error) from error
+        except BaseException as error:
+            with suppress(OSError):
+                recorder.write("failed", f"{type(error).__name__}: {error}")
+            raise
+        if status == 0:
+            recorder.show()
+        return status
+
+
+def _run_or_stop(recorder: RunRecorder, data: Dataset) -> int:
+    try:
+        recorder.write("running")
+        _run_epochs(recorder, data)
+        recorder.draw()  # a run that is killed here is not finished, and draws when it goes on
+        recorder.write("finished")
+    except Stopped:
+        return recorder.stop(recorder.signals.reason, recorder.signals.exit_status)
+    except KeyboardInterrupt:
+        return recorder.stop("stopped at once by a second Ctrl-C", 130)
+    return 0
+
+
+def _run_epochs(recorder: RunRecorder, data: Dataset) -> None:
+    state, config = recorder.state, recorder.config
+    step = f"a step of network {config.network.name!r} with --batch_size {config.loop.batch_size}"
+    with recorder.progress:
+        while state.epoch < config.loop.epochs:
+            with fitting(step, "make one of them smaller"):
+                record = run_epoch(state, data, config.loop.batch_size, config.loop.log_every, recorder)
+            state.check_alike()
+            recorder.on_epoch(record)

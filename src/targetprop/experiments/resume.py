@@ -1,0 +1,91 @@
+"""Opens a run folder again: its configuration, its checkpoint, and what may stand beside ``--resume``."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from targetprop.experiments.arguments import Arguments, read_file
+from targetprop.experiments.config import RunConfig
+from targetprop.experiments.errors import FAILURE, CommandError
+from targetprop.experiments.parse import parse_config
+from targetprop.experiments.progress import say
+from targetprop.runs.checkpoint import has_checkpoint, load_checkpoint
+from targetprop.runs.folder import CONFIG, RunFolder, writing
+from targetprop.runs.status import RunStatus, read_status
+
+_BESIDE_RESUME = {"epochs", "device"}
+
+
+@dataclass(frozen=True)
+class StoredRun:
+    """A run that is to go on.
+
+    Attributes:
+        path: its folder.
+        config: its configuration, with the epochs and the device asked for now.
+        before: as its file has it.
+        after: as its file shall have it.
+        status: what the run was doing.
+    """
+
+    path: Path
+    config: RunConfig
+    before: RunConfig
+    after: RunConfig
+    status: RunStatus
+
+    def load(self) -> dict[str, Any] | None:
+        """Load the checkpoint; None for a run that has not got so far, and begins at its beginning."""
+        saved = load_checkpoint(self.path) if self.status.saved is not None or has_checkpoint(self.path) else None
+        done, before, after = (
+            saved["counters"]["epoch"] if saved else 0,
+            self.before.loop.epochs,
+            self.after.loop.epochs,
+        )
+        if after < before:
+            raise CommandError(f"--epochs {after} is less than the {before} that {self.path} was begun with; give more")
+        if after <= done and self.status.word == "finished":
+            raise CommandError(f"{self.path} has run its {done} epochs; give a larger --epochs to go on")
+        return saved
+
+    def reopen(self, saved: dict[str, Any] | None) -> RunFolder:
+        """Bring the folder back to its checkpoint."""
+        folder = RunFolder(self.path)
+        with writing(self.path):
+            complete = folder.cut_back(saved["metrics"] if saved else None)
+            if self.after != self.before:
+                folder.write_config(self.after.to_yaml())
+        step = saved["counters"]["step"] if saved else 0
+        if self.status.word != "finished":
+            say(f"{self.status.sentence}; it goes on after step {step}")
+        if not complete:
+            say(f"note: {self.path} has lost its metrics, so its curves begin after step {step}")
+        return folder
+
+
+def read_stored_run(run: Path, arguments: Arguments) -> StoredRun:
+    """Read the configuration of a run that is to go on, and change what may change."""
+    refused = [f"--{name}" for name in arguments.values if name not in _BESIDE_RESUME]
+    refused += [f"--{flag}" for flag in arguments.flags]
+    if refused:
+        raise CommandError(f"--resume keeps the run's own configuration; leave {', '.join(refused)} out")
+    stored, status = read_stored_values(run, "--resume"), read_status(run)
+    kept = {name: text for name, text in arguments.values.items() if name != "device"}
+    before, after = parse_stored(run, stored), parse_config(Arguments({**stored, **kept}))
+    return StoredRun(run, parse_config(Arguments({**stored, **arguments.values})), before, after, status)
+
+
+def read_stored_values(run: Path, command: str) -> dict[str, str]:
+    """Read the configuration of a run."""
+    if not (run / CONFIG).is_file():
+        raise CommandError(f"{command} {run} is not a run folder, it has no {CONFIG}; give the folder of a run")
+    return read_file(str(run / CONFIG))
+
+
+def parse_stored(run: Path, stored: dict[str, str]) -> RunConfig:
+    """Check the configuration of a run."""
+    try:
+        return parse_config(Arguments(stored))
+    except CommandError as error:
+        way_out = "put back the file that the run began with, or use the release that wrote it"
+        raise CommandError(f"{run / CONFIG} cannot be used ({error}); {way_out}", FAILURE) from error
