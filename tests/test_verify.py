@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from matplotlib.figure import Figure
 from targetprop.claims import CLAIMS, Claim, Number, Table, merge, verify
 from targetprop.claims.figures import FIGURES
 from targetprop.claims.records import read_records, write_records
-from targetprop.claims.table import format_markdown, format_table
+from targetprop.claims.table import format_details, format_markdown, format_table
 from targetprop.experiments.main import main
 
 
@@ -84,7 +85,16 @@ def test_the_table_fits_its_columns_and_says_what_failed() -> None:
         text = format_table([made_up(value=1.5), made_up()], columns)
         assert max(len(line) for line in text.split("\n")) <= columns
         assert "✗ x: 1.5 (≤ 1)" in text and "convergence: FAILS" in text and "convergence: HOLDS" in text
-    assert r"| A < B & C \| D | x ≤ 1 | x: 0.5 (≤ 1)<br>y: 0.5 | **holds** | Nowhere. |" in format_markdown([made_up()])
+
+
+def test_markdown_shows_the_key_number_and_the_details_all_of_them() -> None:
+    assert r"| A < B & C \| D | x: 0.5 (≤ 1) | **holds** |" in format_markdown([made_up()])
+    chosen = Number("smallest cosine of weight changes after 64 steps", (0.5,))
+    claim = replace(made_up(name="gauss-newton"), measured=(*made_up().measured, chosen))
+    assert "| smallest cosine of weight changes after 64 steps: 0.5 |" in format_markdown([claim])
+    details = format_details(made_up())
+    assert "| x | 0.5 | ≤ 1 |\n| y | 0.5 |  |" in details
+    assert "Seeds 0: **holds**" in details and "(seed 0): Nowhere." in details
 
 
 class Reader(HTMLParser):
@@ -166,13 +176,15 @@ def test_records_come_back_as_they_were(tmp_path) -> None:
     claims = [merge([made_up(0), made_up(1)]), made_up(value=2.0)]
     write_records(tmp_path / "claims.json", claims)
     found = read_records(tmp_path / "claims.json")
-    assert format_markdown(found) == format_markdown(claims)
+    assert [format_details(claim) for claim in found] == [format_details(claim) for claim in claims]
     assert found[0].limits == claims[0].limits and found[0].tables[0].rows[0] == ("a", 1.5)
     assert found[0].data == claims[0].data and found[0].seeds == (0, 1)
 
 
-def test_the_table_of_the_readme_is_that_of_the_committed_record() -> None:
+def test_the_tables_of_the_pages_are_those_of_the_committed_record() -> None:
     root = Path(__file__).parents[1]
     claims = read_records(root / "benchmarks" / "results" / "claims.json")
     assert [claim.name for claim in claims] == list(CLAIMS)
     assert format_markdown(claims) in (root / "README.md").read_text()
+    details = (root / "docs" / "claims.md").read_text()
+    assert [claim.name for claim in claims if format_details(claim) not in details] == []

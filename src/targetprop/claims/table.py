@@ -1,4 +1,4 @@
-"""The table of claims: as plain text for the terminal, as Markdown for a README."""
+"""The table of claims: as plain text for the terminal, as Markdown for the README and docs/claims.md."""
 
 from collections.abc import Sequence
 from textwrap import wrap
@@ -7,6 +7,12 @@ from targetprop.claims.claim import Claim, Number
 
 _SHARES = (0.2, 0.22, 0.31, 0.27)  # claim with its verdict, prediction, measured, where it stops
 _NARROWEST = 96
+_KEY_NUMBERS = {  # what the README shows of a claim; of the others, the first number
+    "convergence": "largest error / ρᵏ e_0",
+    "gauss-newton": "smallest cosine of weight changes after 64 steps",
+    "normalisation": "activations, normalised: rank correlation of sizes with back-propagation's",
+    "optimiser": "least squares: steps to back-propagation's final loss, in units of its",
+}
 
 
 def format_table(claims: Sequence[Claim], columns: int = 140) -> str:
@@ -21,13 +27,20 @@ def format_table(claims: Sequence[Claim], columns: int = 140) -> str:
 
 
 def format_markdown(claims: Sequence[Claim]) -> str:
-    """Write the claims as a Markdown table."""
-    lines = ["| claim | prediction | measured | verdict | where it stops holding |", "|---|---|---|---|---|"]
+    """Write claim, key number and verdict as the Markdown table of the README."""
+    lines = ["| claim | key number | verdict |", "|---|---|---|"]
     for claim in claims:
-        measured = "<br>".join(describe(number) for number in claim.measured)
-        cells = (claim.statement, claim.prediction, measured, f"**{claim.verdict}**", claim.stops)
-        lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+        lines.append(_markdown_row(claim.statement, describe(_key_number(claim)), f"**{claim.verdict}**"))
     return "\n".join(lines)
+
+
+def format_details(claim: Claim) -> str:
+    """Write all that was measured of a claim in Markdown, for docs/claims.md."""
+    seeds = ", ".join(map(str, claim.seeds))
+    lines = [f"Prediction: {claim.prediction}.", "", f"Seeds {seeds}: **{claim.verdict}**.", ""]
+    lines += ["| measured | value | bound |", "|---|---|---|"]
+    lines += [_markdown_row(number.what, number.spread, number.allowed) for number in claim.measured]
+    return "\n".join([*lines, "", f"Where it stops holding (seed {claim.seeds[0]}): {claim.stops}"])
 
 
 def describe(number: Number) -> str:
@@ -37,6 +50,14 @@ def describe(number: Number) -> str:
     'slope: 2 (1.9 to 2.1)'
     """
     return f"{number} ({number.allowed})" if number.bounded else str(number)
+
+
+def _key_number(claim: Claim) -> Number:
+    return next((number for number in claim.measured if number.what == _KEY_NUMBERS.get(claim.name)), claim.measured[0])
+
+
+def _markdown_row(*cells: str) -> str:
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
 
 
 def _cells(claim: Claim, widths: list[int]) -> list[list[str]]:
