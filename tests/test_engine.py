@@ -185,7 +185,7 @@ def test_state_of_another_method_or_version_is_refused() -> None:
     state = make(network(), "dtp").state_dict()
     with pytest.raises(ValueError, match="belongs to method 'dtp', not 'drl'"):
         make(network(), "drl").load_state_dict(state)
-    with pytest.raises(ValueError, match="has version 7; this release reads 2"):
+    with pytest.raises(ValueError, match="has version 7; this release reads 3"):
         make(network(), "dtp").load_state_dict(state | {"version": 7})
 
 
