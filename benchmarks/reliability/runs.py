@@ -16,7 +16,7 @@ from safetensors.torch import load
 
 from targetprop.experiments.checkpoint import has_checkpoint, load_checkpoint
 from targetprop.experiments.main import main
-from targetprop.experiments.nested_file import read_values
+from targetprop.experiments.values import read_values
 from targetprop.report.read_run import read_metrics, read_summary
 
 _SMALL = "--device cpu --data.limit 64 --batch_size 16 --epochs 2 --log_every 1 --checkpoint_minutes 0"

@@ -21,7 +21,7 @@ def methods(argv: list[str]) -> int:
         return 0
     for name, make in tp.METHODS.items():
         summary = (make.__doc__ or "").strip().split("\n")[0]
-        sys.stdout.write(f"{name:<12} {summary}\n")
+        sys.stdout.write(f"{name:<15} {summary}\n")
         if argv:
             parts = str(tp.method(name)).split("\n")[1:]
             sys.stdout.write("\n".join([*parts, "", ""]))

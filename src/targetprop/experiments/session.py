@@ -9,7 +9,6 @@ import torch.distributed as dist
 from torch import nn
 
 import targetprop as tp
-from targetprop.compiled import Stages
 from targetprop.experiments.checkpoint import random_state
 from targetprop.experiments.config import RunConfig
 from targetprop.experiments.data import Dataset
@@ -17,7 +16,6 @@ from targetprop.experiments.errors import FAILURE, CommandError
 from targetprop.experiments.loop import Session
 from targetprop.experiments.place import Place, restore_place
 from targetprop.experiments.schedules import restore_schedule
-from targetprop.experiments.screen import say
 from targetprop.experiments.skipped import Skipped
 from targetprop.experiments.streams import begin_stream, restore_stream
 from targetprop.norm_statistics import check_norms
@@ -62,7 +60,6 @@ def build_session(config: RunConfig, data: Dataset, group: "dist.ProcessGroup | 
             example_input=data.train_x[:2],
             method=config.method,
             seed=seed,
-            compile=Stages(say=_note if group is None or group.rank() == 0 else str) if config.loop.compile else False,
             on_divergence="skip",
             process_group=group,
         )
@@ -79,10 +76,6 @@ def build_session(config: RunConfig, data: Dataset, group: "dist.ProcessGroup | 
     return Session(
         model, engine, optimizer, schedule, loss, order, config.loop.precision, engine.ranks, skipped=skipped
     )
-
-
-def _note(sentence: str) -> None:
-    say(f"note: {sentence}")
 
 
 def session_state(session: Session) -> dict[str, Any]:

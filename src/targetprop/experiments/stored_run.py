@@ -7,16 +7,16 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from targetprop.experiments.arguments import Arguments, read_file
 from targetprop.experiments.config import RunConfig
 from targetprop.experiments.data import Dataset
 from targetprop.experiments.errors import FAILURE, CommandError
 from targetprop.experiments.loop import Session
 from targetprop.experiments.memory import fitting
-from targetprop.experiments.parse import parse_config
+from targetprop.experiments.parser import build_config
 from targetprop.experiments.run_folder import CONFIG
 from targetprop.experiments.same_config import check_config
 from targetprop.experiments.session import build_session, find_device, load_data, restore_session
+from targetprop.experiments.values import read_file
 
 
 def read_stored_values(run: Path, command: str) -> dict[str, str]:
@@ -29,7 +29,7 @@ def read_stored_values(run: Path, command: str) -> dict[str, str]:
 def parse_stored(run: Path, stored: dict[str, str]) -> RunConfig:
     """Check the configuration of a run."""
     try:
-        return parse_config(Arguments(stored))
+        return build_config(stored)
     except CommandError as error:
         way_out = "put back the file that the run began with, or use the release that wrote it"
         raise CommandError(f"{run / CONFIG} cannot be used ({error}); {way_out}", FAILURE) from error

@@ -10,7 +10,6 @@ from typing import Any, NoReturn
 
 import torch
 
-from targetprop.experiments.arguments import Arguments, merge, read_command_line, read_file
 from targetprop.experiments.checkpoint import has_checkpoint, load_checkpoint, settle_checkpoint
 from targetprop.experiments.config import RunConfig
 from targetprop.experiments.crew import Crew, Lost
@@ -22,7 +21,7 @@ from targetprop.experiments.keeper import Keeper
 from targetprop.experiments.loop import Session, run_epoch
 from targetprop.experiments.meeting import join
 from targetprop.experiments.memory import OutOfMemory, fitting
-from targetprop.experiments.parse import format_help, parse_config
+from targetprop.experiments.parser import build_config, format_help, read_options
 from targetprop.experiments.run_folder import RunFolder, create_run_folder, end_for_another
 from targetprop.experiments.run_lock import hold
 from targetprop.experiments.screen import Screen, say, show_summary
@@ -30,6 +29,7 @@ from targetprop.experiments.seat import Seat, find_seat
 from targetprop.experiments.session import build_session, check_in_step, find_device, load_data
 from targetprop.experiments.stop_signals import Stopped
 from targetprop.experiments.stored_run import open_session, parse_stored, read_stored_values
+from targetprop.experiments.values import Options
 from targetprop.report.curves import draw_curves
 from targetprop.report.read_run import read_summary
 from targetprop.report.run_status import RunStatus, read_status
@@ -56,17 +56,14 @@ def train(argv: list[str]) -> int:
 
 
 def _train(argv: list[str], seat: Seat) -> int:
-    arguments, say_once = read_command_line(argv), say if seat.rank == 0 else str
+    arguments, say_once = read_options(argv), say if seat.rank == 0 else str
     resume = arguments.values.pop("resume", None)
     if resume is not None and "help" not in arguments.flags:
         return _resume(Path(resume).expanduser(), arguments, seat)
-    file = arguments.values.pop("config", None)
-    if file is not None:
-        arguments = merge(read_file(file), arguments)
     if "help" in arguments.flags:
-        _show(format_help(arguments), seat)
+        _show(format_help(arguments.values), seat)
         return 0
-    config = parse_config(arguments)
+    config = build_config(arguments.values)
     for note in arguments.notes:
         say_once(f"note: {note}")
     if "print_config" in arguments.flags:
@@ -98,7 +95,7 @@ def _choose_device(config: RunConfig, seat: Seat) -> torch.device:
     return find_device(config.loop.device, seat.local if seat.size > 1 else None)
 
 
-def _resume(run: Path, arguments: Arguments, seat: Seat) -> int:
+def _resume(run: Path, arguments: Options, seat: Seat) -> int:
     refused = [f"--{name}" for name in arguments.values if name not in _BESIDE_RESUME]
     refused += [f"--{flag}" for flag in arguments.flags]
     if refused:
@@ -113,10 +110,10 @@ def _resume(run: Path, arguments: Arguments, seat: Seat) -> int:
             raise
 
 
-def _go_on(run: Path, stored: dict[str, str], arguments: Arguments, status: RunStatus, seat: Seat) -> int:
+def _go_on(run: Path, stored: dict[str, str], arguments: Options, status: RunStatus, seat: Seat) -> int:
     kept = {name: text for name, text in arguments.values.items() if name != "device"}
-    before, after = parse_stored(run, stored), parse_config(Arguments({**stored, **kept}))
-    config = parse_config(Arguments({**stored, **arguments.values}))
+    before, after = parse_stored(run, stored), build_config({**stored, **kept})
+    config = build_config({**stored, **arguments.values})
     with deterministic(config.loop.deterministic), join(seat) as meeting:
         crew = meeting.crew
         with _writing(run):
