@@ -301,7 +301,7 @@ def test_methods_are_listed_with_their_parts(capsys):
     assert main(["methods", "--verbose"]) == 0
     assert "output-space" in capsys.readouterr().out
     assert main(["methods", "--all"]) == 2
-    assert "its one option is --verbose" in capsys.readouterr().err
+    assert "its options are --verbose" in capsys.readouterr().err
 
 
 def test_commands(capsys):

@@ -36,7 +36,7 @@ class Request:
     PROBLEM --help, has its own options too.
 
     Attributes:
-        problem: a problem, such as narrow.
+        problem: the problem.
         competitors: names with commas between them, NAME or NAME@SHARE: the share of the steps after which its schedule
             ends; null is all, or those of the settings.
         trials: tuning runs of each.
@@ -83,23 +83,18 @@ class Contest:
 def bench(argv: list[str]) -> int:
     """Run the command."""
     contest = read_contest(argv)
-    if contest is None:
-        return 0
     with fitting(f"{contest.problem.name} with these competitors"):
         return _compete(contest)
 
 
-def read_contest(argv: list[str]) -> Contest | None:
+def read_contest(argv: list[str]) -> Contest:
     """Read the command line, and make the folder of the results."""
     name = argv[0] if argv else ""
-    if name and not name.startswith("-") and name not in PROBLEMS:
-        raise CommandError(f"unknown problem {name!r}; {suggest(name, PROBLEMS)}")
+    if name not in PROBLEMS and not {"-h", "--help"} & set(argv):
+        raise CommandError(f"targetprop bench needs a problem; {suggest(name, PROBLEMS)}")
     kinds = [PROBLEMS[name]] if name in PROBLEMS else []
     notes = f"problems: {', '.join(PROBLEMS)}; competitors: {', '.join(COMPETITORS)}"
-    made = read_request(argv, "targetprop bench PROBLEM [options]", Request, *kinds, notes=notes)
-    if not made:
-        return None
-    request, problem = made
+    request, problem = read_request(argv, "targetprop bench PROBLEM [options]", Request, *kinds, notes=notes)
     known = read_settings(Path(request.settings).expanduser()) if request.settings else {}
     names = (request.competitors or ",".join(known or COMPETITORS)).replace(",", " ").split()
     entries = tuple(map(Entry.read, dict.fromkeys(names)))

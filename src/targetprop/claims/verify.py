@@ -50,10 +50,7 @@ class Request:
 
 def verify(argv: list[str]) -> int:
     """Run the command."""
-    made = read_request(argv, "targetprop verify [options]", Request, notes=f"claims: {', '.join(CLAIMS)}")
-    if not made:
-        return 0
-    request: Request = made[0]
+    (request,) = read_request(argv, "targetprop verify [options]", Request, notes=f"claims: {', '.join(CLAIMS)}")
     out = make_folder(request.out)
     with _one_thread():
         found = _measure_all(request)

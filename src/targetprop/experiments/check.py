@@ -50,10 +50,7 @@ class Request:
 
 def check(argv: list[str]) -> int:
     """Run the command."""
-    made = read_request(argv, "targetprop check FILE:NAME --input SHAPE [options]", Request)
-    if not made:
-        return 0
-    request: Request = made[0]
+    (request,) = read_request(argv, "targetprop check FILE:NAME --input SHAPE [options]", Request)
     file, colon, name = request.model.rpartition(":")
     if not (colon and file and name):
         raise CommandError(f"{request.model!r} names no model; write FILE:NAME, such as nets.py:net")

@@ -58,10 +58,7 @@ class Request:
 
 def inspect(argv: list[str]) -> int:
     """Run the command."""
-    made = read_request(argv, "targetprop inspect RUN [options]", Request)
-    if not made:
-        return 0
-    request: Request = made[0]
+    (request,) = read_request(argv, "targetprop inspect RUN [options]", Request)
     run = Path(request.run).expanduser()
     stored = read_stored_values(run, "targetprop inspect")
     parse_stored(run, stored)

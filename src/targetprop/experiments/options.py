@@ -77,8 +77,8 @@ def convert(texts: Mapping[str, str], options: Mapping[str, Option]) -> dict[str
     values = {name: _read(name, text, options[name].kind) for name, text in texts.items()}
     for name, value in values.items():
         for number in value if isinstance(value, list) else [value]:
-            largest = _LARGEST.get(type(number), inf)
-            if largest < inf and largest < abs(number) < inf and name != "seed":  # which has a range of its own
+            largest = _LARGEST.get(type(number))
+            if largest and largest < abs(number) < inf and name != "seed":  # which has a range of its own
                 raise CommandError(f"--{name} {number} is too large; give at most {largest:.10g}")
     return values
 
@@ -116,7 +116,7 @@ def refusing(names: Iterable[str], prefix: str = "") -> Iterator[None]:
 
 
 def read_request(argv: list[str], usage: str, *kinds: type, notes: str = "") -> list[Any]:
-    """Make settings of each class; none where help was asked for, which is printed.
+    """Make settings of each class; where help was asked for, print it and end with `SystemExit`.
 
     The first class describes the command in its docstring. A field of it without default may be given as first word.
     """
@@ -130,7 +130,7 @@ def read_request(argv: list[str], usage: str, *kinds: type, notes: str = "") -> 
     if "help" in line.flags:
         description = cleandoc(kinds[0].__doc__ or "").partition("\n\nAttributes:")[0]
         sys.stdout.write(make_help(usage, f"{description}\n\n{notes}", groups))
-        return []
+        raise SystemExit(0)
     for name in (*line.values, *line.flags):
         if name not in options:
             close = get_close_matches(name, options, 1)
