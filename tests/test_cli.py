@@ -21,7 +21,7 @@ from targetprop.experiments.main import main
 from targetprop.experiments.networks import ACTIVATIONS, Dense
 from targetprop.experiments.options import field_options
 from targetprop.experiments.parser import build_config, choose, list_options, read_options
-from targetprop.experiments.values import split_words
+from targetprop.experiments.values import read_values, split_words
 from targetprop.report.curves import draw_curves
 
 SMALL = "--network.widths 12 12 --batch_size 256 --log_every 4 --device cpu --epochs 1".split()
@@ -138,8 +138,9 @@ def test_every_option_reaches_the_configuration(capsys):
     assert (content["batch_size"], content["log_every"], content["device"]) == (3, 2, "cpu")
 
 
-@pytest.mark.parametrize("name", ["007", "1e3", "nan", "true", "2026-11-23", "[a]"])
+@pytest.mark.parametrize("name", ["007", "1e3", "nan", "true", "2026-11-23", "2026-13-45", "[a]"])
 def test_a_folder_may_have_any_name(name: str):
+    assert build_config(read_values(f"out: {name}")).out == name
     assert build_config(read_options(["--out", name]).values).out == name
     assert build_config(read_options(["--data.name", "mnist", "--data.root", name]).values).data.root == name
 
@@ -148,6 +149,11 @@ def test_lists_in_every_spelling():
     for words in (["256", "32"], ["[256,32]"], ["256, 32"], ["[256, 32]"]):
         text = split_words(["--network.widths", *words], "train").values["network.widths"]
         assert yaml.safe_load(f"[{text.strip('[]')}]") == [256, 32]
+
+
+def test_switches_need_no_value(capsys):
+    content = yaml.safe_load(printed(capsys, "--deterministic", "--data.flip", "--data.normalise=false"))
+    assert content["deterministic"] is content["data"]["flip"] is True and content["data"]["normalise"] is False
 
 
 def test_command_line_wins_over_the_file(capsys):
@@ -191,6 +197,13 @@ REFUSED = {
     "--decoder.objective learned": "choose one of difference-reconstruction",
     "--epoch 3": "unknown option --epoch; did you mean --epochs?",
     "--xyz 3": "targetprop train --help lists the options",
+    "--compile": "unknown option --compile",
+    "--lr 0.1": "unknown option --lr; did you mean --optimizer.lr?",
+    "--method dtp --lr 0.1": "did you mean --decoder.lr or --optimizer.lr?",
+    "optimizer.lr=0.1": "unexpected 'optimizer.lr=0.1'; write --optimizer.lr=0.1",
+    "--config": "--config needs a value",
+    "--inversion.steps many": "--inversion.steps must be a whole number; got 'many'",
+    "--config empty.yaml": "holds a value that is neither number, text nor",
     "--epochs": "--epochs needs a value",
     "--epochs 3 4": "--epochs must be a whole number",
     "--epochs 0": "epochs must be a whole number ≥ 1",
@@ -238,6 +251,7 @@ REFUSED = {
 def test_wrong_usage_ends_with_one_sentence_and_changes_nothing(tmp_path, capsys, arguments):
     for name, text in {
         "bad.yaml": "a: [",
+        "empty.yaml": "deterministic: ''",
         "list.yaml": "- 1",
         "unknown.yaml": "epoch: 3",
         "section.yaml": "inversion: difference",

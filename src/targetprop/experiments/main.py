@@ -11,10 +11,7 @@ from targetprop.experiments.output import deliver
 # name -> (module that holds a function of the same name, what it does)
 COMMANDS = {
     "train": ("targetprop.experiments.train", "train a network and keep the run in a folder"),
-    "inspect": (
-        "targetprop.experiments.inspect",
-        "measure a trained run's inverses and targets, and say what to change",
-    ),
+    "inspect": ("targetprop.experiments.inspect", "measure a trained run's inverses and targets; says what to change"),
     "verify": ("targetprop.claims.verify", "measure the claims of the paper; writes a table, figures and a page"),
     "bench": ("targetprop.bench.command", "compare optimisers, tuned on an equal budget"),
     "check": ("targetprop.experiments.check", "say what a method does with a model of your own, layer by layer"),
