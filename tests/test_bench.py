@@ -218,7 +218,7 @@ def test_settings_that_do_not_fit_are_refused(tmp_path: Path, capsys: pytest.Cap
         (["narrow", "--competitors", "adamm"], "did you mean 'adam'"),
         (["narrow", "--trials", "0"], "--trials must be a whole number ≥ 1"),
         (["narrow", "--trials", "x"], "--trials must be a whole number"),
-        (["narrow", "--condition", "3"], "narrow has no option --condition"),
+        (["narrow", "--condition", "3"], "targetprop bench has no option --condition; its options are"),
         (["autoencoder", "--root", "nowhere"], "--root nowhere is not a folder"),
         (["narrow", "--depth", "0"], "depth must be a whole number from 1"),
     ],

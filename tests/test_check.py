@@ -174,14 +174,20 @@ def test_the_command_fails_on_a_refusal(file, capsys) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "give a model first"),
-        (["nets"], "names no model; write FILE:NAME"),
-        (["{file}:net"], "give the shape of one sample"),
-        (["{file}:net", "--input", "4,x"], "whole number ≥ 1; got 'x'; write sizes with commas"),
-        (["{file}:net", "--input", "0"], "whole number ≥ 1; got '0'; write sizes with commas"),
+        ([], "targetprop check FILE:NAME --input SHAPE needs a model of a Python file"),
+        (["nets", "--input", "4"], "names no model; write FILE:NAME"),
+        (["{file}:net"], "needs the shape of one sample, such as 1,28,28"),
+        (
+            ["{file}:net", "--input", "4,x"],
+            r"must be whole numbers ≥ 1 .*, such as 1,28,28; got '\[4,x\]'",
+        ),
+        (
+            ["{file}:net", "--input", "0"],
+            r"must be whole numbers ≥ 1 .*, such as 1,28,28; got \[0\]",
+        ),
         (["{file}:net", "--input", "4", "--method", "l-dlr"], "did you mean 'l-drl'"),
         (["{file}:net", "--input", "4", "--cut", "middle"], "--cut must be post-activation or pre-activation"),
-        (["{file}:net", "--input", "4", "--inputs", "4"], "has no option --inputs; did you mean 'input'"),
+        (["{file}:net", "--input", "4", "--inputs", "4"], "has no option --inputs; did you mean --input"),
         (["{file}:nett", "--input", "4"], "has no 'nett'; did you mean 'net'"),
         (["{file}:number", "--input", "4"], "number .* is int; it must be an nn.Module"),
         (["{file}:broken", "--input", "4"], r"fails \(RuntimeError: no luck\)"),

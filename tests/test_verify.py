@@ -144,7 +144,7 @@ def test_all_claims_run_and_one_that_fails_sets_the_exit_status(measured, tmp_pa
     ("argv", "sentence"),
     [
         (["--claim", "convergnce"], "did you mean 'convergence'"),
-        (["--seeds", "0"], "--seeds must be a whole number ≥ 1; got '0'"),
+        (["--seeds", "0"], "--seeds must be a whole number ≥ 1; got 0"),
         (["--seed", "1"], "no option --seed"),
         (["convergence"], "targetprop verify --help"),
         (["--print_config"], "no option --print_config"),

@@ -13,12 +13,11 @@ from typing import Any
 
 from reliability.damage import add, ask, damages, hashes
 from reliability.runs import content, differences, finish, fresh, start, train, whole_run
-from targetprop.experiments.arguments import Arguments
 from targetprop.experiments.errors import CommandError
-from targetprop.experiments.nested_file import read_values
-from targetprop.experiments.parse import parse_config
+from targetprop.experiments.parser import build_config
 from targetprop.experiments.same_config import fixed_values
 from targetprop.experiments.signals import StopSignals
+from targetprop.experiments.values import read_values
 from targetprop.runs.checkpoint import CHECKPOINT
 
 RECIPE, FLIPS, FAST_SHARE = "short", 8, 11
@@ -93,8 +92,7 @@ def another_value(run: Path) -> str | None:
     """Tell a configuration that differs only in what may change: "long" if it has many epochs, else "short"."""
     try:
         sound, now = (
-            parse_config(Arguments(read_values((path / "config.yaml").read_text())))
-            for path in (run.parent / "stopped", run)
+            build_config(read_values((path / "config.yaml").read_text())) for path in (run.parent / "stopped", run)
         )
     except (OSError, ValueError, CommandError):
         return None

@@ -15,7 +15,7 @@ from safetensors.torch import load
 from torch import Tensor
 
 from targetprop.experiments.main import main
-from targetprop.experiments.nested_file import read_values
+from targetprop.experiments.values import read_values
 from targetprop.runs.checkpoint import has_checkpoint, load_checkpoint
 from targetprop.runs.read import read_metrics, read_summary
 

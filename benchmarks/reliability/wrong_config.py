@@ -15,8 +15,7 @@ import yaml
 
 from reliability.damage import add, ask, damages
 from reliability.runs import RECIPES, fresh
-from targetprop.experiments.arguments import read_command_line
-from targetprop.experiments.parse import parse_config
+from targetprop.experiments.parser import build_config, read_options
 
 SHARE, FAST_SHARE, FLIPS = 4, 101, 60
 HUGE = f"1{'0' * 30}"
@@ -39,7 +38,7 @@ def measure(fast: bool) -> dict[str, Any]:
 
 def files(recipe: str) -> Iterator[tuple[str, bytes]]:
     """Make wrong configuration files from the right one of a recipe."""
-    right = parse_config(read_command_line(RECIPES[recipe])).to_yaml()
+    right = build_config(read_options(RECIPES[recipe]).values).to_yaml()
     yield from damages(right.encode(), random.Random(recipe), FLIPS)
     content = yaml.safe_load(right)
     for name, value in content.items():

@@ -7,85 +7,59 @@ from pathlib import Path
 from typing import Any, TypeGuard, get_args
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 import targetprop as tp
-from targetprop.experiments.arguments import read_command_line
 from targetprop.experiments.errors import FAILURE, CommandError, suggest
 from targetprop.experiments.memory import fitting
-from targetprop.experiments.number_range import read_count
+from targetprop.experiments.options import read_request
 from targetprop.layers.chain import Cut, Model
-
-_USAGE = """usage: targetprop check FILE:NAME --input SHAPE [--method NAME] [--cut CUT]
-
-Imports NAME from the Python file FILE: a model, a list of modules, or a function that returns one. Prints a table, one
-row per layer: how it is inverted, what its decoder learns, what is local. Exit status 0 if the method supports the
-model, 1 if it refuses it, with the reason and the way out.
-
-options:
-  --input SHAPE  shape of one sample, such as 1,28,28
-  --method NAME  a method of targetprop methods (default: iterated)
-  --cut CUT      post-activation or pre-activation (default: the method's own)
-"""
+from targetprop.settings import check_ranges
 
 
 @dataclass(frozen=True)
-class _Request:
-    file: Path
-    name: str
-    shape: tuple[int, ...]
-    method: str
-    cut: Any
+class Request:
+    """Imports NAME from the Python file FILE and says what a method does with it.
+
+    NAME is a model, a list of modules, or a function that returns one. Prints a table, one row per layer: how it is
+    inverted, what its decoder learns, what is local. Exit status 0 if the method supports the model, 1 if it refuses
+    it, with the reason and the way out.
+
+    Attributes:
+        model: a model of a Python file.
+        input: the shape of one sample, such as 1,28,28.
+        method: a method of targetprop methods.
+        cut: post-activation or pre-activation; null is the method's own.
+    """
+
+    model: str
+    input: list[int]
+    method: str = "iterated"
+    cut: Any = None
+
+    def __post_init__(self) -> None:
+        """Check the request; a wrong one raises `ValueError`."""
+        sizes = "whole numbers ≥ 1 with commas between them, such as 1,28,28"
+        good = isinstance(self.input, list) and all(isinstance(size, int) and size >= 1 for size in self.input)
+        check_ranges(
+            self, "--", input=(good, sizes), cut=(self.cut in (None, *get_args(Cut)), " or ".join(get_args(Cut)))
+        )
+        if self.method not in tp.METHODS:
+            raise ValueError(f"--method {self.method} is unknown; {suggest(self.method, tp.METHODS)}")
 
 
 def check(argv: list[str]) -> int:
     """Run the command."""
-    if "-h" in argv or "--help" in argv:
-        sys.stdout.write(_USAGE)
-        return 0
-    request = _read(argv)
-    model = _load(request.file, request.name)
-    shape = ",".join(map(str, request.shape))
-    with fitting(f"{request.name} with --input {shape}", "give a smaller shape or model"):
-        found = tp.check(model, _input(request.shape), request.method, request.cut)
+    (request,) = read_request(argv, "targetprop check FILE:NAME --input SHAPE [options]", Request)
+    file, colon, name = request.model.rpartition(":")
+    if not (colon and file and name):
+        raise CommandError(f"{request.model!r} names no model; write FILE:NAME, such as nets.py:net")
+    model = _load(Path(file).expanduser(), name)
+    with fitting(f"{name} with --input {','.join(map(str, request.input))}", "give a smaller shape or model"):
+        x = torch.randn(2, *request.input, generator=torch.Generator().manual_seed(0))
+        found = tp.check(model, x, request.method, request.cut)
     sys.stdout.write(f"{found}\n")
     return 0 if found.supported else FAILURE
-
-
-def _read(argv: list[str]) -> _Request:
-    if not argv or argv[0].startswith("-"):
-        raise CommandError("give a model first: targetprop check FILE:NAME --input SHAPE")
-    file, colon, name = argv[0].rpartition(":")
-    if not (colon and file and name):
-        raise CommandError(f"{argv[0]!r} names no model; write FILE:NAME, such as nets.py:net")
-    arguments = read_command_line(argv[1:], "check")
-    values = dict(arguments.values)
-    shape, method, cut = values.pop("input", None), values.pop("method", "iterated"), values.pop("cut", None)
-    unknown = [*values, *sorted(arguments.flags)]
-    if unknown:
-        raise CommandError(f"targetprop check has no option --{unknown[0]}; {suggest(unknown[0], _OPTIONS)}")
-    if shape is None:
-        raise CommandError("give the shape of one sample, such as --input 1,28,28")
-    if method not in tp.METHODS:
-        raise CommandError(f"--method {method} is unknown; {suggest(method, tp.METHODS)}")
-    if cut is not None and cut not in get_args(Cut):
-        raise CommandError(f"--cut must be {' or '.join(get_args(Cut))}; got {cut!r}")
-    return _Request(Path(file).expanduser(), name, _shape(shape), method, cut)
-
-
-_OPTIONS = ("input", "method", "cut")
-
-
-def _shape(text: str) -> tuple[int, ...]:
-    sizes = [part.strip() for part in text.strip("[]() ").split(",")]
-    try:
-        return tuple(read_count("input", size) for size in sizes)
-    except CommandError as error:
-        raise CommandError(f"{error}; write sizes with commas between them, such as 1,28,28") from error
-
-
-def _input(shape: tuple[int, ...]) -> Tensor:
-    return torch.randn(2, *shape, generator=torch.Generator().manual_seed(0))
 
 
 def _load(file: Path, name: str) -> Model:

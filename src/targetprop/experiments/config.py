@@ -1,60 +1,47 @@
-"""A run's configuration: which sections it has, what each may be, and how a flat set of values becomes one.
-
-Every section but ``influence`` is an object of a class chosen by name (``--inversion.rule``); the options of the
-section are the fields of that class. So an option that the chosen class lacks does not exist, and is refused.
-"""
+"""A run's configuration: settings in sections, each of a class that is chosen by name."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields, replace
-from typing import Any, Literal, get_args
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal, NamedTuple
 
 import yaml
 
 from targetprop.decoders import OBJECTIVES
 from targetprop.experiments.data import SOURCES, Digits, Source
-from targetprop.experiments.errors import CommandError, suggest
 from targetprop.experiments.loop import Precision
 from targetprop.experiments.networks import NETWORKS, Dense, Network
 from targetprop.experiments.optimizers import OPTIMIZERS, Adam, Optimizer
-from targetprop.experiments.options import Option, field_options
 from targetprop.experiments.schedules import SCHEDULES, Constant, Schedule
 from targetprop.inversion import RULES
-from targetprop.layers.chain import Cut
-from targetprop.methods import METHODS, Method, method
+from targetprop.methods import Method
 from targetprop.output_target import OUTPUT_TARGETS
 from targetprop.settings import check_ranges, check_types
-from targetprop.targets import Propagation
 from targetprop.updates import UPDATES
 
 
-@dataclass(frozen=True)
-class Kind:
-    """How the class of a section is chosen.
+class Section(NamedTuple):
+    """A section: its title in the help, where top-level options have none; what chooses its class, and from which."""
 
-    Attributes:
-        key: name of the option that chooses it.
-        classes: the classes by name.
-        help: what the option chooses.
-    """
-
-    key: str
-    classes: Mapping[str, type]
-    help: str
+    title: str = ""
+    key: str = ""
+    classes: Mapping[str, type] = {}
+    help: str = ""
 
 
-PARTS: dict[str, Kind | None] = {
-    "output_target": Kind("rule", OUTPUT_TARGETS, "how the target of the output is set"),
-    "decoder": Kind("objective", OBJECTIVES, "what the approximate inverses learn"),
-    "inversion": Kind("rule", RULES, "how a target is inverted into the one below"),
-    "influence": None,
-    "update": Kind("rule", UPDATES, "how a target becomes a change of the weights"),
+PARTS: dict[str, Section] = {
+    "output_target": Section("target of the output", "rule", OUTPUT_TARGETS, "how the target of the output is set"),
+    "decoder": Section("approximate inverses", "objective", OBJECTIVES, "what the approximate inverses learn"),
+    "inversion": Section("inversion of a layer", "rule", RULES, "how a target is inverted into the one below"),
+    "influence": Section("influence normalisation"),
+    "update": Section("change of the weights", "rule", UPDATES, "how a target becomes a change of the weights"),
 }
-SECTIONS: dict[str, Kind | None] = {
+SECTIONS: dict[str, Section] = {
     **PARTS,
-    "data": Kind("name", SOURCES, "where the data comes from"),
-    "network": Kind("name", NETWORKS, "the network"),
-    "optimizer": Kind("name", OPTIMIZERS, "the network's optimiser"),
-    "schedule": Kind("name", SCHEDULES, "how its learning rate changes"),
+    "data": Section("data", "name", SOURCES, "where the data comes from"),
+    "network": Section("network", "name", NETWORKS, "the network"),
+    "optimizer": Section("optimiser of the network", "name", OPTIMIZERS, "the network's optimiser"),
+    "schedule": Section("its learning rate over the steps", "name", SCHEDULES, "how its learning rate changes"),
+    "loop": Section(),
 }
 
 
@@ -73,8 +60,6 @@ class LoopSettings:
         precision: fp64 trains everything in float64. With bf16, products and activations are in bfloat16; weights,
             gradients, optimisers, the loss and differences of nearly equal activations stay in float32.
         checkpoint_minutes: minutes between two checkpoints within an epoch; every epoch ends with one in any case.
-        compile: compile with torch.compile what layers and decoders compute while targets are sought; where that fails,
-            a sentence says so.
         deterministic: use PyTorch's deterministic algorithms only, so that the same seed on the same machine gives the
             same result bit for bit on a GPU too; an operation that has none ends the run.
     """
@@ -87,19 +72,16 @@ class LoopSettings:
     max_skipped: int = 10
     precision: Precision = "fp32"
     checkpoint_minutes: float = field(default=5.0, metadata={"finite": False})
-    compile: bool = False
     deterministic: bool = False
 
     def __post_init__(self) -> None:
         """Check the settings; a wrong one raises `ValueError`."""
         check_types(self)
+        counts = ("epochs", "batch_size", "log_every", "max_skipped")
         check_ranges(
             self,
-            epochs=(self.epochs >= 1, "a whole number ≥ 1"),
-            batch_size=(self.batch_size >= 1, "a whole number ≥ 1"),
+            **{name: (getattr(self, name) >= 1, "a whole number ≥ 1") for name in counts},
             seed=(0 <= self.seed < 2**63, "a whole number from 0 to 2**63 − 1"),
-            log_every=(self.log_every >= 1, "a whole number ≥ 1"),
-            max_skipped=(self.max_skipped >= 1, "a whole number ≥ 1"),
             checkpoint_minutes=(self.checkpoint_minutes >= 0, "a number ≥ 0"),
         )
 
@@ -119,10 +101,10 @@ class RunConfig:
     """
 
     method: Method
-    data: Source
-    network: Network
-    optimizer: Optimizer
-    loop: LoopSettings
+    data: Source = Digits()
+    network: Network = field(default_factory=Dense)
+    optimizer: Optimizer = Adam()
+    loop: LoopSettings = LoopSettings()
     out: str | None = None
     schedule: Schedule = Constant()
 
@@ -130,86 +112,24 @@ class RunConfig:
         """Check what the parts are; a wrong one raises `ValueError`."""
         check_types(self)
 
+    @property
+    def sections(self) -> dict[str, Any]:
+        """Settings by section; the baseline has no parts of a method."""
+        parts = {name: getattr(self.method, name) for name in PARTS} if has_parts(self.method) else {}
+        return parts | {name: getattr(self, name) for name in SECTIONS if name not in PARTS}
+
     def to_yaml(self) -> str:
         """Write it as the nested file that ``--config`` reads, without the folder."""
-        sections = {name: getattr(self.method, name) for name in (PARTS if has_parts(self.method) else ())}
-        sections |= {name: getattr(self, name) for name in SECTIONS if name not in PARTS}
         values: dict[str, Any] = {"method": self.method.name}
         if has_parts(self.method):
             values |= {"cut": self.method.cut, "propagation": self.method.propagation}
-        for name, part in sections.items():
-            kind = SECTIONS[name]
-            values[name] = ({kind.key: part.name} if kind else {}) | {
-                f.name: getattr(part, f.name) for f in fields(part)
-            }
-        values |= asdict(self.loop)
+        for name, part in self.sections.items():
+            title, key, *_ = SECTIONS[name]
+            settings = ({key: part.name} if key else {}) | asdict(part)
+            values |= {name: settings} if title else settings
         return yaml.safe_dump(values, sort_keys=False, default_flow_style=None, width=120, allow_unicode=True)
 
 
 def has_parts(recipe: Method) -> bool:
     """Tell target propagation from the baseline, which has no parts to set."""
     return recipe.propagation != "backprop"
-
-
-def base_method(values: Mapping[str, str]) -> Method:
-    """Find the method that the values name."""
-    name = values.get("method", "iterated")
-    if name not in METHODS:
-        raise CommandError(f"unknown method {name!r}; {suggest(name, METHODS)} (targetprop methods describes them)")
-    return method(name)
-
-
-def default_sections(recipe: Method) -> dict[str, Any]:
-    """List a method's own parts and the default data, network, optimiser and schedule, by section."""
-    parts = {name: getattr(recipe, name) for name in (PARTS if has_parts(recipe) else ())}
-    return parts | {"data": Digits(), "network": Dense(), "optimizer": Adam(), "schedule": Constant()}
-
-
-def choose_sections(recipe: Method, values: Mapping[str, str]) -> dict[str, Any]:
-    """Choose the class of every section, with its default settings."""
-    chosen = default_sections(recipe)
-    for section, default in chosen.items():
-        kind = SECTIONS[section]
-        name = values.get(f"{section}.{kind.key}") if kind else None
-        if kind is None or name in (None, default.name):
-            continue
-        if name not in kind.classes:
-            raise CommandError(f"unknown --{section}.{kind.key} {name!r}; {suggest(name, kind.classes)}")
-        chosen[section] = kind.classes[name]()
-    return chosen
-
-
-def list_options(recipe: Method, sections: Mapping[str, Any]) -> dict[str, Option]:
-    """List the options of a run by dotted name."""
-    options = [Option("method", Literal[tuple(METHODS)], recipe.name, "the recipe; see targetprop methods")]
-    if has_parts(recipe):
-        ways = tuple(way for way in get_args(Propagation) if way != "backprop")
-        options += [
-            Option("cut", Cut, recipe.cut, "where the network is cut into layers"),
-            Option("propagation", Literal[ways], recipe.propagation, "the order in which targets travel down"),
-        ]
-    for section, settings in sections.items():
-        kind = SECTIONS[section]
-        if kind is not None:
-            choices = Literal[tuple(kind.classes)]
-            options.append(Option(f"{section}.{kind.key}", choices, settings.name, kind.help))
-        options += field_options(section, settings)
-    options += field_options("", LoopSettings())
-    options.append(Option("out", str | None, None, "the run's new folder; null is runs/METHOD-DATA-sSEED"))
-    return {option.name: option for option in options}
-
-
-def assemble(recipe: Method, sections: Mapping[str, Any], values: Mapping[str, Any]) -> RunConfig:
-    """Put checked values into the sections."""
-    try:
-        made = {
-            name: replace(old, **{f.name: values[f"{name}.{f.name}"] for f in fields(old)})
-            for name, old in sections.items()
-        }
-        parts: dict[str, Any] = {name: made.pop(name) for name in PARTS if name in made}
-        if has_parts(recipe):
-            recipe = replace(recipe, cut=values["cut"], propagation=values["propagation"], **parts)
-        loop = LoopSettings(**{f.name: values[f.name] for f in fields(LoopSettings)})
-    except ValueError as error:
-        raise CommandError(str(error)) from error
-    return RunConfig(recipe, loop=loop, out=values["out"], **made)

@@ -1,28 +1,28 @@
 """``targetprop methods``: the table of published methods, from the library's own registry."""
 
 import sys
+from dataclasses import dataclass
 
 import targetprop as tp
-from targetprop.experiments.errors import CommandError
+from targetprop.experiments.options import read_request
 
-_USAGE = """usage: targetprop methods [--verbose]
 
-Lists the methods by name; --verbose adds the parts each of them is made of.
-"""
+@dataclass(frozen=True)
+class Request:
+    """Lists the methods by name.
+
+    Attributes:
+        verbose: add the parts that each of them is made of.
+    """
+
+    verbose: bool = False
 
 
 def methods(argv: list[str]) -> int:
     """Print the methods."""
-    unknown = [a for a in argv if a not in ("-v", "--verbose", "-h", "--help")]
-    if unknown:
-        raise CommandError(f"targetprop methods does not know {unknown[0]!r}; its one option is --verbose")
-    if "-h" in argv or "--help" in argv:
-        sys.stdout.write(_USAGE)
-        return 0
+    (request,) = read_request(argv, "targetprop methods [--verbose]", Request)
     for name, make in tp.METHODS.items():
-        summary = (make.__doc__ or "").strip().split("\n")[0]
-        sys.stdout.write(f"{name:<12} {summary}\n")
-        if argv:
-            parts = str(tp.method(name)).split("\n")[1:]
-            sys.stdout.write("\n".join([*parts, "", ""]))
+        summary = (make.__doc__ or "").strip().partition("\n")[0]
+        parts = str(tp.method(name)).partition("\n")[2] + "\n\n" if request.verbose else ""
+        sys.stdout.write(f"{name:<15} {summary}\n{parts}")
     return 0

@@ -12,15 +12,20 @@ from targetprop.runs.errors import RunError
 # name -> (module that holds a function of the same name, what it does)
 COMMANDS = {
     "train": ("targetprop.experiments.train", "train a network and keep the run in a folder"),
-    "inspect": (
-        "targetprop.experiments.inspect",
-        "measure a trained run's inverses and targets, and say what to change",
-    ),
+    "inspect": ("targetprop.experiments.inspect", "measure a trained run's inverses and targets; says what to change"),
     "verify": ("targetprop.claims.verify", "measure the claims of the paper; writes a table, figures and a page"),
     "bench": ("targetprop.bench.command", "compare optimisers, tuned on an equal budget"),
     "check": ("targetprop.experiments.check", "say what a method does with a model of your own, layer by layer"),
     "methods": ("targetprop.experiments.list_methods", "list the methods and their parts"),
 }
+_USAGE = """usage: targetprop COMMAND [options]
+
+Target propagation by iterating approximate inverses.
+
+commands:
+{commands}
+targetprop COMMAND --help lists the options of a command.
+"""
 _EXTRAS = {
     **dict.fromkeys(("jsonargparse", "matplotlib", "PIL", "yaml", "rich", "safetensors", "sklearn"), "experiments"),
     **dict.fromkeys(("optuna", "pytorch_optimizer"), "experiments,bench"),
@@ -39,6 +44,8 @@ def _run(arguments: list[str]) -> int:
     except (CommandError, RunError) as error:
         sys.stderr.write(f"targetprop: {error}\n")
         return error.status
+    except SystemExit as end:  # a command that has printed its help
+        return int(end.code or 0)
     except KeyboardInterrupt:
         sys.stderr.write("targetprop: stopped by Ctrl-C\n")
         return 130
@@ -47,7 +54,8 @@ def _run(arguments: list[str]) -> int:
 def _dispatch(arguments: list[str]) -> int:
     name = arguments[0] if arguments else "--help"
     if name in ("-h", "--help"):
-        sys.stdout.write(_usage())
+        commands = "".join(f"  {name:<10} {text}\n" for name, (_, text) in COMMANDS.items())
+        sys.stdout.write(_USAGE.format(commands=commands))
         return 0 if arguments else USAGE
     if name == "--version":
         sys.stdout.write(f"targetprop {targetprop.__version__}\n")
@@ -65,20 +73,3 @@ def _dispatch(arguments: list[str]) -> int:
             f"this command needs {error.name}, which is not installed; run pip install 'targetprop[{extra}]'",
             FAILURE,
         ) from error
-
-
-def _usage() -> str:
-    rows = [f"  {name:<10} {text}" for name, (_, text) in COMMANDS.items()]
-    return "\n".join(
-        [
-            "usage: targetprop COMMAND [options]",
-            "",
-            "Target propagation by iterating approximate inverses.",
-            "",
-            "commands:",
-            *rows,
-            "",
-            "targetprop COMMAND --help lists the options of a command.",
-            "",
-        ]
-    )

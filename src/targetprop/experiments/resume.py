@@ -4,11 +4,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from targetprop.experiments.arguments import Arguments, read_file
 from targetprop.experiments.config import RunConfig
 from targetprop.experiments.errors import FAILURE, CommandError
-from targetprop.experiments.parse import parse_config
+from targetprop.experiments.parser import build_config
 from targetprop.experiments.progress import say
+from targetprop.experiments.values import Options, read_file
 from targetprop.runs.checkpoint import has_checkpoint, load_checkpoint
 from targetprop.runs.folder import CONFIG, RunFolder, writing
 from targetprop.runs.status import RunStatus, read_status
@@ -63,7 +63,7 @@ class StoredRun:
         return folder
 
 
-def read_stored_run(run: Path, arguments: Arguments) -> StoredRun:
+def read_stored_run(run: Path, arguments: Options) -> StoredRun:
     """Read the configuration of a run that is to go on, and change what may change."""
     refused = [f"--{name}" for name in arguments.values if name not in _BESIDE_RESUME]
     refused += [f"--{flag}" for flag in arguments.flags]
@@ -71,8 +71,8 @@ def read_stored_run(run: Path, arguments: Arguments) -> StoredRun:
         raise CommandError(f"--resume keeps the run's own configuration; leave {', '.join(refused)} out")
     stored, status = read_stored_values(run, "--resume"), read_status(run)
     kept = {name: text for name, text in arguments.values.items() if name != "device"}
-    before, after = parse_stored(run, stored), parse_config(Arguments({**stored, **kept}))
-    return StoredRun(run, parse_config(Arguments({**stored, **arguments.values})), before, after, status)
+    before, after = parse_stored(run, stored), build_config({**stored, **kept})
+    return StoredRun(run, build_config({**stored, **arguments.values}), before, after, status)
 
 
 def read_stored_values(run: Path, command: str) -> dict[str, str]:
@@ -85,7 +85,7 @@ def read_stored_values(run: Path, command: str) -> dict[str, str]:
 def parse_stored(run: Path, stored: dict[str, str]) -> RunConfig:
     """Check the configuration of a run."""
     try:
-        return parse_config(Arguments(stored))
+        return build_config(stored)
     except CommandError as error:
         way_out = "put back the file that the run began with, or use the release that wrote it"
         raise CommandError(f"{run / CONFIG} cannot be used ({error}); {way_out}", FAILURE) from error

@@ -4,7 +4,7 @@ from typing import Any
 
 from targetprop.experiments.config import RunConfig
 from targetprop.experiments.errors import FAILURE, CommandError
-from targetprop.experiments.nested_file import read_values
+from targetprop.experiments.values import read_values
 
 # What may change in a run that goes on: it does not alter the steps done, or says where the same data is now.
 _FREE = {"epochs", "device", "checkpoint_minutes", "data.root"}

@@ -5,16 +5,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
-from targetprop.experiments.arguments import Arguments, merge, read_command_line, read_file
 from targetprop.experiments.build import build, find_device
 from targetprop.experiments.config import RunConfig
 from targetprop.experiments.deterministic import COST, deterministic
 from targetprop.experiments.distributed import Processes, connect, on_every_rank
 from targetprop.experiments.epochs import train_epochs
-from targetprop.experiments.parse import format_help, parse_config
+from targetprop.experiments.parser import build_config, format_help, read_options
 from targetprop.experiments.progress import say
 from targetprop.experiments.recorder import RunRecorder
 from targetprop.experiments.resume import read_stored_run
+from targetprop.experiments.values import Options
 from targetprop.runs.folder import RunFolder, create_run_folder, writing
 from targetprop.runs.lock import hold
 
@@ -25,17 +25,14 @@ def train(argv: list[str]) -> int:
 
 
 def _train(argv: list[str], processes: Processes) -> int:
-    arguments = read_command_line(argv)
+    arguments = read_options(argv)
     resume = arguments.values.pop("resume", None)
     if resume is not None and "help" not in arguments.flags:
         return _resume(Path(resume).expanduser(), arguments, processes)
-    file = arguments.values.pop("config", None)
-    if file is not None:
-        arguments = merge(read_file(file), arguments)
     if "help" in arguments.flags:
-        sys.stdout.write(format_help(arguments))
+        sys.stdout.write(format_help(arguments.values))
         return 0
-    config = parse_config(arguments)
+    config = build_config(arguments.values)
     for note in arguments.notes:
         say(f"note: {note}")
     if "print_config" in arguments.flags:
@@ -49,7 +46,7 @@ def _train(argv: list[str], processes: Processes) -> int:
             return train_epochs(RunRecorder(config, state, data, folder), data)
 
 
-def _resume(run: Path, arguments: Arguments, processes: Processes) -> int:
+def _resume(run: Path, arguments: Options, processes: Processes) -> int:
     stored, first = read_stored_run(run, arguments), processes.rank == 0
     with hold(run) if first else nullcontext():
         saved = stored.load()
