@@ -241,7 +241,8 @@ class LayerPeers(RowPeers):
 
 def _whole(outcome: Outcome, batch: BatchShard) -> Outcome:
     values: dict[str, Any] = {part.name: getattr(outcome, part.name) for part in fields(Outcome)}
-    return Outcome(**{name: None if found is None else batch.whole(found) for name, found in values.items()})
+    whole: dict[str, Any] = {name: None if found is None else batch.whole(found) for name, found in values.items()}
+    return Outcome(**whole)
 
 
 def _moved(values: Any, device: torch.device | str) -> Any:
