@@ -234,7 +234,7 @@ def test_a_bad_batch_is_named_and_changes_nothing(spoil, x, y, loss, error, mess
         engine.backward(x, y)
     after = engine.state_dict()
     assert same(before["decoders"], after["decoders"]) and same(before["update"], after["update"])
-    assert torch.equal(before["generator"], after["generator"])
+    assert same(before["generators"], after["generators"])
     assert str(before["decoder_optimizer"]) == str(after["decoder_optimizer"])
     assert str(weights) == str(net.state_dict()) and all(p.grad is None for p in net.parameters())
 
@@ -269,7 +269,7 @@ ENGINES = [
     (
         lambda: make(nn.Sequential(nn.Linear(9, 3)).double()),
         ValueError,
-        r"does not accept example_input of shape \(6, 2, 2\)",
+        r"does not accept example_input\[:2\] of shape \(2, 2, 2\)",
     ),
     (
         lambda: make(nn.Sequential(nn.Flatten(), nn.Linear(4, 3).double(), Pair())),

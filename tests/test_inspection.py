@@ -211,7 +211,7 @@ def snapshot(engine: tp.TargetPropagation) -> list:
         found += [*module.state_dict().values(), *(m.training for m in module.modules())]
     found += [p.grad for p in [*parameters(engine.model), *engine.bank.parameters()]]
     state = engine.state_dict()
-    found += [*state["decoders"].values(), *state["update"].values(), state["generator"]]
+    found += [*state["decoders"].values(), *state["update"].values(), *state["generators"].values()]
     return [value.clone() if isinstance(value, Tensor) else value for value in found]
 
 

@@ -60,7 +60,7 @@ def everything(module: TargetPropagationModule) -> list[Tensor]:
     assert module.engine is not None
     state = module.engine.state_dict()
     owned = [*state.get("decoders", {}).values(), *state.get("update", {}).values()]
-    return [*module.model.state_dict().values(), *owned, *([state["generator"]] if "generator" in state else [])]
+    return [*module.model.state_dict().values(), *owned, *state.get("generators", {}).values()]
 
 
 def same(a: list[Tensor], b: list[Tensor]) -> bool:
