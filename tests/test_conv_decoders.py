@@ -164,8 +164,8 @@ def test_closed_form_is_the_gradient(name: str, w: float, damping: float, relati
     made = learning(layers, x, decoder)
     record = run_forward(made.chain, x)
     layer, g = record.layers[1], made.bank.inverse(record.layers[1])
-    noise = Noise(record, 0.1, torch.Generator().manual_seed(0))
-    signal = decoder.signal(made.bank, 1, record, noise)
+    noise = Noise(record, record.layers[1], 0.1, torch.Generator().manual_seed(0))
+    signal = decoder.signal(made.bank, record.layers[1:], record, noise)
     assert signal.gradient is not None, "not the closed form"
 
     eps = noise.like(layer.x)
@@ -198,10 +198,10 @@ def test_other_decoders_learn_from_samples(name: str) -> None:
     decoder = tp.DifferenceReconstruction(w=0.0, damping=1.0, activation="transpose")
     made = learning(layers, x, decoder)
     record = run_forward(made.chain, x)
-    noise = Noise(record, 0.1, torch.Generator().manual_seed(0))
-    signal = decoder.signal(made.bank, 1, record, noise)
+    noise = Noise(record, record.layers[1], 0.1, torch.Generator().manual_seed(0))
+    signal = decoder.signal(made.bank, record.layers[1:], record, noise)
     assert signal.gradient is None
-    assert torch.equal(signal.tensor, decoder.layer_loss(made.bank, 1, record, noise))
+    assert torch.equal(signal.tensor, decoder.layer_loss(made.bank, record.layers[1:], record, noise))
 
 
 def test_a_users_own_decoder_of_a_block_learns_from_samples() -> None:
