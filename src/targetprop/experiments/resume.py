@@ -18,20 +18,12 @@ _BESIDE_RESUME = {"epochs", "device"}
 
 @dataclass(frozen=True)
 class StoredRun:
-    """A run that is to go on.
-
-    Attributes:
-        path: its folder.
-        config: its configuration, with the epochs and the device asked for now.
-        before: as its file has it.
-        after: as its file shall have it.
-        status: what the run was doing.
-    """
+    """A run that is to go on."""
 
     path: Path
-    config: RunConfig
-    before: RunConfig
-    after: RunConfig
+    config: RunConfig  # with the epochs and the device asked for now
+    before: RunConfig  # as its file has it
+    after: RunConfig  # as its file shall have it
     status: RunStatus
 
     def load(self) -> dict[str, Any] | None:
