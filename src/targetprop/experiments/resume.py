@@ -62,9 +62,12 @@ def read_stored_run(run: Path, arguments: Arguments) -> StoredRun:
     if refused:
         raise CommandError(f"--resume keeps the run's own configuration; leave {', '.join(refused)} out")
     stored, status = read_stored_values(run, "--resume"), read_status(run)
-    kept = {name: text for name, text in arguments.values.items() if name != "device"}
-    before, after = parse_stored(run, stored), parse_config(Arguments({**stored, **kept}))
-    return StoredRun(run, parse_config(Arguments({**stored, **arguments.values})), before, after, status)
+    before = after = config = parse_stored(run, stored)
+    if "epochs" in arguments.values:
+        after = config = parse_config(Arguments({**stored, "epochs": arguments.values["epochs"]}))
+    if "device" in arguments.values:
+        config = parse_config(Arguments({**stored, **arguments.values}))
+    return StoredRun(run, config, before, after, status)
 
 
 def read_stored_values(run: Path, command: str) -> dict[str, str]:
