@@ -347,12 +347,14 @@ def test_global_reconstruction_learns_the_damped_inverse_of_everything_above() -
 def test_ridge_is_the_damped_least_squares_solution() -> None:
     net, x = nn.Sequential(nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 3)).to(DTYPE), rand(50, 4)
     made = engine(net, x, tp.Ridge(damping=0.01, noise=0.3, decay=0.0, every=1))
+    drawn = torch.Generator()
+    drawn.set_state(made.state_dict()["generators"]["2"])
     made.train_decoders(x)
     (linear,) = (m for m in made.bank.modules() if isinstance(m, nn.Linear))
     from targetprop.decoders.objective import Noise
 
     record = run_forward(made.chain, x)
-    noise = Noise(record, record.layers[1], 0.3, torch.Generator().manual_seed(0)).like(record.layers[1].x)
+    noise = Noise(record, record.layers[1], 0.3, drawn).like(record.layers[1].x)
     clean = (record.layers[1].x + noise).detach()
     a = torch.cat([record.layers[1].f(clean).detach(), torch.ones(50, 1, dtype=DTYPE)], dim=1)
     ridge = 0.01 * 50 * (a.square().sum() / 50 / 4)

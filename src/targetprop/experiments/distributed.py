@@ -24,19 +24,12 @@ _FAILURE = "failure"
 
 @dataclass(frozen=True)
 class Processes:
-    """This process and the others of its run; what changes values here, all call in the same order.
+    """This process and the others of its run; all ask for sums and the like in the same order."""
 
-    Attributes:
-        rank: its number; rank 0 alone prints and writes files.
-        size: how many there are.
-        local_rank: its number on its machine, which is that of its GPU.
-        store: where the ranks leave words for each other; None before they are connected, and for a process alone.
-    """
-
-    rank: int = 0
+    rank: int = 0  # rank 0 alone prints and writes files
     size: int = 1
-    local_rank: int = 0
-    store: Store | None = None
+    local_rank: int = 0  # on its machine: the number of its GPU
+    store: Store | None = None  # where a failure is told; None before they are connected, and for a process alone
 
     @property
     def group(self) -> "dist.ProcessGroup | None":

@@ -11,25 +11,15 @@ from targetprop.experiments.data.augment import Variation
 
 @dataclass
 class EpochProgress:
-    """What an epoch that has begun needs beside the rest of the state, to go on as if nothing had happened.
+    """What an epoch that has begun needs beside the rest of the state, to go on as if nothing had happened."""
 
-    Attributes:
-        order: state of the generator of the data's order when the epoch began, so that its draws can be repeated.
-        loss: sum over the samples so far of all ranks, but for those of skipped steps.
-        right: right answers among them, of this rank alone.
-        counted: how many samples these are.
-        skipped: steps that were skipped.
-        batches: batches done.
-        variation: state of the augmentation's random numbers after them; None where it has none.
-    """
-
-    order: Tensor
-    loss: Tensor
-    right: Tensor
-    counted: int = 0
-    skipped: int = 0
-    batches: int = 0
-    variation: Tensor | None = None
+    order: Tensor  # state of the data's order when the epoch began, so that its draws can be repeated
+    loss: Tensor  # sum over the samples so far of all ranks, but for those of skipped steps
+    right: Tensor  # right answers among them, of this rank alone
+    counted: int = 0  # how many samples these are
+    skipped: int = 0  # steps
+    batches: int = 0  # batches done
+    variation: Tensor | None = None  # state of the augmentation's random numbers after them
 
     def enter(self, augment: Variation) -> None:
         """Bring the augmentation as far as this."""

@@ -1,8 +1,7 @@
 """The optimisers of the network, by name: settings that make a ``torch.optim`` optimiser."""
 
-from abc import ABC, abstractmethod
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import ClassVar
 
 import torch
@@ -12,8 +11,8 @@ from targetprop.settings import check_ranges, check_types
 
 
 @dataclass(frozen=True)
-class Optimizer(ABC):
-    """Settings of an optimiser.
+class Optimizer:
+    """Settings of an optimiser, under the names that ``torch.optim`` has for them.
 
     Attributes:
         lr: learning rate.
@@ -21,15 +20,16 @@ class Optimizer(ABC):
 
     lr: float
     name: ClassVar[str]
+    kind: ClassVar[type[torch.optim.Optimizer]]
 
     def __post_init__(self) -> None:
         """Check the settings; a wrong one raises `ValueError`."""
         check_types(self, "optimizer.")
         check_ranges(self, "optimizer.", lr=(self.lr > 0, "a number > 0"))
 
-    @abstractmethod
     def make(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
         """Make the optimiser."""
+        return self.kind(parameters, **asdict(self))
 
 
 @dataclass(frozen=True)
@@ -38,10 +38,7 @@ class Adam(Optimizer):
 
     lr: float = 1e-3
     name: ClassVar[str] = "adam"
-
-    def make(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
-        """Make Adam; see `Optimizer.make`."""
-        return torch.optim.Adam(parameters, lr=self.lr)
+    kind: ClassVar[type[torch.optim.Optimizer]] = torch.optim.Adam
 
 
 @dataclass(frozen=True)
@@ -55,15 +52,12 @@ class AdamW(Optimizer):
     lr: float = 1e-3
     weight_decay: float = 0.01
     name: ClassVar[str] = "adamw"
+    kind: ClassVar[type[torch.optim.Optimizer]] = torch.optim.AdamW
 
     def __post_init__(self) -> None:
         """Check the settings; a wrong one raises `ValueError`."""
         super().__post_init__()
         check_ranges(self, "optimizer.", weight_decay=(self.weight_decay >= 0, "a number ≥ 0"))
-
-    def make(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
-        """Make AdamW; see `Optimizer.make`."""
-        return torch.optim.AdamW(parameters, lr=self.lr, weight_decay=self.weight_decay)
 
 
 @dataclass(frozen=True)
@@ -81,6 +75,7 @@ class Sgd(Optimizer):
     nesterov: bool = False
     weight_decay: float = 0.0
     name: ClassVar[str] = "sgd"
+    kind: ClassVar[type[torch.optim.Optimizer]] = torch.optim.SGD
 
     def __post_init__(self) -> None:
         """Check the settings."""
@@ -93,12 +88,6 @@ class Sgd(Optimizer):
         if self.nesterov and self.momentum == 0:
             raise ValueError("optimizer.nesterov needs momentum; set optimizer.momentum > 0")
 
-    def make(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
-        """Make SGD; see `Optimizer.make`."""
-        return torch.optim.SGD(
-            parameters, self.lr, self.momentum, weight_decay=self.weight_decay, nesterov=self.nesterov
-        )
-
 
 @dataclass(frozen=True)
 class RmsProp(Optimizer):
@@ -106,10 +95,7 @@ class RmsProp(Optimizer):
 
     lr: float = 1e-3
     name: ClassVar[str] = "rmsprop"
-
-    def make(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
-        """Make RMSprop; see `Optimizer.make`."""
-        return torch.optim.RMSprop(parameters, lr=self.lr)
+    kind: ClassVar[type[torch.optim.Optimizer]] = torch.optim.RMSprop
 
 
 OPTIMIZERS: dict[str, type[Optimizer]] = {o.name: o for o in (Adam, AdamW, Sgd, RmsProp)}

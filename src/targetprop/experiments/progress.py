@@ -4,18 +4,10 @@ import sys
 from datetime import timedelta
 from pathlib import Path
 from time import monotonic
-from types import TracebackType
-from typing import Any, NoReturn, Self
+from typing import Any, NoReturn
 
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    ProgressColumn,
-    TextColumn,
-    TimeRemainingColumn,
-)
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, TextColumn, TimeRemainingColumn
 
 _QUIET = 30.0  # seconds between two lines where there is no terminal
 
@@ -32,31 +24,15 @@ def error_console() -> Console:
     return _Console(stderr=True, highlight=False)
 
 
-class _Bar:
+class _Bar(Progress):
     """A progress bar on a terminal, and nothing anywhere else."""
 
     def __init__(self, *columns: ProgressColumn) -> None:
         """Prepare the bar."""
-        self._console = error_console()
-        self._progress = Progress(
-            *columns,
-            TextColumn("left"),
-            TimeRemainingColumn(),
-            console=self._console,
-            refresh_per_second=4,
-            transient=True,
-        )
-
-    def __enter__(self) -> Self:
-        """Show the bar."""
-        if self._console.is_terminal:
-            self._progress.start()
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, at: TracebackType | None) -> None:
-        """Take the bar away."""
-        if self._console.is_terminal:
-            self._progress.stop()
+        console = error_console()
+        columns = (*columns, TextColumn("left"), TimeRemainingColumn())
+        hidden = not console.is_terminal
+        super().__init__(*columns, console=console, refresh_per_second=4, transient=True, disable=hidden)
 
 
 class TrainingProgress(_Bar):
@@ -72,7 +48,7 @@ class TrainingProgress(_Bar):
         )
         self._epochs, self._epoch = epochs, epochs_done
         self._loss = self._accuracy = self._test_accuracy = self._residual = "–"
-        self._task = self._progress.add_task(
+        self._task = self.add_task(
             "train",
             total=epochs * steps_per_epoch,
             completed=steps_done,
@@ -85,17 +61,17 @@ class TrainingProgress(_Bar):
         if record is not None:
             self._loss, self._residual = _number(record["loss"]), _number(record["residual"])
             self._accuracy = f"{record['accuracy']:.1%}"
-        self._progress.update(self._task, advance=1, epoch=self._count(), numbers=self._numbers())
+        self.update(self._task, advance=1, epoch=self._count(), numbers=self._numbers())
 
     def on_epoch(self, record: dict[str, Any]) -> None:
         """Show the numbers of an epoch."""
         self._epoch, self._loss = record["epoch"], _number(record["train_loss"])
         self._accuracy, self._test_accuracy = f"{record['train_accuracy']:.1%}", f"{record['test_accuracy']:.2%}"
-        self._progress.update(self._task, epoch=self._count(), numbers=self._numbers())
-        if not self._console.is_terminal:
-            left = self._progress.tasks[0].time_remaining
+        self.update(self._task, epoch=self._count(), numbers=self._numbers())
+        if not self.console.is_terminal:
+            left = self.tasks[0].time_remaining
             ending = "" if not left else f", {timedelta(seconds=round(left))} left"
-            self._console.print(f"epoch {self._epoch}/{self._epochs}: {self._numbers()}{ending}", soft_wrap=True)
+            self.console.print(f"epoch {self._epoch}/{self._epochs}: {self._numbers()}{ending}", soft_wrap=True)
 
     def _numbers(self) -> str:
         accuracy = f"accuracy {self._accuracy} (test {self._test_accuracy})"
@@ -112,13 +88,13 @@ class Steps(_Bar):
         """Prepare the bar."""
         super().__init__(TextColumn("{task.description}"), BarColumn(bar_width=20), MofNCompleteColumn())
         self._title, self._said = title, monotonic()
-        self._task = self._progress.add_task(title, total=None)
+        self._task = self.add_task(title, total=None)
 
     def __call__(self, done: int, steps: int, loss: float) -> None:
         """Advance."""
         title = f"{self._title}, loss {_number(loss)}"
-        self._progress.update(self._task, completed=done, total=steps, description=title)
-        if not self._console.is_terminal and monotonic() > self._said + _QUIET:
+        self.update(self._task, completed=done, total=steps, description=title)
+        if not self.console.is_terminal and monotonic() > self._said + _QUIET:
             self._said = monotonic()
             say(f"{title}, step {done}/{steps}")
 

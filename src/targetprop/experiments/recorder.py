@@ -24,12 +24,7 @@ _FULL = {getattr(errno, name, None) for name in ("ENOSPC", "EDQUOT", "EFBIG")}
 
 
 class RunRecorder:
-    """Writes what a run leaves behind; on ranks after the first, which have no folder, it only agrees with the others.
-
-    Attributes:
-        signals: what may ask this rank, and with it all, to stop.
-        progress: what is shown meanwhile.
-    """
+    """Writes what a run leaves behind; later ranks, which have no folder, only agree with the first."""
 
     def __init__(
         self, config: RunConfig, state: TrainState, data: Dataset, folder: RunFolder | None, saved: int | None = None

@@ -18,20 +18,12 @@ _BESIDE_RESUME = {"epochs", "device"}
 
 @dataclass(frozen=True)
 class StoredRun:
-    """A run that is to go on.
-
-    Attributes:
-        path: its folder.
-        config: its configuration, with the epochs and the device asked for now.
-        before: as its file has it.
-        after: as its file shall have it.
-        status: what the run was doing.
-    """
+    """A run that is to go on."""
 
     path: Path
-    config: RunConfig
-    before: RunConfig
-    after: RunConfig
+    config: RunConfig  # with the epochs and the device asked for now
+    before: RunConfig  # as its file has it
+    after: RunConfig  # as its file shall have it
     status: RunStatus
 
     def load(self) -> dict[str, Any] | None:
@@ -70,9 +62,12 @@ def read_stored_run(run: Path, arguments: Options) -> StoredRun:
     if refused:
         raise CommandError(f"--resume keeps the run's own configuration; leave {', '.join(refused)} out")
     stored, status = read_stored_values(run, "--resume"), read_status(run)
-    kept = {name: text for name, text in arguments.values.items() if name != "device"}
-    before, after = parse_stored(run, stored), build_config({**stored, **kept})
-    return StoredRun(run, build_config({**stored, **arguments.values}), before, after, status)
+    before = after = config = parse_stored(run, stored)
+    if "epochs" in arguments.values:
+        after = config = build_config({**stored, "epochs": arguments.values["epochs"]})
+    if "device" in arguments.values:
+        config = build_config({**stored, **arguments.values})
+    return StoredRun(run, config, before, after, status)
 
 
 def read_stored_values(run: Path, command: str) -> dict[str, str]:

@@ -9,15 +9,11 @@ _NAMES = {signal.SIGINT: "Ctrl-C", signal.SIGTERM: "SIGTERM"}
 
 
 class StopSignals:
-    """Hears of signals while a run trains, and leaves the process's own handlers as they were.
-
-    Attributes:
-        received: the signal that asked for a stop; None while the run goes on.
-    """
+    """Hears of signals while a run trains, and leaves the process's own handlers as they were."""
 
     def __init__(self) -> None:
         """Hear of nothing yet."""
-        self.received: int | None = None
+        self.received: int | None = None  # the signal that asked for a stop
         self._before: dict[int, Any] = {}
 
     @property

@@ -37,45 +37,25 @@ class GradientFiller(Protocol):
 
 @dataclass
 class TrainState:
-    """Everything that training changes.
-
-    Attributes:
-        model: the network.
-        engine: fills its gradients.
-        optimizer: changes its weights.
-        schedule: changes the optimiser's learning rate.
-        loss: the loss, a mean over the batch.
-        order: draws the order of the data and the seed of each epoch's augmentation, on the CPU.
-        precision: of the activations; the network of "fp64" is in float64 itself.
-        max_skipped: steps in a row that may be skipped because their numbers are not finite.
-        processes: the ranks that train together, each on its part of every batch.
-        epoch: epochs done.
-        step: steps done.
-        seconds: time spent in steps.
-        best: best test accuracy so far.
-        last: what the last epoch was like.
-        skipped: steps that were skipped.
-        skipped_in_a_row: those since the last step that was taken.
-        epoch_progress: how far the present epoch has come; None between two epochs.
-    """
+    """Everything that training changes."""
 
     model: nn.Module
     engine: GradientFiller
     optimizer: torch.optim.Optimizer
-    schedule: LambdaLR
-    loss: nn.Module
-    order: torch.Generator
-    precision: Precision = "fp32"
-    max_skipped: int = 10
+    schedule: LambdaLR  # changes the optimiser's learning rate
+    loss: nn.Module  # a mean over the batch
+    order: torch.Generator  # of the data, and of the seed of each epoch's augmentation; on the CPU
+    precision: Precision = "fp32"  # of the activations; the network of "fp64" is in float64 itself
+    max_skipped: int = 10  # steps in a row whose numbers are not finite
     processes: Processes = field(default_factory=Processes)
-    epoch: int = 0
-    step: int = 0
-    seconds: float = 0.0
-    best: float = 0.0
-    last: dict[str, Any] = field(default_factory=dict)
-    skipped: int = 0
-    skipped_in_a_row: int = 0
-    epoch_progress: EpochProgress | None = None
+    epoch: int = 0  # epochs done
+    step: int = 0  # steps done
+    seconds: float = 0.0  # spent in steps
+    best: float = 0.0  # test accuracy so far
+    last: dict[str, Any] = field(default_factory=dict)  # what the last epoch was like
+    skipped: int = 0  # steps
+    skipped_in_a_row: int = 0  # since the last step that was taken
+    epoch_progress: EpochProgress | None = None  # None between two epochs
 
     def state_dict(self) -> dict[str, Any]:
         """Collect all that the rest of the run depends on, from all ranks."""

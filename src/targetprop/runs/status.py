@@ -18,17 +18,11 @@ except ModuleNotFoundError:  # Windows
 
 
 class RunStatus(NamedTuple):
-    """What a run is doing.
+    """What a run is doing."""
 
-    Attributes:
-        word: finished, interrupted, failed, running, killed, "running or killed", or unknown.
-        sentence: the same with what is known about it.
-        saved: steps done by its checkpoint when the summary was written; None without one.
-    """
-
-    word: str
-    sentence: str
-    saved: int | None = None
+    word: str  # finished, interrupted, failed, running, killed, "running or killed", or unknown
+    sentence: str  # the same with what is known about it
+    saved: int | None = None  # steps done by its checkpoint when the summary was written; None without one
 
 
 def read_status(run: Path) -> RunStatus:

@@ -57,17 +57,11 @@ class Augmentation:
 
 @dataclass(frozen=True)
 class Variation:
-    """Varies the batches of one epoch, one after another.
-
-    Attributes:
-        augmentation: how.
-        generator: its random numbers; None where there is nothing to draw.
-        own: which images of a batch this process holds.
-    """
+    """Varies the batches of one epoch, one after another."""
 
     augmentation: Augmentation
-    generator: torch.Generator | None
-    own: slice
+    generator: torch.Generator | None  # None where there is nothing to draw
+    own: slice  # which images of a batch this process holds
 
     def __call__(self, images: Tensor, total: int | None = None) -> Tensor:
         """Vary the next batch, of ``total`` images where others hold a part of it; see `Augmentation.vary`."""

@@ -14,24 +14,14 @@ from targetprop.settings import check_ranges, check_types
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    """A labelled data set in memory.
+    """A labelled data set in memory."""
 
-    Attributes:
-        train_x: training inputs, shape ``(n, channels, height, width)``, in [0, 1] unless normalised.
-        train_y: training labels, shape ``(n,)``, in ``0 … classes − 1``.
-        test_x: test inputs.
-        test_y: test labels.
-        classes: number of classes.
-        where: where it came from, for messages.
-        augmentation: how training inputs are varied.
-    """
-
-    train_x: Tensor
-    train_y: Tensor
+    train_x: Tensor  # shape (n, channels, height, width), in [0, 1] unless normalised
+    train_y: Tensor  # shape (n,), in 0 … classes − 1
     test_x: Tensor
     test_y: Tensor
     classes: int
-    where: str
+    where: str  # where it came from, for messages
     augmentation: Augmentation = field(default_factory=Augmentation)
 
     def __post_init__(self) -> None:
