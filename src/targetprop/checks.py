@@ -12,18 +12,7 @@ from targetprop.settings import whole
 
 
 def check_arguments(loss: object, method: object, decoders: object, seed: object) -> None:
-    """Refuse arguments of a wrong kind.
-
-    Args:
-        loss: to be a callable.
-        method: to be a `Method`.
-        decoders: to be a mapping to modules, or None.
-        seed: to be a whole number, or None.
-
-    Raises:
-        TypeError: one is none.
-        ValueError: the loss has a reduction of another kind.
-    """
+    """Refuse arguments of a wrong kind."""
     if not callable(loss):
         raise TypeError(f"the loss must be a function of output and labels; got {type(loss).__name__}")
     if not isinstance(method, Method):
@@ -40,15 +29,7 @@ def check_arguments(loss: object, method: object, decoders: object, seed: object
 
 
 def check_sweeps(method: Method, layers: int) -> None:
-    """Refuse joint sweeps that end before they reach the lowest layer.
-
-    Args:
-        method: the method.
-        layers: how many layers there are.
-
-    Raises:
-        ValueError: its sweeps are too few.
-    """
+    """Refuse joint sweeps that end before they reach the lowest layer."""
     rule, needed = method.inversion, layers - 1
     if method.propagation == "joint" and isinstance(rule, Iteration) and rule.steps < needed:
         raise ValueError(
@@ -58,30 +39,13 @@ def check_sweeps(method: Method, layers: int) -> None:
 
 
 def check_optimizer(made: object) -> None:
-    """Refuse what a user's factory made, if it is no optimiser: decoders would silently not learn.
-
-    Args:
-        made: what it returned.
-
-    Raises:
-        TypeError: it is none.
-    """
+    """Refuse what a user's factory made, if it is no optimiser: decoders would silently not learn."""
     if not isinstance(made, torch.optim.Optimizer):
         raise TypeError(f"decoder_optimizer must return an optimiser; got {type(made).__name__}")
 
 
 def check_batch(x: object, what: str = "the batch", *, may_be_empty: bool = False) -> None:
-    """Refuse what is no batch of samples.
-
-    Args:
-        x: to be a tensor of shape ``(n, …)`` with ``n ≥ 1``.
-        what: its name, for the message.
-        may_be_empty: whether ``n = 0`` is fine, as other ranks hold the batch.
-
-    Raises:
-        TypeError: it is no tensor.
-        ValueError: it holds no sample, or is sparse or nested.
-    """
+    """Refuse what is no batch of samples."""
     if not isinstance(x, Tensor):
         raise TypeError(f"{what} must be a tensor; got {type(x).__name__}, which torch.as_tensor may make one of")
     if x.layout != torch.strided:
@@ -93,16 +57,7 @@ def check_batch(x: object, what: str = "the batch", *, may_be_empty: bool = Fals
 
 
 def check_state(state: Any, version: int, method: str) -> None:
-    """Refuse a stored state of an engine that is none, of another release, or of another method.
-
-    Args:
-        state: what is to be restored.
-        version: of this release.
-        method: name of this engine's method.
-
-    Raises:
-        ValueError: it does not belong here.
-    """
+    """Refuse a stored state of an engine that is none, of another release, or of another method."""
     if not isinstance(state, Mapping):
         raise ValueError(f"engine state must be what state_dict returned; got {type(state).__name__}")
     if state.get("version") != version:
@@ -112,16 +67,7 @@ def check_state(state: Any, version: int, method: str) -> None:
 
 
 def check_fits(module: nn.Module, state: Any, what: str) -> None:
-    """Refuse a stored state of a network with other layers, before any of it is loaded.
-
-    Args:
-        module: what is to be restored.
-        state: its state dictionary.
-        what: what it is, for the message.
-
-    Raises:
-        ValueError: names or shapes differ.
-    """
+    """Refuse a stored state of a network with other layers, before any of it is loaded."""
     own = module.state_dict()
     if not isinstance(state, Mapping) or list(map(str, state)) != list(own):
         raise ValueError(f"engine state belongs to another network: its {what} are of other layers")

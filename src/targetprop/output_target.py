@@ -101,19 +101,7 @@ class OutputTarget(ABC):
 
 
 def loss_gradient(output: Tensor, y: Tensor, loss: Loss) -> tuple[Tensor, Tensor]:
-    """Evaluate a loss and its gradient in the output.
-
-    Args:
-        output: shape ``(n, …)``.
-        y: labels or values.
-        loss: the user's loss.
-
-    Returns:
-        The loss without graph, and ``∂loss/∂output``.
-
-    Raises:
-        ValueError: the loss is no scalar, or rejects its arguments; labels are out of range.
-    """
+    """Evaluate a loss and its gradient in the output."""
     h = output.detach().requires_grad_()
     with torch.enable_grad():
         try:
@@ -180,20 +168,7 @@ class GaussNewtonStep(OutputTarget):
         check_ranges(self, damping=(self.damping >= 0, "≥ 0"))
 
     def direction(self, output: Tensor, y: Tensor, loss: Loss, gradient: Tensor) -> Tensor:
-        """Solve with the damped Hessian; see `OutputTarget.direction`.
-
-        Args:
-            output: ``h_L``, shape ``(n, …)``.
-            y: labels or values.
-            loss: the user's loss.
-            gradient: per-sample gradient, shape of the output.
-
-        Returns:
-            Shape of the output.
-
-        Raises:
-            ValueError: the loss is cross-entropy, whose Hessian is singular, and there is no damping.
-        """
+        """Solve with the damped Hessian; see `OutputTarget.direction`."""
         flat, v = output.flatten(1), -gradient.flatten(1)
         width = flat.shape[1] if getattr(loss, "reduction", "mean") == "mean" else 1
         plain = getattr(loss, "weight", None) is None and getattr(loss, "pos_weight", None) is None

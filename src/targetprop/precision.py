@@ -9,36 +9,15 @@ _NOTHING = nullcontext()  # an autocast context, even one that does nothing, cos
 
 
 def at_least_float32(x: Tensor) -> Tensor:
-    """Give half precision the digits that statistics and differences need.
-
-    Args:
-        x: any floating-point tensor.
-
-    Returns:
-        The values in float32, or as they are in float32 and float64.
-    """
+    """Give half precision the digits that statistics and differences need."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def is_cast(x: Tensor) -> bool:
-    """Say whether autocast is on where a tensor lives, and products round to half precision.
-
-    Args:
-        x: the tensor.
-
-    Returns:
-        Whether it is.
-    """
+    """Say whether autocast is on where a tensor lives, and products round to half precision."""
     return torch.is_autocast_enabled(x.device.type)
 
 
 def no_autocast(x: Tensor) -> AbstractContextManager[object]:
-    """Make the context in which no operation is cast to half precision.
-
-    Args:
-        x: a tensor on the device that computes.
-
-    Returns:
-        The context.
-    """
+    """Make the context in which no operation is cast to half precision."""
     return torch.autocast(x.device.type, enabled=False) if is_cast(x) else _NOTHING

@@ -23,17 +23,7 @@ _Rule = tuple[Callable[[Any], bool], str]
 
 
 def check_types(settings: Any, owner: str = "") -> None:
-    """Refuse fields that hold something else than they are annotated with.
-
-    Args:
-        settings: a dataclass whose fields are numbers, truth values, texts, choices (``Literal``) or other settings;
-            or None, or lists, where their annotations say so.
-        owner: what the settings belong to, with a space at the end, for the message.
-
-    Raises:
-        ValueError: a field does; numbers are finite unless the field's default is infinite, or its metadata say
-            ``{"finite": False}``.
-    """
+    """Refuse fields that hold something else than they are annotated with."""
     for name, good, meaning in _rules(type(settings)):
         value = getattr(settings, name)
         if not good(value):
@@ -41,16 +31,7 @@ def check_types(settings: Any, owner: str = "") -> None:
 
 
 def check_ranges(settings: Any, owner: str = "", /, **ranges: tuple[bool, str]) -> None:
-    """Refuse fields that are out of their range.
-
-    Args:
-        settings: the settings.
-        owner: what they belong to, with a space or a dot at the end, for the message.
-        **ranges: by field, whether its value is in its range, and what that is, after "must be".
-
-    Raises:
-        ValueError: a field is out of its range.
-    """
+    """Refuse fields that are out of their range."""
     for name, (good, meaning) in ranges.items():
         if not good:
             raise ValueError(f"{owner}{name} must be {meaning}; got {getattr(settings, name)!r}")

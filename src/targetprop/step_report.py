@@ -91,20 +91,7 @@ def report_changes(
     *,
     measure: bool,
 ) -> StepReport:
-    """Add to a report what was asked of the layers and how it was found.
-
-    Args:
-        report: the report so far.
-        record: the forward pass.
-        decoder_loss: see `StepReport`.
-        targets: the changes before normalisation, and how they were found.
-        deltas: the changes as the updates use them.
-        delta_out: ``Δ_L``.
-        measure: whether norms are wanted.
-
-    Returns:
-        The report.
-    """
+    """Add to a report what was asked of the layers and how it was found."""
     report = replace(report, decoder_loss=decoder_loss, outcomes=targets.outcomes)
     if not measure:
         return report
@@ -119,18 +106,7 @@ def report_changes(
 
 
 def settle(report: StepReport, statistics: RunningStatistics | None) -> StepReport:
-    """End a step: put running statistics back if it was skipped, or raise if it must not be.
-
-    Args:
-        report: its report.
-        statistics: as they were before; None where a step must not be skipped.
-
-    Returns:
-        The report.
-
-    Raises:
-        FloatingPointError: the step was skipped and must not be.
-    """
+    """End a step: put running statistics back if it was skipped, or raise if it must not be."""
     if report.skipped is not None:
         if statistics is None:
             raise FloatingPointError(report.skipped)

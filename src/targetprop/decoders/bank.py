@@ -199,20 +199,7 @@ def build_layer_bank(
     make: Style | Callable[[], LinearisedDecoder],
     custom: Mapping[str, nn.Module],
 ) -> LayerBank:
-    """Build one decoder per layer from the registry, with the user's own where given.
-
-    Args:
-        chain: the layers.
-        example: a forward pass on a few samples, with the outputs of the modules inside each layer.
-        make: the style of learned decoders, or a function that makes linearised ones.
-        custom: the user's own decoders by layer name, each mapping the layer's output to its input.
-
-    Returns:
-        The bank; layers with an unregistered module get a linearised decoder.
-
-    Raises:
-        ValueError: a custom decoder names no layer, or the first one, or returns the wrong shape.
-    """
+    """Build one decoder per layer from the registry, with the user's own where given."""
     chain.check_names(list(custom), "decoders")
     if chain.names[0] in custom:
         raise ValueError(f"decoders names layer {chain.names[0]!r}, the first one, which is never inverted")

@@ -66,27 +66,11 @@ class LearnedMap(ModuleDecoder):
 
     @abstractmethod
     def transpose(self, x: Tensor, weight: Tensor | None = None) -> Tensor:
-        """Apply ``Vᵀ``.
-
-        Args:
-            x: shape of what is decoded, ``(n, channels, …)``.
-            weight: another ``V``.
-
-        Returns:
-            Shape of what is to be decoded.
-        """
+        """Apply ``Vᵀ``."""
 
     @abstractmethod
     def weight_gradient(self, x: Tensor, y: Tensor) -> Tensor:
-        """Differentiate ``⟨x, V y⟩`` in ``V``.
-
-        Args:
-            x: shape of what is decoded, ``(n, channels, …)``.
-            y: shape of what is to be decoded.
-
-        Returns:
-            The gradient, shape of ``V``.
-        """
+        """Differentiate ``⟨x, V y⟩`` in ``V``."""
 
 
 class ConvDecoder(LearnedMap):
@@ -198,25 +182,11 @@ class Fold(nn.Module):
         self.register_buffer("source", places.flatten().long(), persistent=False)
 
     def pad(self, x: Tensor) -> Tensor:
-        """Repeat values around the border.
-
-        Args:
-            x: shape ``(n, channels, …)``.
-
-        Returns:
-            The same with the padded sizes.
-        """
+        """Repeat values around the border."""
         return functional.pad(x, self.widths, mode=self.mode)
 
     def transpose(self, padded: Tensor) -> Tensor:
-        """Add each value to its source.
-
-        Args:
-            padded: shape ``(n, channels, …)`` with the padded sizes.
-
-        Returns:
-            The same with the sizes before padding.
-        """
+        """Add each value to its source."""
         x = padded.new_zeros(*padded.shape[:2], math.prod(self.size))
         return x.index_add(2, self.source, padded.flatten(2)).unflatten(2, self.size)
 

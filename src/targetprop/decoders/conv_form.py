@@ -42,15 +42,7 @@ class ConvForm:
 
 
 def conv_form(decoder: LayerDecoder, record: LayerRecord) -> ConvForm | None:
-    """Write the linear part of a decoder as ``A V B``.
-
-    Args:
-        decoder: a layer's decoder.
-        record: the layer's record.
-
-    Returns:
-        The factors, or None if the decoder has another form.
-    """
+    """Write the linear part of a decoder as ``A V B``."""
     parts: list[ModuleDecoder] = list(decoder.parts)  # pyright: ignore[reportAssignmentType]
     places = [i for i, part in enumerate(parts) if isinstance(part, LearnedMap)]
     if len(places) != 1:

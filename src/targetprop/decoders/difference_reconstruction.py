@@ -147,11 +147,7 @@ class DifferenceReconstruction(Learned):
     name: ClassVar[str] = "difference-reconstruction"
 
     def __post_init__(self) -> None:
-        """Check the settings.
-
-        Raises:
-            ValueError: a setting is out of its range.
-        """
+        """Check the settings."""
         super().__post_init__()
         if self.w < 0 or self.damping < 0 or self.w == self.damping == 0:
             raise ValueError(f"decoder w and damping must be ≥ 0, and not both 0; got {self.w} and {self.damping}")

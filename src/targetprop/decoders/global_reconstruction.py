@@ -89,19 +89,7 @@ class DirectFeedback(Learned):
         check_ranges(self, "decoder ", damping=(self.damping >= 0, "≥ 0"))
 
     def build(self, chain: Chain, example: Record, custom: Mapping[str, nn.Module]) -> Bank:
-        """Build the direct maps; see `Objective.build`.
-
-        Args:
-            chain: the layers.
-            example: a forward pass on a few samples.
-            custom: must be empty.
-
-        Returns:
-            The bank.
-
-        Raises:
-            ValueError: custom decoders or another style were asked for.
-        """
+        """Build the direct maps; see `Objective.build`."""
         if custom or self.activation != "identity":
             raise ValueError("direct feedback uses affine maps from the output; it takes no decoders or activation")
         return DirectBank(example)

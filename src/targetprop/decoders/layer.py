@@ -26,14 +26,7 @@ class Inverse:
     difference: Callable[[Tensor, Tensor], Tensor]
 
     def __call__(self, y: Tensor) -> Tensor:
-        """Decode.
-
-        Args:
-            y: shape ``(n, …)``.
-
-        Returns:
-            ``g(y)``.
-        """
+        """Decode."""
         return self.decode(y)
 
 
@@ -65,14 +58,7 @@ class LayerDecoder(nn.Module):
         self.parts = nn.ModuleList(parts)
 
     def bind(self, record: LayerRecord) -> Inverse:
-        """Bind to the replay state of one forward pass.
-
-        Args:
-            record: the layer's record.
-
-        Returns:
-            The inverse as a callable.
-        """
+        """Bind to the replay state of one forward pass."""
         states = record.states
         return Inverse(lambda y: self._decode(y, states), lambda y, change: self._difference(y, change, states))
 
@@ -95,14 +81,7 @@ class LayerDecoder(nn.Module):
         return change
 
     def diagonal_form(self, record: LayerRecord) -> DiagonalForm | None:
-        """Write the linear part of the decoder as ``J_g = D_1 V D_2``.
-
-        Args:
-            record: the layer's record.
-
-        Returns:
-            The factors, or None if the decoder is not one learned map among diagonal parts.
-        """
+        """Write the linear part as ``J_g = D_1 V D_2``; None if it is not one learned map among diagonal parts."""
         parts, states = self._parts(), record.states
         maps = [i for i, part in enumerate(parts) if isinstance(part, LinearDecoder)]
         if len(maps) != 1 or not all(part.diagonal or isinstance(part, LinearDecoder) for part in parts):
@@ -158,30 +137,13 @@ class WholeLayerDecoder(LayerDecoder):
 
 
 def build_layer_decoder(record: LayerRecord, style: Style) -> LayerDecoder | None:
-    """Build a layer's decoder from the registry.
-
-    Args:
-        record: an example of the layer's forward pass, with the outputs of its modules.
-        style: how activations and norms are decoded.
-
-    Returns:
-        The decoder, or None if a module of the layer has none registered.
-    """
+    """Build a layer's decoder from the registry; None if one of its modules has none."""
     parts = build_parts(record.layer.modules, (record.x, *record.inner), style)
     return None if parts is None else LayerDecoder(parts)
 
 
 def build_parts(modules: Sequence[nn.Module], values: Sequence[Tensor], style: Style) -> list[ModuleDecoder] | None:
-    """Build the decoders of modules that follow each other.
-
-    Args:
-        modules: the modules in forward order.
-        values: an example input of the first, then the output of each.
-        style: how activations and norms are decoded.
-
-    Returns:
-        One decoder per module, or None if one of them has none registered.
-    """
+    """Build the decoders of modules in order from an example input of the first and all outputs; None if one has none."""
     parts: list[ModuleDecoder] = []
     for module, x, y in zip(modules, values[:-1], values[1:], strict=True):
         builder = find_builder(module)

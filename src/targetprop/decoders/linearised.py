@@ -35,27 +35,11 @@ class LinearisedDecoder(nn.Module):
         self.w, self.damping, self.max_steps, self.tolerance = w, damping, max_steps, tolerance
 
     def bind(self, record: LayerRecord) -> Inverse:
-        """Bind to one forward pass.
-
-        Args:
-            record: the layer's record.
-
-        Returns:
-            The inverse as a callable.
-        """
+        """Bind to one forward pass."""
         return self.bind_map(record.f, record.x, record.h)
 
     def bind_map(self, f: Map, x0: Tensor, y0: Tensor) -> Inverse:
-        """Bind to any map.
-
-        Args:
-            f: the map, sample by sample.
-            x0: where it is linearised, shape ``(n, …)``.
-            y0: ``f(x0)``.
-
-        Returns:
-            The inverse as a callable.
-        """
+        """Bind to any map."""
         if is_cast(x0):
             x0, y0 = at_least_float32(x0), at_least_float32(y0)
         with sdpa_kernel(SDPBackend.MATH), no_autocast(x0):

@@ -66,11 +66,7 @@ class WeightMirror(Objective):
     name: ClassVar[str] = "mirror"
 
     def __post_init__(self) -> None:
-        """Check the settings.
-
-        Raises:
-            ValueError: a setting is out of its range.
-        """
+        """Check the settings."""
         super().__post_init__()
         if self.probes < 1 or min(self.updates, self.warmup) < 0 or not 0 <= self.activity <= 1:
             raise ValueError(
@@ -94,18 +90,7 @@ class WeightMirror(Objective):
     def propose(
         self, bank: Bank, record: Record, optimizer: torch.optim.Optimizer | None, generators: Generators
     ) -> Proposal:
-        """Work out a step of every mirror, and of the decoders that are none; see `Objective.propose`.
-
-        Args:
-            bank: the decoders.
-            record: the forward pass of the batch.
-            optimizer: over the parameters of decoders that are no mirrors.
-            generators: source of probes of each layer, by name.
-
-        Returns:
-            The change. Its loss is the share of the answers that the mirrors missed before their last step, summed over
-            maps (and over kinds of probes, where these are taken one after the other), plus the loss of the others.
-        """
+        """Work out a step of every mirror, and of the decoders that are none; see `Objective.propose`."""
         assert isinstance(bank, LayerBank)
         rest = _OTHERS.propose(bank, record, optimizer, generators) if self.updates else Proposal()
         count = self.updates + (0 if bool(bank.warm) else self.warmup)
@@ -168,15 +153,7 @@ Map = tuple[ModuleDecoder, nn.Module, ReplayState]
 
 
 def mirrored_maps(bank: LayerBank, layer: LayerRecord) -> Iterator[Map]:
-    """List the learned maps of a layer's decoder beside the modules that they mirror.
-
-    Args:
-        bank: the decoders.
-        layer: the layer's record.
-
-    Yields:
-        Decoder of the map, the map itself, and its replay state, whose one tensor is the input of the map.
-    """
+    """List the learned maps of a layer's decoder beside the modules that they mirror."""
     decoder = bank.decoder(layer.name)
     if isinstance(decoder, LayerDecoder):
         yield from _find(list(decoder.parts), layer.layer.modules, layer.states)

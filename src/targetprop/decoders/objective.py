@@ -36,14 +36,7 @@ class Noise:
         self._values = record.batch.noise(width, scale, generator, layer.x)
 
     def like(self, values: Tensor) -> Tensor:
-        """Cut out noise of a shape.
-
-        Args:
-            values: tensor of shape ``(n, …)``.
-
-        Returns:
-            Noise of that shape.
-        """
+        """Cut out noise of a shape."""
         return self._values[:, : values.shape[1:].numel()].reshape(values.shape)
 
 
@@ -247,14 +240,6 @@ def _step(optimizer: torch.optim.Optimizer, gradients: Mapping[nn.Parameter, Ten
 
 
 def perturbed(layer: LayerRecord, noise: Tensor) -> Tensor:
-    """Run a layer on its perturbed input.
-
-    Args:
-        layer: the layer's record.
-        noise: shape of the layer's input.
-
-    Returns:
-        ``f_l(h_{l-1} + noise)`` without graph.
-    """
+    """Run a layer on its perturbed input."""
     with torch.no_grad():
         return layer.f(layer.x + noise)

@@ -34,16 +34,7 @@ class Proposal:
 
 
 def look_at_decoder(name: str, what: str, *values: Tensor) -> Look:
-    """Look at numbers of the decoder of one layer.
-
-    Args:
-        name: the layer's name.
-        what: what the numbers are.
-        *values: the numbers.
-
-    Returns:
-        The look.
-    """
+    """Look at numbers of the decoder of one layer."""
     return Look(f"{BAD_DECODER}{what} that is NaN or infinite; {CURE}", values, name)
 
 

@@ -81,14 +81,7 @@ def register_pullback(kind: _M) -> _M:
 
 
 def pulled_back(module: nn.Module) -> bool:
-    """Say whether a module is decoded by its own pullback.
-
-    Args:
-        module: any module.
-
-    Returns:
-        Whether `register_pullback` was called for its class.
-    """
+    """Say whether a module is decoded by its own pullback."""
     return find_builder(module) is _build
 
 

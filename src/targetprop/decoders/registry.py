@@ -104,12 +104,5 @@ def register_decoder(kind: type[nn.Module]) -> Callable[[_B], _B]:
 
 
 def find_builder(module: nn.Module) -> Builder | None:
-    """Look a module's builder up along its class hierarchy.
-
-    Args:
-        module: the module to be decoded.
-
-    Returns:
-        The builder of the nearest registered class, or None.
-    """
+    """Look a module's builder up along its class hierarchy."""
     return next((_BUILDERS[kind] for kind in type(module).__mro__ if kind in _BUILDERS), None)

@@ -66,11 +66,7 @@ class Exact(Objective):
     name: ClassVar[str] = "exact"
 
     def __post_init__(self) -> None:
-        """Check the settings.
-
-        Raises:
-            ValueError: a setting is out of its range.
-        """
+        """Check the settings."""
         super().__post_init__()
         if self.w < 0 or self.damping < 0 or self.w == self.damping == 0:
             raise ValueError(f"decoder w and damping must be ≥ 0, and not both 0; got {self.w} and {self.damping}")
@@ -112,19 +108,7 @@ class Ridge(Objective):
         )  # fmt: skip
 
     def build(self, chain: Chain, example: Record, custom: Mapping[str, nn.Module]) -> Bank:
-        """Build affine decoders with their running moments; see `Objective.build`.
-
-        Args:
-            chain: the layers.
-            example: a forward pass on a few samples, with the outputs of the modules inside each layer.
-            custom: the user's own decoders by layer name; they are left as they are.
-
-        Returns:
-            The bank.
-
-        Raises:
-            ValueError: a layer's decoder is not one affine map.
-        """
+        """Build affine decoders with their running moments; see `Objective.build`."""
         check_digits((p for layer in chain.layers for p in layer.parameters()), "ridge regression")
         bank = build_layer_bank(chain, example, "identity", custom).requires_grad_(False)
         for name in chain.names[1:]:

@@ -12,29 +12,13 @@ Whereabouts = tuple[torch.device, torch.dtype]
 
 
 def whereabouts(chain: Chain) -> Whereabouts:
-    """Say where a model is and in which precision, by its first parameter.
-
-    Args:
-        chain: the layers.
-
-    Returns:
-        Device and type.
-    """
+    """Say where a model is and in which precision, by its first parameter."""
     first = next(p for layer in chain.layers for module in layer.modules for p in module.parameters())
     return first.device, first.dtype
 
 
 def check_whereabouts(x: Tensor, now: Whereabouts, built: Whereabouts) -> None:
-    """Refuse a batch on another device than the model's, and a model that has left its decoders.
-
-    Args:
-        x: the batch.
-        now: what `whereabouts` says.
-        built: what it said when the engine was built.
-
-    Raises:
-        ValueError: one is elsewhere.
-    """
+    """Refuse a batch on another device than the model's, and a model that has left its decoders."""
     if now[0].type == "meta":
         raise ValueError("the model is on the meta device and holds no numbers; materialise it first")
     if now != built:
@@ -48,20 +32,7 @@ def check_whereabouts(x: Tensor, now: Whereabouts, built: Whereabouts) -> None:
 
 @contextmanager
 def explained(x: Tensor, now: Whereabouts, what: str = "an input") -> Iterator[None]:
-    """Say what a model was given when its forward pass fails.
-
-    Args:
-        x: the input.
-        now: what `whereabouts` says of the model.
-        what: the input's name, for the message.
-
-    Yields:
-        Nothing.
-
-    Raises:
-        ValueError: it failed, other than for want of memory.
-        OutOfMemoryError: it failed for that.
-    """
+    """Say what a model was given when its forward pass fails."""
     try:
         yield
     except torch.OutOfMemoryError:

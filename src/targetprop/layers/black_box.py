@@ -21,15 +21,7 @@ from torch import Tensor, nn
 
 
 def is_black_box(module: nn.Module, x: Tensor) -> bool:
-    """Try whether autograd can differentiate a module.
-
-    Args:
-        module: the module.
-        x: an example input, shape ``(n, …)``.
-
-    Returns:
-        Whether the output changes with the input, and no derivative says so.
-    """
+    """Try whether autograd can differentiate a module."""
     if not x.is_floating_point() or _pulls(module, x):
         return False
     generator = torch.Generator(device=x.device).manual_seed(0)

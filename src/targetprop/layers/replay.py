@@ -37,14 +37,7 @@ class ReplayState:
     inner: tuple["ReplayState", ...] = ()
 
     def each(self, change: Callable[[Tensor], Tensor]) -> "ReplayState":
-        """Change what is kept of each sample.
-
-        Args:
-            change: from a tensor of shape ``(n, …)`` to one of shape ``(m, …)``.
-
-        Returns:
-            The replay state of ``m`` samples.
-        """
+        """Change what is kept of each sample."""
         if self is _NOTHING:
             return self
         kept = tuple(change(values) for values in self.per_sample)
@@ -74,27 +67,12 @@ def register_replay(kind: type[nn.Module], record: Recorder, replay: Replayer) -
 
 
 def record_input(module: nn.Module, x: Tensor) -> tuple[Tensor, ReplayState]:
-    """Apply a module and keep its input as replay state.
-
-    Args:
-        module: the module.
-        x: its input, shape ``(n, …)``.
-
-    Returns:
-        The output, and the replay state.
-    """
+    """Apply a module and keep its input as replay state."""
     return module(x), ReplayState(per_sample=(x.detach(),))
 
 
 def has_replay(module: nn.Module) -> bool:
-    """Say whether a module is repeated by a rule of its class.
-
-    Args:
-        module: the module.
-
-    Returns:
-        Whether it is; without one it is simply applied again.
-    """
+    """Say whether a module is repeated by a rule of its class."""
     return _rule(module) is not None
 
 
@@ -103,19 +81,7 @@ def _rule(module: nn.Module) -> tuple[Recorder, Replayer] | None:
 
 
 def record_modules(modules: Sequence[nn.Module], x: Tensor) -> tuple[tuple[Tensor, ...], tuple[ReplayState, ...]]:
-    """Apply modules in order and keep what is needed to repeat them.
-
-    Args:
-        modules: the modules.
-        x: input of the first, shape ``(n, …)``.
-
-    Returns:
-        The output and the replay state of each module.
-
-    Raises:
-        TypeError: a module returned something that is not a tensor.
-        ValueError: a module overwrote its input.
-    """
+    """Apply modules in order and keep what is needed to repeat them."""
     outputs: list[Tensor] = []
     states: list[ReplayState] = []
     for module in modules:
@@ -135,16 +101,7 @@ def record_modules(modules: Sequence[nn.Module], x: Tensor) -> tuple[tuple[Tenso
 
 
 def replay_modules(modules: Sequence[nn.Module], x: Tensor, states: Sequence[ReplayState]) -> Tensor:
-    """Apply modules in order with the replay state of an earlier pass.
-
-    Args:
-        modules: the modules.
-        x: input of the first, shape ``(n, …)``.
-        states: what `record_modules` returned.
-
-    Returns:
-        The output of the last module.
-    """
+    """Apply modules in order with the replay state of an earlier pass."""
     for module, state in zip(modules, states, strict=True):
         rule = None if state is _NOTHING else _rule(module)
         x = module(x) if rule is None else rule[1](module, x, state)

@@ -89,16 +89,7 @@ class LayerOwners:
 
     @classmethod
     def find(cls, owners: Sequence[int], rank: int, example: Record) -> "LayerOwners":
-        """Find the stretch of one rank.
-
-        Args:
-            owners: rank of the owner of each layer.
-            rank: the rank.
-            example: a forward pass of all layers.
-
-        Returns:
-            The stretch.
-        """
+        """Find the stretch of one rank."""
         start, stop = owners.index(rank), len(owners) - list(owners)[::-1].index(rank)
         return cls(
             tuple(owners),
@@ -125,15 +116,7 @@ class LayerOwners:
 
 
 def room(sample: Tensor, rows: int) -> Tensor:
-    """Make an empty tensor for as many samples.
-
-    Args:
-        sample: one sample.
-        rows: how many.
-
-    Returns:
-        Shape ``(rows, *sample.shape)``.
-    """
+    """Make an empty tensor for as many samples."""
     return torch.empty(rows, *sample.shape, dtype=sample.dtype, device=sample.device)
 
 

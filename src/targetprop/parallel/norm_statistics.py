@@ -7,15 +7,7 @@ from torch.nn.modules.batchnorm import _BatchNorm  # pyright: ignore[reportPriva
 
 
 def check_norms(modules: Iterable[nn.Module], *, synchronised: bool = False) -> None:
-    """Refuse batch normalisation in training mode, where several ranks train one model.
-
-    Args:
-        modules: the modules, in their present mode.
-        synchronised: whether ``nn.SyncBatchNorm`` is fine, as autograd can go through it.
-
-    Raises:
-        ValueError: there is one.
-    """
+    """Refuse batch normalisation in training mode, where several ranks train one model."""
     for module in (part for top in modules for part in top.modules()):
         fine = synchronised and isinstance(module, nn.SyncBatchNorm)
         if isinstance(module, _BatchNorm) and module.training and not fine:

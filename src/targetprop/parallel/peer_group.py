@@ -22,21 +22,7 @@ from targetprop.step_report import StepReport
 def connect(
     group: "dist.ProcessGroup | None", placement: Placement | None, method: Method, device: torch.device
 ) -> Peers:
-    """Make the peers of a process.
-
-    Args:
-        group: processes that each hold some samples of every step; None for this one alone.
-        placement: processes that each work on some layers; None where this one works on all.
-        method: the method that they carry out.
-        device: where tensors that are sent have to be.
-
-    Returns:
-        The peers.
-
-    Raises:
-        TypeError: the placement is none.
-        ValueError: the method is not local, so that its layers cannot be spread.
-    """
+    """Make the peers of a process."""
     if placement is None:
         return Peers() if group is None or group.size() == 1 else RowPeers(Group(group, device))
     if not isinstance(placement, Placement):

@@ -192,18 +192,7 @@ def linear_index(layer: Layer) -> int | None:
 def gradient(
     layer: LayerRecord, delta: Tensor, scale: float, parameters: list[nn.Parameter], *, keep_graph: bool = False
 ) -> Sequence[Tensor | None]:
-    """Compute the gradient of ``½‖f(h; θ) − ĥ‖² / scale``, that is ``−J_θᵀ Δ / scale``.
-
-    Args:
-        layer: the layer's record, with its graph.
-        delta: ``Δ_l``.
-        scale: ``β n``.
-        parameters: the parameters.
-        keep_graph: whether the graph is used again.
-
-    Returns:
-        One gradient per parameter, None where the output does not depend on it.
-    """
+    """Compute the gradient of ``½‖f(h; θ) − ĥ‖² / scale``, that is ``−J_θᵀ Δ / scale``."""
     if not parameters or not layer.y.requires_grad:
         return [None] * len(parameters)
     start = delta * (-1 / scale)

@@ -47,11 +47,7 @@ class LeastSquares(LinearUpdate):
     name: ClassVar[str] = "least-squares"
 
     def __post_init__(self) -> None:
-        """Check the settings.
-
-        Raises:
-            ValueError: a setting is out of its range.
-        """
+        """Check the settings."""
         super().__post_init__()
         if min(self.damping, self.shrinkage) < 0 or not 0 <= self.decay < 1 or self.every < 1:
             raise ValueError(
