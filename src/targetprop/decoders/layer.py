@@ -143,7 +143,7 @@ def build_layer_decoder(record: LayerRecord, style: Style) -> LayerDecoder | Non
 
 
 def build_parts(modules: Sequence[nn.Module], values: Sequence[Tensor], style: Style) -> list[ModuleDecoder] | None:
-    """Build the decoders of modules in order from an example input of the first and all outputs; None if one has none."""
+    """Build the decoders of modules in order from an example pass; None if one of them has none registered."""
     parts: list[ModuleDecoder] = []
     for module, x, y in zip(modules, values[:-1], values[1:], strict=True):
         builder = find_builder(module)
