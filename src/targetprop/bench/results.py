@@ -18,15 +18,10 @@ TEST = "test "  # what the names of measures on test data begin with
 
 @dataclass(frozen=True)
 class Outcome:
-    """A competitor's runs.
+    """A competitor's runs."""
 
-    Attributes:
-        competitor: its tuned settings.
-        runs: one history per seed.
-    """
-
-    competitor: Competitor
-    runs: Sequence[History]
+    competitor: Competitor  # its tuned settings
+    runs: Sequence[History]  # one history per seed
 
     @property
     def finals(self) -> list[float]:

@@ -17,17 +17,11 @@ DIVERGENCE = (FloatingPointError, torch.linalg.LinAlgError)  # pyright: ignore[r
 
 @dataclass(frozen=True)
 class History:
-    """What a run was like.
+    """What a run was like."""
 
-    Attributes:
-        losses: loss of each step's batch, before the step; infinite from where the run diverged.
-        seconds: time of each step.
-        measures: loss and measures on all data at the end, by name.
-    """
-
-    losses: list[float]
-    seconds: list[float]
-    measures: dict[str, float]
+    losses: list[float]  # loss of each step's batch, before the step; infinite from where the run diverged
+    seconds: list[float]  # time of each step
+    measures: dict[str, float]  # loss and measures on all data at the end, by name
 
     @property
     def diverged(self) -> bool:

@@ -22,15 +22,10 @@ def unaltered(g: Inverse) -> Inverse:
 
 @dataclass(frozen=True)
 class Altered(Objective):
-    """An objective whose decoders are altered after they have been bound.
+    """An objective whose decoders are altered after they have been bound."""
 
-    Attributes:
-        objective: the objective.
-        alter: what becomes of every inverse.
-    """
-
-    objective: Objective
-    alter: Alter
+    objective: Objective  # the objective
+    alter: Alter  # what becomes of every inverse
     name: ClassVar[str] = "altered"
 
     def build(

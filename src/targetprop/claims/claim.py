@@ -15,19 +15,12 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Number:
-    """One measured number, and what the theory allows it to be.
+    """One measured number, and what the theory allows it to be."""
 
-    Attributes:
-        what: what was measured, with its unit if it has one.
-        values: the measurement, one per seed.
-        at_least: smallest value with which the claim holds; None if there is none.
-        at_most: largest value with which the claim holds; None if there is none.
-    """
-
-    what: str
-    values: tuple[float, ...]
-    at_least: float | None = None
-    at_most: float | None = None
+    what: str  # what was measured, with its unit if it has one
+    values: tuple[float, ...]  # the measurement, one per seed
+    at_least: float | None = None  # smallest value with which the claim holds; None if there is none
+    at_most: float | None = None  # largest value with which the claim holds; None if there is none
 
     @property
     def bounded(self) -> bool:
@@ -63,46 +56,28 @@ class Number:
 
 @dataclass(frozen=True)
 class Table:
-    """A table of the page.
+    """A table of the page."""
 
-    Attributes:
-        title: what it shows.
-        columns: names of the columns, with units.
-        rows: a text or a number per column.
-    """
-
-    title: str
-    columns: tuple[str, ...]
-    rows: tuple[tuple[str | float, ...], ...]
+    title: str  # what it shows
+    columns: tuple[str, ...]  # names of the columns, with units
+    rows: tuple[tuple[str | float, ...], ...]  # a text or a number per column
 
 
 @dataclass(frozen=True)
 class Claim:
-    """A claim, measured.
+    """A claim, measured."""
 
-    Attributes:
-        name: short name, as ``targetprop verify --claim`` takes it.
-        statement: what is claimed.
-        prediction: what the theory predicts, as a formula where it can be.
-        measured: what was found; the numbers with bounds decide the verdict.
-        stops: in a sentence, where the claim stops holding and what helps there.
-        limits: the numbers behind that sentence.
-        tables: the details.
-        data: what the figure draws: numbers, texts, lists and dictionaries of them.
-        seeds: the seeds that were measured.
-        seconds: time that the measurement took.
-    """
-
-    name: str
-    statement: str
-    prediction: str
-    measured: tuple[Number, ...]
-    stops: str
-    limits: tuple[Number, ...] = ()
-    tables: tuple[Table, ...] = ()
+    name: str  # short name, as ``targetprop verify --claim`` takes it
+    statement: str  # what is claimed
+    prediction: str  # what the theory predicts, as a formula where it can be
+    measured: tuple[Number, ...]  # what was found; the numbers with bounds decide the verdict
+    stops: str  # in a sentence, where the claim stops holding and what helps there
+    limits: tuple[Number, ...] = ()  # the numbers behind that sentence
+    tables: tuple[Table, ...] = ()  # the details
+    # what the figure draws: numbers, texts, lists and dictionaries of them
     data: dict[str, Any] = field(default_factory=dict)
-    seeds: tuple[int, ...] = (0,)
-    seconds: float = 0.0
+    seeds: tuple[int, ...] = (0,)  # the seeds that were measured
+    seconds: float = 0.0  # time that the measurement took
 
     @property
     def verdict(self) -> str:

@@ -15,17 +15,11 @@ from targetprop.settings import check_ranges, check_types
 
 @dataclass(frozen=True)
 class Range:
-    """A range that is searched evenly in logarithms.
+    """A range that is searched evenly in logarithms."""
 
-    Attributes:
-        low: its lower end.
-        high: its upper end.
-        complement: whether the range is that of 1 minus the setting, as for momenta.
-    """
-
-    low: float
-    high: float
-    complement: bool = False
+    low: float  # its lower end
+    high: float  # its upper end
+    complement: bool = False  # whether the range is that of 1 minus the setting, as for momenta
 
     def __post_init__(self) -> None:
         """Check the range; a wrong one raises `ValueError`."""
@@ -67,13 +61,9 @@ class Stepper(ABC):
 
 @dataclass(frozen=True)
 class Competitor(ABC):
-    """Settings of a competitor.
+    """Settings of a competitor."""
 
-    Attributes:
-        lr: learning rate.
-    """
-
-    lr: float
+    lr: float  # learning rate
     space: ClassVar[Mapping[str, Range]]
 
     def __post_init__(self) -> None:

@@ -21,16 +21,11 @@ from targetprop.bench.losses import SampledLoss
 
 @dataclass(frozen=True)
 class Nesterov(Competitor):
-    """Gradient descent with Nesterov's momentum.
-
-    Attributes:
-        momentum: share of the last change that is kept.
-        clip: longest gradient; longer ones are cut to this norm.
-    """
+    """Gradient descent with Nesterov's momentum."""
 
     lr: float = 1e-2
-    momentum: float = 0.9
-    clip: float = 10.0
+    momentum: float = 0.9  # share of the last change that is kept
+    clip: float = 10.0  # longest gradient; longer ones are cut to this norm
     space: ClassVar = {"lr": Range(1e-3, 1e-1), "momentum": MOMENTUM, "clip": Range(1e0, 1e2)}
 
     def start(self, network: nn.Sequential, loss: SampledLoss, example: Tensor, seed: int) -> Stepper:
@@ -44,16 +39,11 @@ class Nesterov(Competitor):
 
 @dataclass(frozen=True)
 class RMSProp(Competitor):
-    """RMSProp.
-
-    Attributes:
-        average: share of the old second moment that is kept.
-        momentum: share of the last change that is kept.
-    """
+    """RMSProp."""
 
     lr: float = 1e-3
-    average: float = 0.99
-    momentum: float = 0.9
+    average: float = 0.99  # share of the old second moment that is kept
+    momentum: float = 0.9  # share of the last change that is kept
     space: ClassVar = {"lr": RATE, "average": AVERAGE, "momentum": MOMENTUM}
 
     def start(self, network: nn.Sequential, loss: SampledLoss, example: Tensor, seed: int) -> Stepper:
@@ -64,16 +54,11 @@ class RMSProp(Competitor):
 
 @dataclass(frozen=True)
 class Adam(Competitor):
-    """Adam.
-
-    Attributes:
-        momentum: share of the old first moment that is kept.
-        average: share of the old second moment that is kept.
-    """
+    """Adam."""
 
     lr: float = 1e-3
-    momentum: float = 0.9
-    average: float = 0.999
+    momentum: float = 0.9  # share of the old first moment that is kept
+    average: float = 0.999  # share of the old second moment that is kept
     space: ClassVar = {"lr": RATE, "momentum": MOMENTUM, "average": AVERAGE}
 
     def start(self, network: nn.Sequential, loss: SampledLoss, example: Tensor, seed: int) -> Stepper:

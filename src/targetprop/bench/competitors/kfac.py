@@ -22,23 +22,15 @@ from targetprop.bench.losses import SampledLoss
 
 @dataclass(frozen=True)
 class Kfac(Competitor):
-    """K-FAC with momentum.
-
-    Attributes:
-        damping: ``λ``.
-        clip: largest predicted change of a step.
-        momentum: share of the last change that is kept.
-        decay: share of the old factors that each batch keeps.
-        every: steps that one factorisation serves.
-        fisher: labels of the second backward pass: drawn from the network, or those of the data.
-    """
+    """K-FAC with momentum."""
 
     lr: float = 1e-1
-    damping: float = 1.0
-    clip: float = 1e-1
-    momentum: float = 0.9
-    decay: float = 0.95
-    every: int = 5
+    damping: float = 1.0  # ``λ``
+    clip: float = 1e-1  # largest predicted change of a step
+    momentum: float = 0.9  # share of the last change that is kept
+    decay: float = 0.95  # share of the old factors that each batch keeps
+    every: int = 5  # steps that one factorisation serves
+    # labels of the second backward pass: drawn from the network, or those of the data
     fisher: Literal["drawn", "empirical"] = "drawn"
     space: ClassVar = {"lr": Range(1e-2, 1.0), "damping": Range(1e-1, 1e1), "clip": Range(1e-2, 1.0)}
 

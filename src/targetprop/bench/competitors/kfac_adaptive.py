@@ -27,21 +27,13 @@ _RATE = 0.95  # of the damping, per step
 
 @dataclass(frozen=True)
 class AdaptiveKfac(Competitor):
-    """K-FAC that sets its own step length, momentum and damping.
+    """K-FAC that sets its own step length, momentum and damping."""
 
-    Attributes:
-        lr: share of the model's step that is taken.
-        damping: the first ``λ``.
-        decay: share of the old factors that each batch keeps.
-        every: steps that one factorisation and one ``λ`` serve.
-        least: where ``λ`` stops shrinking: as the learning rate falls, any model of the loss becomes exact.
-    """
-
-    lr: float = 1.0
-    damping: float = 1e1
-    decay: float = 0.95
-    every: int = 5
-    least: float = 1e-3
+    lr: float = 1.0  # share of the model's step that is taken
+    damping: float = 1e1  # the first ``λ``
+    decay: float = 0.95  # share of the old factors that each batch keeps
+    every: int = 5  # steps that one factorisation and one ``λ`` serve
+    least: float = 1e-3  # where ``λ`` stops shrinking: as the learning rate falls, any model of the loss becomes exact
     space: ClassVar = {
         "lr": Range(1e-1, 1.0), "damping": Range(1e0, 1e2), "decay": Range(5e-3, 5e-1, complement=True),
     }  # fmt: skip

@@ -28,16 +28,11 @@ _EVERY = 10  # steps that one basis or root serves
 
 @dataclass(frozen=True)
 class Muon(Competitor):
-    """Muon for the matrices, with steps of the size of Adam's, and Adam for the biases.
-
-    Attributes:
-        momentum: share of the old first moment that is kept.
-        bias_rate: learning rate of the biases, as a multiple of that of the matrices.
-    """
+    """Muon for the matrices, with steps of the size of Adam's, and Adam for the biases."""
 
     lr: float = 1e-3
-    momentum: float = 0.95
-    bias_rate: float = 1.0
+    momentum: float = 0.95  # share of the old first moment that is kept
+    bias_rate: float = 1.0  # learning rate of the biases, as a multiple of that of the matrices
     space: ClassVar = {"lr": RATE, "momentum": MOMENTUM, "bias_rate": Range(1e-1, 1e1)}
 
     def start(self, network: nn.Sequential, loss: SampledLoss, example: Tensor, seed: int) -> Stepper:
@@ -52,16 +47,11 @@ class Muon(Competitor):
 
 @dataclass(frozen=True)
 class Soap(Competitor):
-    """SOAP: Adam in the eigenbasis of Shampoo's factors.
-
-    Attributes:
-        momentum: share of the old first moment that is kept.
-        average: share of the old second moments that is kept, the factors' too.
-    """
+    """SOAP: Adam in the eigenbasis of Shampoo's factors."""
 
     lr: float = 3e-3
-    momentum: float = 0.95
-    average: float = 0.95
+    momentum: float = 0.95  # share of the old first moment that is kept
+    average: float = 0.95  # share of the old second moments that is kept, the factors' too
     space: ClassVar = {"lr": RATE, "momentum": MOMENTUM, "average": Range(5e-3, 5e-1, complement=True)}
 
     def start(self, network: nn.Sequential, loss: SampledLoss, example: Tensor, seed: int) -> Stepper:
@@ -78,16 +68,11 @@ class Soap(Competitor):
 
 @dataclass(frozen=True)
 class Shampoo(Competitor):
-    """Shampoo in blocks of 512, with the step length of RMSProp.
-
-    Attributes:
-        momentum: share of the last change that is kept.
-        average: share of the old factors that is kept.
-    """
+    """Shampoo in blocks of 512, with the step length of RMSProp."""
 
     lr: float = 1e-3
-    momentum: float = 0.9
-    average: float = 0.99
+    momentum: float = 0.9  # share of the last change that is kept
+    average: float = 0.99  # share of the old factors that is kept
     space: ClassVar = {"lr": RATE, "momentum": MOMENTUM, "average": AVERAGE}
 
     def start(self, network: nn.Sequential, loss: SampledLoss, example: Tensor, seed: int) -> Stepper:

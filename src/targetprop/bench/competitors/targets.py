@@ -29,20 +29,13 @@ COMPOSITIONS: dict[str, Callable[[float], tp.Method]] = {
 
 @dataclass(frozen=True)
 class TargetProp(Competitor):
-    """A composition and the optimiser that takes its steps.
-
-    Attributes:
-        composition: a name from `COMPOSITIONS`.
-        damping: damping of the local update.
-        momentum: share of the last change, or of Adam's first moment, that is kept.
-        optimizer: what takes the steps.
-    """
+    """A composition and the optimiser that takes its steps."""
 
     lr: float = 0.25
-    damping: float = 0.003
-    momentum: float = 0.5
-    composition: str = "least-squares"
-    optimizer: Literal["sgd", "adam"] = "sgd"
+    damping: float = 0.003  # damping of the local update
+    momentum: float = 0.5  # share of the last change, or of Adam's first moment, that is kept
+    composition: str = "least-squares"  # a name from `COMPOSITIONS`
+    optimizer: Literal["sgd", "adam"] = "sgd"  # what takes the steps
     space: ClassVar = {"lr": Range(2.5e-2, 2.5), "damping": Range(3e-4, 3e-2), "momentum": MOMENTUM}
 
     def __post_init__(self) -> None:

@@ -16,19 +16,12 @@ SMALLEST_FITTED, LARGEST_FITTED = 1e-5, 0.032  # above it the third order shows
 
 @dataclass(frozen=True, eq=False)
 class Sweep:
-    """Errors over β; layers are counted from 0, the lowest.
+    """Errors over β; layers are counted from 0, the lowest."""
 
-    Attributes:
-        betas: sizes of the output's change.
-        errors: ``‖Δ_l(β) − βu‖``, root mean square over samples, a list over β for each hidden layer.
-        eps: of the precision.
-        linear: the prediction for each hidden layer.
-    """
-
-    betas: list[float]
-    errors: list[list[float]]
-    eps: float
-    linear: list[Linear]
+    betas: list[float]  # sizes of the output's change
+    errors: list[list[float]]  # ``‖Δ_l(β) − βu‖``, root mean square over samples, a list over β for each hidden layer
+    eps: float  # of the precision
+    linear: list[Linear]  # the prediction for each hidden layer
 
     def slope(self, layer: int) -> float:
         """Fit the slope of log error on log β, where curvature is well above rounding."""

@@ -24,17 +24,11 @@ _SHARES = (0.0, 0.05, 0.15, 0.3, 0.5, 0.75, 1.0)
 
 @dataclass(frozen=True, eq=False)
 class Decay:
-    """An iteration, watched.
+    """An iteration, watched."""
 
-    Attributes:
-        rho: ``ρ``, the largest ``‖J_D‖`` found on the ball visited, over all samples.
-        errors: ``‖z_k − z*‖``, shape ``(steps + 1, n)``.
-        moves: ``‖z_k − z_{k−1}‖``, shape ``(steps, n)``.
-    """
-
-    rho: float
-    errors: Tensor
-    moves: Tensor
+    rho: float  # ``ρ``, the largest ``‖J_D‖`` found on the ball visited, over all samples
+    errors: Tensor  # ``‖z_k − z*‖``, shape ``(steps + 1, n)``
+    moves: Tensor  # ``‖z_k − z_{k−1}‖``, shape ``(steps, n)``
 
     @property
     def above(self) -> Tensor:

@@ -35,15 +35,10 @@ _LEAST_SQUARES = tp.LeastSquares(
 
 @dataclass(eq=False)
 class Errors:
-    """Errors by number of steps and layer, each the largest over samples.
+    """Errors by number of steps and layer, each the largest over samples."""
 
-    Attributes:
-        direction: ``1 − cosine``, a row per number of steps.
-        size: ``‖a − b‖ / ‖b‖``, likewise.
-    """
-
-    direction: list[list[float]] = field(default_factory=list)
-    size: list[list[float]] = field(default_factory=list)
+    direction: list[list[float]] = field(default_factory=list)  # ``1 − cosine``, a row per number of steps
+    size: list[list[float]] = field(default_factory=list)  # ``‖a − b‖ / ‖b‖``, likewise
 
     def add(self, found: list[Tensor], wanted: list[Tensor]) -> None:
         """Compare a layer's vectors, a row per sample."""
@@ -54,24 +49,17 @@ class Errors:
 
 @dataclass(eq=False)
 class Convergence:
-    """What happened as the number of inversion steps grew; activations of layers ``1 … L − 1``, weights of ``1 … L``.
+    """What happened as the inversion's steps grew; activations of layers ``1 … L − 1``, weights of ``1 … L``."""
 
-    Attributes:
-        activations: ``Δ_l`` against ``J_{l→L}⁻¹ Δ_L``.
-        activations_predicted: iterated Tikhonov's ``Δ_l`` against the same.
-        against_prediction: ``Δ_l`` against iterated Tikhonov's.
-        weights: the delta rule's steps on one sample against ``J_θ⁺ Δ_L``.
-        weights_predicted: the delta rule's steps by iterated Tikhonov's ``Δ_l`` against the same.
-        weights_curvlinops: the delta rule's steps against ``−β G⁺ ∂C/∂θ_l`` with curvlinops' ``G``; empty without it.
-        batch: least squares on the whole batch against ``J_θ⁺ Δ_L`` of all samples at once.
-    """
-
-    activations: Errors = field(default_factory=Errors)
-    activations_predicted: Errors = field(default_factory=Errors)
-    against_prediction: Errors = field(default_factory=Errors)
-    weights: Errors = field(default_factory=Errors)
+    activations: Errors = field(default_factory=Errors)  # ``Δ_l`` against ``J_{l→L}⁻¹ Δ_L``
+    activations_predicted: Errors = field(default_factory=Errors)  # iterated Tikhonov's ``Δ_l`` against the same
+    against_prediction: Errors = field(default_factory=Errors)  # ``Δ_l`` against iterated Tikhonov's
+    weights: Errors = field(default_factory=Errors)  # the delta rule's steps on one sample against ``J_θ⁺ Δ_L``
+    # the delta rule's steps by iterated Tikhonov's ``Δ_l`` against the same
     weights_predicted: Errors = field(default_factory=Errors)
+    # the delta rule's steps against ``−β G⁺ ∂C/∂θ_l`` with curvlinops' ``G``; empty without it
     weights_curvlinops: Errors = field(default_factory=Errors)
+    # least squares on the whole batch against ``J_θ⁺ Δ_L`` of all samples at once
     batch: Errors = field(default_factory=Errors)
 
 

@@ -21,21 +21,13 @@ _SAMPLES = 2048
 
 @dataclass(frozen=True)
 class LearnedPair:
-    """What training left of the decoders of three layers, at one ``(w, λ)``.
+    """What training left of the decoders of three layers, at one ``(w, λ)``."""
 
-    Attributes:
-        w: weight of the inverse.
-        damping: ``λ``.
-        errors: ``‖J_g − J_g*‖ / ‖J_g*‖`` of each layer.
-        singular: singular values ``σ`` of each layer's Jacobian.
-        gains: ``vᵀ J_g u`` for each of its singular vectors; the closed form is ``σ / (wσ² + λ)``.
-    """
-
-    w: float
-    damping: float
-    errors: tuple[float, ...]
-    singular: tuple[float, ...]
-    gains: tuple[float, ...]
+    w: float  # weight of the inverse
+    damping: float  # ``λ``
+    errors: tuple[float, ...]  # ``‖J_g − J_g*‖ / ‖J_g*‖`` of each layer
+    singular: tuple[float, ...]  # singular values ``σ`` of each layer's Jacobian
+    gains: tuple[float, ...]  # ``vᵀ J_g u`` for each of its singular vectors; the closed form is ``σ / (wσ² + λ)``
 
     @property
     def name(self) -> str:

@@ -22,19 +22,12 @@ from targetprop.inversion import sample_norm
 
 @dataclass(frozen=True, eq=False)
 class Linear:
-    """The prediction of one layer.
+    """The prediction of one layer."""
 
-    Attributes:
-        change: ``J_{l→L}⁻¹ v``, shape of ``h_l``.
-        size: its norm, root mean square over samples.
-        curvature: ``½ ‖J⁻¹ D²F[u, u]‖``, root mean square over samples: the error is ``curvature · β²``.
-        rounding: ``Σ_j ‖J_{l→j}⁻¹‖ ‖h_j‖``, root mean square over samples: the error's floor is ``rounding · eps``.
-    """
-
-    change: Tensor
-    size: float
-    curvature: float
-    rounding: float
+    change: Tensor  # ``J_{l→L}⁻¹ v``, shape of ``h_l``
+    size: float  # its norm, root mean square over samples
+    curvature: float  # ``½ ‖J⁻¹ D²F[u, u]‖``, root mean square over samples: the error is ``curvature · β²``
+    rounding: float  # ``Σ_j ‖J_{l→j}⁻¹‖ ‖h_j‖``, root mean square over samples: the error's floor is ``rounding · eps``
 
 
 def predict(record: Record, v: Tensor) -> list[Linear]:

@@ -22,23 +22,14 @@ from targetprop.inversion import Map
 
 @dataclass(frozen=True, eq=False)
 class Pair:
-    """A map, its approximate inverse, and what is to be inverted.
+    """A map, its approximate inverse, and what is to be inverted."""
 
-    Attributes:
-        name: what the map is.
-        f: the map.
-        g: the approximate inverse.
-        x0: where the iteration starts, shape ``(n, d)``.
-        target: ``t = f(x*)``, shape ``(n, k)``.
-        solution: ``x*``, where it is the only one.
-    """
-
-    name: str
-    f: Map
-    g: Inverse
-    x0: Tensor
-    target: Tensor
-    solution: Tensor | None = None
+    name: str  # what the map is
+    f: Map  # the map
+    g: Inverse  # the approximate inverse
+    x0: Tensor  # where the iteration starts, shape ``(n, d)``
+    target: Tensor  # ``t = f(x*)``, shape ``(n, k)``
+    solution: Tensor | None = None  # ``x*``, where it is the only one
 
 
 def affine(width: int, samples: int, seed: int, alter: Alter) -> tuple[Pair, Tensor, Tensor]:

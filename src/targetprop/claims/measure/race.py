@@ -32,29 +32,17 @@ _LOWEST = {
 
 @dataclass(frozen=True)
 class Best:
-    """A contender at its best learning rate.
+    """A contender at its best learning rate."""
 
-    Attributes:
-        rule: update rule, or `BACKPROP`.
-        label: ``λ`` in words; for back-propagation, the optimiser.
-        optimizer: "adam" or "sgd".
-        rate: the learning rate.
-        inside: whether it is neither the lowest nor the highest of those tried.
-        tuned: final loss of the run that it was chosen for.
-        steps: steps after which the loss was measured.
-        losses: loss on the training set after those; infinite once the run has diverged.
-        seconds: median time per step.
-    """
-
-    rule: str
-    label: str
-    optimizer: str
-    rate: float
-    inside: bool
-    tuned: float
-    steps: list[int]
-    losses: list[float]
-    seconds: float
+    rule: str  # update rule, or `BACKPROP`
+    label: str  # ``λ`` in words; for back-propagation, the optimiser
+    optimizer: str  # "adam" or "sgd"
+    rate: float  # the learning rate
+    inside: bool  # whether it is neither the lowest nor the highest of those tried
+    tuned: float  # final loss of the run that it was chosen for
+    steps: list[int]  # steps after which the loss was measured
+    losses: list[float]  # loss on the training set after those; infinite once the run has diverged
+    seconds: float  # median time per step
 
     @property
     def final(self) -> float:

@@ -25,22 +25,14 @@ _TRANSPOSE = DenseInverse(w=0.0, damping=1.0)
 
 @dataclass(frozen=True)
 class Shrinking:
-    """How far the targets of a shrinking network are from Gauss-Newton's; layers are ``1 … L − 1``.
+    """How far the targets of a shrinking network are from Gauss-Newton's; layers are ``1 … L − 1``."""
 
-    Attributes:
-        measured: mean cosine over samples by layer, pseudo-inverses layer by layer.
-        predicted: the same of the product of dense pseudo-inverses.
-        composite: smallest cosine by layer, composite propagation through transposes.
-        product_error: largest relative distance of a change from the product of pseudo-inverses.
-        reach_error: largest relative distance of ``J_{l→L} Δ_l`` from ``Δ_L``.
-        weights: smallest cosine of the delta rule's steps to Gauss-Newton's with composite targets, by cut.
-    """
-
-    measured: list[float]
-    predicted: list[float]
-    composite: list[float]
-    product_error: float
-    reach_error: float
+    measured: list[float]  # mean cosine over samples by layer, pseudo-inverses layer by layer
+    predicted: list[float]  # the same of the product of dense pseudo-inverses
+    composite: list[float]  # smallest cosine by layer, composite propagation through transposes
+    product_error: float  # largest relative distance of a change from the product of pseudo-inverses
+    reach_error: float  # largest relative distance of ``J_{l→L} Δ_l`` from ``Δ_L``
+    # smallest cosine of the delta rule's steps to Gauss-Newton's with composite targets, by cut
     weights: dict[str, float]
 
 
