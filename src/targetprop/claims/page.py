@@ -1,6 +1,6 @@
 """``claims.html``: one page with every table and figure inside it, for a screen, a phone and print."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from html import escape
 from io import StringIO
 from platform import machine, system
@@ -10,8 +10,7 @@ import torch
 from matplotlib.figure import Figure
 
 import targetprop as tp
-from targetprop.claims.claim import Claim, Number, Table, format_number
-from targetprop.claims.table import describe
+from targetprop.claims.claim import Claim, Number, format_number
 
 _STYLE = """
 :root { color-scheme: light; }
@@ -74,14 +73,14 @@ def _summary(claims: Sequence[Claim]) -> str:
         f"<td>{escape(claim.stops)}</td></tr>"
         for claim in claims
     ]
-    head = "<tr><th>claim</th><th>prediction</th><th>measured</th><th>verdict</th><th>where it stops holding</th></tr>"
-    return f'<div class="wide"><table class="summary">{head}{"".join(rows)}</table></div>'
+    head = ("claim", "prediction", "measured", "verdict", "where it stops holding")
+    return _table(head, rows, attributes=' class="summary"')
 
 
 def _decisive(claim: Claim) -> str:
     """The numbers that make the verdict, or all of them if there is none to make."""
     decisive = [number for number in claim.measured if number.bounded] or claim.measured
-    return f"<ul>{''.join(f'<li>{escape(describe(number))} {_mark(number)}</li>' for number in decisive)}</ul>"
+    return f"<ul>{''.join(f'<li>{escape(str(number))} {_mark(number)}</li>' for number in decisive)}</ul>"
 
 
 def _section(claim: Claim, figure: Figure) -> str:
@@ -96,7 +95,7 @@ def _section(claim: Claim, figure: Figure) -> str:
             f"<p>Where it stops holding: {escape(claim.stops)}</p>",
             _numbers("Limits", claim.limits) if claim.limits else "",
             "</div></div>",
-            *(_table(table) for table in claim.tables),
+            *(_table(table.columns, map(_row, table.rows), table.title) for table in claim.tables),
             f"<p><small>seed {seeds}; tables and figure show seed {claim.seeds[0]}; {claim.seconds:.1f} s</small></p>",
             "</section>",
         ]
@@ -109,8 +108,7 @@ def _numbers(title: str, numbers: Sequence[Number]) -> str:
     for n in numbers:
         bound = f'<td class="number">{escape(n.allowed)}</td><td>{_mark(n)}</td>' if bounded else ""
         rows.append(f'<tr><td>{escape(n.what)}</td><td class="number">{escape(n.spread)}</td>{bound}</tr>')
-    head = f"<tr><th></th><th>value</th>{'<th>bound</th><th></th>' if bounded else ''}</tr>"
-    return f'<div class="wide"><table><caption>{title}</caption>{head}{"".join(rows)}</table></div>'
+    return _table(("", "value", "bound", "") if bounded else ("", "value"), rows, title)
 
 
 def _mark(number: Number) -> str:
@@ -119,17 +117,18 @@ def _mark(number: Number) -> str:
     return '<span class="verdict holds">✓</span>' if number.holds else '<span class="verdict fails">✗</span>'
 
 
-def _table(table: Table) -> str:
-    head = "".join(f"<th>{escape(column)}</th>" for column in table.columns)
-    rows = [
-        "".join(
-            f"<td>{escape(cell)}</td>" if isinstance(cell, str) else f'<td class="number">{format_number(cell)}</td>'
-            for cell in row
-        )
-        for row in table.rows
-    ]
-    body = "".join(f"<tr>{row}</tr>" for row in rows)
-    return f'<div class="wide"><table><caption>{escape(table.title)}</caption><tr>{head}</tr>{body}</table></div>'
+def _row(cells: Sequence[str | float]) -> str:
+    written = (
+        f"<td>{escape(cell)}</td>" if isinstance(cell, str) else f'<td class="number">{format_number(cell)}</td>'
+        for cell in cells
+    )
+    return f"<tr>{''.join(written)}</tr>"
+
+
+def _table(columns: Sequence[str], rows: Iterable[str], title: str = "", attributes: str = "") -> str:
+    head = "".join(f"<th>{escape(column)}</th>" for column in columns)
+    caption = f"<caption>{escape(title)}</caption>" if title else ""
+    return f'<div class="wide"><table{attributes}>{caption}<tr>{head}</tr>{"".join(rows)}</table></div>'
 
 
 def _svg(claim: Claim, figure: Figure) -> str:

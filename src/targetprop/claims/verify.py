@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from shutil import get_terminal_size
 from time import perf_counter
@@ -13,11 +13,11 @@ import torch
 from targetprop.claims import CLAIMS, Claim, merge
 from targetprop.claims.figures import FIGURES
 from targetprop.claims.page import render_page
-from targetprop.claims.records import write_records
 from targetprop.claims.table import format_table
 from targetprop.experiments.arguments import read_command_line
 from targetprop.experiments.errors import FAILURE, CommandError, suggest
 from targetprop.experiments.number_range import read_count
+from targetprop.experiments.run_folder import encode_json
 from targetprop.experiments.screen import error_console
 from targetprop.report.atomic import write_atomic
 
@@ -115,7 +115,7 @@ def _write(claims: list[Claim], out: Path) -> None:
     try:
         for claim, figure in zip(claims, figures, strict=True):
             figure.savefig(out / f"{claim.name}.png", dpi=150)
-        write_records(out / RECORDS, claims)
+        write_atomic(out / RECORDS, encode_json([{"verdict": claim.verdict} | asdict(claim) for claim in claims]))
         write_atomic(out / PAGE, render_page(claims, figures).encode())
     except OSError as error:
         raise CommandError(f"the results cannot be written into {out} ({error})", FAILURE) from error

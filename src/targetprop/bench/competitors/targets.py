@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 import targetprop as tp
-from targetprop.bench.competitors.competitor import MOMENTUM, Competitor, Range, Stepper
+from targetprop.bench.competitors.competitor import MOMENTUM, Competitor, GradientStepper, Range, Stepper
 from targetprop.bench.losses import SampledLoss
 from targetprop.experiments.errors import suggest
 
@@ -49,21 +49,7 @@ class TargetProp(Competitor):
         method = COMPOSITIONS[self.composition](self.damping)
         engine = tp.TargetPropagation(network, loss, example_input=example, method=method, seed=seed)
         if self.optimizer == "adam":
-            return TargetStepper(engine, torch.optim.Adam(network.parameters(), self.lr, (self.momentum, 0.999)))
-        return TargetStepper(engine, torch.optim.SGD(network.parameters(), self.lr, momentum=self.momentum))
-
-
-class TargetStepper(Stepper):
-    """Target propagation on one network."""
-
-    def __init__(self, engine: tp.TargetPropagation, optimizer: torch.optim.Optimizer) -> None:
-        """Keep the engine."""
-        super().__init__([optimizer])
-        self.engine = engine
-
-    def step(self, x: Tensor, y: Tensor) -> Tensor:
-        """Propagate targets and step; see `Stepper.step`."""
-        self.optimizers[0].zero_grad()
-        report = self.engine.backward(x, y)
-        self.optimizers[0].step()
-        return report.loss.detach()
+            optimizer = torch.optim.Adam(network.parameters(), self.lr, (self.momentum, 0.999))
+        else:
+            optimizer = torch.optim.SGD(network.parameters(), self.lr, momentum=self.momentum)
+        return GradientStepper(lambda x, y: engine.backward(x, y).loss, [optimizer])
