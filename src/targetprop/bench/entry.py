@@ -16,7 +16,7 @@ from targetprop.settings import check_ranges, check_types
 class Entry:
     """A competitor with a schedule."""
 
-    name: str  # the competitor's name
+    name: str
     share: float = 1.0  # share of the problem's steps after which its schedule and its runs end, in (0, 1]
 
     def __post_init__(self) -> None:

@@ -24,8 +24,8 @@ def unaltered(g: Inverse) -> Inverse:
 class Altered(Objective):
     """An objective whose decoders are altered after they have been bound."""
 
-    objective: Objective  # the objective
-    alter: Alter  # what becomes of every inverse
+    objective: Objective
+    alter: Alter
     name: ClassVar[str] = "altered"
 
     def build(

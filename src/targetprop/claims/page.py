@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Sequence
 from html import escape
 from io import StringIO
+from pathlib import Path
 from platform import machine, system
 
 import matplotlib
@@ -12,36 +13,7 @@ from matplotlib.figure import Figure
 import targetprop as tp
 from targetprop.claims.claim import Claim, Number, format_number
 
-_STYLE = """
-:root { color-scheme: light; }
-body { font: 16px/1.5 system-ui, sans-serif; max-width: 68rem; margin: 0 auto; padding: 1rem; color: #1a1a1a; }
-h1 { font-size: 1.5rem; line-height: 1.25; }
-h2 { font-size: 1.2rem; line-height: 1.3; margin-top: 3rem; }
-table { border-collapse: collapse; font-size: .875rem; }
-caption { text-align: left; font-weight: 600; padding: .5rem 0; }
-th, td { text-align: left; vertical-align: top; padding: .35rem .6rem; border-bottom: 1px solid #ccc; }
-th { border-bottom: 2px solid #555; }
-td.number { text-align: right; white-space: nowrap; font-variant-numeric: tabular-nums; }
-.wide { overflow-x: auto; }
-.summary { width: 100%; }
-.summary td:nth-child(1) { width: 16%; } .summary td:nth-child(2) { width: 20%; }
-.summary td:nth-child(3) { width: 30%; }
-.summary li { padding-bottom: .2rem; } .summary ul { margin: 0; padding-left: 1rem; }
-.verdict { font-weight: 700; white-space: nowrap; }
-.holds { color: #1b6e2e; } .fails { color: #b00020; } .reported { color: #444; }
-.columns { display: flex; flex-wrap: wrap; gap: 1rem 2.5rem; align-items: flex-start; }
-.columns > * { flex: 1 1 22rem; min-width: 0; }
-figure { margin: 1rem 0; } figure svg { width: 100%; max-width: 38rem; height: auto; }
-small { color: #555; } a { color: #1f5fa8; }
-@media (max-width: 45rem) {
-  .summary, .summary tbody, .summary tr, .summary tr td { display: block; width: auto; border: 0; padding: .15rem 0; }
-  .summary tr { border-bottom: 1px solid #ccc; padding: .6rem 0; } .summary tr:first-child { display: none; }
-}
-@media print {
-  html, body { font-size: 9px; } body { max-width: none; } .wide { overflow: visible; } a { color: inherit; }
-  section, tr, figure { break-inside: avoid-page; } .columns { flex-wrap: nowrap; } figure svg { max-height: 24cm; }
-}
-"""
+_STYLE = "\n" + Path(__file__).with_name("page.css").read_text(encoding="utf-8")
 _TITLE = "Deriving Differential Target Propagation from Iterating Approximate Inverses: its claims, measured"
 _INTRODUCTION = """The paper (Y. Bengio 2020,
 <a href="https://arxiv.org/abs/2007.15139">arXiv:2007.15139</a>) is theory. This page compares its predictions with

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 class Map:
     """One ``nn.Linear`` with its batch, ``z = [W b] [a; 1]``."""
 
-    linear: nn.Linear  # the module
+    linear: nn.Linear
     a: Tensor  # its inputs with a constant 1 where there is a bias, shape ``(n, d)``
     z: Tensor  # its outputs, with their graph, shape ``(n, k)``
     activation: nn.Module | None  # the module after it, unless that is linear again

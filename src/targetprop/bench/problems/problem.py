@@ -25,9 +25,9 @@ class Task:
 
     x: Tensor  # training inputs, shape ``(n, d)``
     y: Tensor  # what the loss compares the output with
-    test_x: Tensor  # test inputs
-    test_y: Tensor  # test labels
-    loss: SampledLoss  # the loss, a mean over samples
+    test_x: Tensor
+    test_y: Tensor
+    loss: SampledLoss
     measures: Mapping[str, Measure]  # further means over samples, by name, of output and ``y``
 
     def batches(self, size: int, seed: int) -> Iterator[tuple[Tensor, Tensor]]:

@@ -1,8 +1,7 @@
-r"""Layers that shrink: ``J_{l+1}⁺ … J_L⁺ Δ_L`` is not ``(J_L … J_{l+1})⁺ Δ_L`` (Bengio 2020, arXiv:2007.15139).
+r"""Layers that shrink: ``J_{l+1}⁺ … J_L⁺ Δ_L`` is not ``(J_L … J_{l+1})⁺ Δ_L``, the shortest way to ``Δ_L``.
 
-The exact pseudo-inverse of every layer moves the output by ``Δ_L``, but takes a longer way than Gauss-Newton's, which
-is the shortest. Transposes compose where pseudo-inverses do not, ``J_{l+1}ᵀ … J_Lᵀ = (J_L … J_{l+1})ᵀ``: input-space
-iteration with them on the composite map is Landweber's, and converges to the pseudo-inverse of the product.
+Transposes compose where pseudo-inverses do not, ``J_{l+1}ᵀ … J_Lᵀ = (J_L … J_{l+1})ᵀ``: input-space iteration with them
+on the composite map is Landweber's, and converges to the pseudo-inverse of the product.
 """
 
 from dataclasses import dataclass, replace

@@ -88,16 +88,9 @@ class Trial:
 
 
 def random_trial(
-    widths: Sequence[int],
-    activation: Callable[[], nn.Module],
-    seed: int,
-    samples: int,
-    *,
-    spread: float,
-    gains: Sequence[float] | None = None,
-    bias: float = 0.1,
-    alter: Alter = unaltered,
-) -> Trial:
+    widths: Sequence[int], activation: Callable[[], nn.Module], seed: int, samples: int, *, spread: float,
+    gains: Sequence[float] | None = None, bias: float = 0.1, alter: Alter = unaltered,
+) -> Trial:  # fmt: skip
     """Draw a network, cut as in the paper, ``f(h) = Wσ(h) + b``, and a batch of normal inputs and targets."""
     generator = torch.Generator().manual_seed(seed + 2**20)
     network = random_network(widths, activation, seed, spread=spread, gains=gains, bias=bias)
