@@ -215,28 +215,36 @@ def snapshot(engine: tp.TargetPropagation) -> list:
     return [value.clone() if isinstance(value, Tensor) else value for value in found]
 
 
-@pytest.mark.parametrize("network", ["dropout", "batch norm in eval", "list", "one activation used twice"])
-@pytest.mark.parametrize("update", [tp.Gradient(), tp.DeltaRule(pullback="transpose"), tp.LeastSquares()])
-@pytest.mark.parametrize("before", [True, False], ids=["with .grad", "without .grad"])
-def test_everything_is_left_as_it_was(network: str, update, before: bool) -> None:
+def same(old: list, new: list) -> bool:
+    return all(torch.equal(a, b) if isinstance(a, Tensor) else a is b for a, b in zip(old, new, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("network", "update"),
+    [
+        ("dropout", tp.LeastSquares()),
+        ("batch norm in eval", tp.DeltaRule(pullback="transpose")),
+        ("list", tp.Gradient()),
+        ("one activation used twice", tp.LeastSquares()),
+    ],
+)
+def test_everything_is_left_as_it_was(network: str, update) -> None:
     case = NETWORKS[network]
     model, x, y = case.build(), case.batch(), CROSS_ENTROPY.labels(5)
     for module in modules(model):
         module.train()
     engine = build(model, x, update=update, influence=tp.Influence(normalise=True))
     engine.backward(x, y)
-    gradients = [p.grad for p in parameters(model)]
-    if not before:
-        for p in parameters(model):
-            p.grad = None
-    old = snapshot(engine)
+    gradients, old = [p.grad for p in parameters(model)], snapshot(engine)
     with torch.no_grad():
         first = inspect_targets(engine, x, y)
-    new = snapshot(engine)
-    assert len(old) == len(new)
-    assert all(torch.equal(a, b) if isinstance(a, Tensor) else a is b for a, b in zip(old, new, strict=True))
-    assert not before or all(p.grad is g for p, g in zip(parameters(model), gradients, strict=True))
+    assert same(old, snapshot(engine))
+    assert all(p.grad is g for p, g in zip(parameters(model), gradients, strict=True))
+    for p in parameters(model):
+        p.grad = None
+    old = snapshot(engine)
     assert inspect_targets(engine, x, y) == first
+    assert same(old, snapshot(engine))
 
 
 def test_everything_is_left_as_it_was_after_a_failure() -> None:
@@ -247,9 +255,7 @@ def test_everything_is_left_as_it_was_after_a_failure() -> None:
     old = snapshot(engine)
     with pytest.raises(FloatingPointError, match="the loss on these samples is NaN or infinite"):
         inspect_targets(engine, x * torch.nan, y)
-    assert all(
-        torch.equal(a, b) if isinstance(a, Tensor) else a is b for a, b in zip(old, snapshot(engine), strict=True)
-    )
+    assert same(old, snapshot(engine))
 
 
 class Drawing(nn.Module):
@@ -445,23 +451,23 @@ VARIANTS = {
 }
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("problem", BAD)
-def test_advice_names_settings_that_the_run_has(problem: str, variant: str) -> None:
-    method = VARIANTS[variant]
-    sentence = advise(BAD[problem], method)
+def test_advice_names_settings_that_the_run_has(problem: str) -> None:
     judged = problem in ("diverging", "overshooting", "stalled")
-    if judged and (not hasattr(method.inversion, "steps")):
-        assert sentence.startswith("layer 2: fine: residual 0.6, not to be iterated since f∘g − id has norm 1.7 > 1")
-        return
-    if judged and isinstance(method.inversion, tp.Krylov):  # best steps do not diverge
-        assert sentence.startswith("layer 2: fine: residual 0.6, 0.")
-        return
-    assert sentence.startswith("layer 2: ") and "fine" not in sentence and sentence.count(": ") == 2
-    named = re.findall(r"\b(decoder|inversion|influence)\.(\w+)", sentence)
-    assert named or "propagation to composite" in sentence
-    for part, option in named:
-        assert option in ("rule", "objective") or hasattr(getattr(method, part), option), sentence
+    for variant, method in VARIANTS.items():
+        sentence = advise(BAD[problem], method)
+        if judged and (not hasattr(method.inversion, "steps")):
+            said = "layer 2: fine: residual 0.6, not to be iterated since f∘g − id has norm 1.7 > 1"
+            assert sentence.startswith(said), variant
+            continue
+        if judged and isinstance(method.inversion, tp.Krylov):  # best steps do not diverge
+            assert sentence.startswith("layer 2: fine: residual 0.6, 0."), variant
+            continue
+        assert sentence.startswith("layer 2: ") and "fine" not in sentence and sentence.count(": ") == 2, variant
+        named = re.findall(r"\b(decoder|inversion|influence)\.(\w+)", sentence)
+        assert named or "propagation to composite" in sentence, variant
+        for part, option in named:
+            assert option in ("rule", "objective") or hasattr(getattr(method, part), option), sentence
 
 
 @pytest.mark.parametrize(

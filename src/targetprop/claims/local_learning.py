@@ -15,7 +15,7 @@ from typing import Any
 
 import targetprop as tp
 from targetprop.claims.claim import Claim, Number, Table, format_number
-from targetprop.claims.measure.learning import ITERATIONS, SAMPLES, Series, learn_alone, learn_together
+from targetprop.claims.measure.learning import ITERATIONS, SAMPLES, Series, learn
 from targetprop.decoders import Objective
 from targetprop.diagnostics import DenseInverse
 
@@ -40,9 +40,9 @@ def local_learning(
     bounded = [name for name in objectives if name in promised]
     if not bounded:
         raise ValueError(f"none of {', '.join(objectives)} is promised to contract; name one of them in promised")
-    alone = {name: learn_alone(objective, widths, marks, seed) for name, objective in objectives.items()}
-    together = {name: learn_together(objective, widths, marks, rest, seed) for name, objective in objectives.items()}
-    square = learn_alone(objectives[bounded[0]], (widths[0], *widths), marks, seed)
+    alone = {name: learn(objective, widths, marks, seed) for name, objective in objectives.items()}
+    together = {name: learn(objective, widths, marks, seed, rest) for name, objective in objectives.items()}
+    square = learn(objectives[bounded[0]], (widths[0], *widths), marks, seed)
     limits = (
         Number("decoders alone, a square layer: median contraction factor", (square["factor"][-1][0],)),
         *(Number(f"everything together, {name}: contraction factor", (_worst(together[name]),)) for name in objectives),

@@ -65,11 +65,8 @@ def _stops(reference: Best, champions: dict[str, Best], found: dict[tuple[str, s
         f" {format_number(best.seconds / reference.seconds)} times the time per step)"
         for best in faster
     ]
-    text = (
-        f"Lower loss than {bound} on both starts: {', '.join(texts)}"
-        if faster
-        else f"No rule beats {bound} on both starts"
-    )
+    text = f"Lower loss than {bound}" if faster else f"No rule beats {bound}"
+    text += f" on both starts{': ' if texts else ''}{', '.join(texts)}"
     end = ", ".join(f"{rule} {format_number(found[rule, labels[-1]].final)}" for rule in champions)
     return (
         f"{text}. At λ = {labels[-1]}, towards Gauss-Newton: {end}. One small network, 1,437 digits, exact inverses by"

@@ -23,7 +23,7 @@ _LARGEST_GAIN = 4.0
 class Rule:
     """How layers are inverted."""
 
-    name: str  # what it is called
+    name: str
     damping: float = 0.0  # ``λ``, in units of the mean diagonal of ``JJᵀ``
     steps: int = 1  # steps of the input-space iteration
 
