@@ -163,9 +163,9 @@ def test_every_competitor_lowers_the_loss_of_a_small_autoencoder(name: str) -> N
     problem = DigitsAutoencoder()
     task, model = problem.load(), problem.network(0)
     stepper = COMPETITORS[name].start(model, task.loss, task.x[:2], 0)
-    schedules = [problem.schedule.make(optimizer, 30) for optimizer in stepper.optimizers]
+    schedules = [problem.schedule.make(optimizer, 40) for optimizer in stepper.optimizers]
     batches, losses = task.batches(problem.batch, 0), []
-    for _ in range(30):
+    for _ in range(40):
         losses.append(float(stepper.step(*next(batches))))
         for schedule in schedules:
             schedule.step()
