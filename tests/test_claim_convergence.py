@@ -72,7 +72,11 @@ def test_an_inverse_with_the_wrong_sign_breaks_the_premise(space: str) -> None:
     assert measure_decay(random_pair("any", nn.Tanh, 8, 8, 0, negated), space, 25).rho > 1.5
 
 
-def test_an_inverse_whose_jumps_the_derivative_hides_fails() -> None:
+def test_an_inverse_whose_jumps_the_derivative_hides_fails(monkeypatch) -> None:
+    module = import_module("targetprop.claims.convergence")
+    monkeypatch.setattr(module, "_ACTIVATIONS", {"tanh": nn.Tanh})
+    monkeypatch.setattr(module, "_SLOPES", (0.3,))
+    monkeypatch.setattr(module, "_DAMPINGS", (0.0,))
     broken = convergence(**{**SMALL, "epochs": 1}, alter=jumping)
     assert broken.verdict == "fails"
     assert number(broken, "random networks, largest ρ") < 1  # the premise seems to hold, the prediction does not

@@ -111,7 +111,11 @@ def test_the_figure_is_drawn_from_the_record_alone(inspected, tmp_path):
     assert list(median.get_ydata()) == [layer["inverse"]["contraction"] for layer in record["layers"][1:]]
     (bound,) = (line for line in figure.axes[0].lines if line.get_label() == "converges below 1")
     assert list(bound.get_ydata()) == [1, 1] and bound.get_linestyle() == "--"
+    assert {text.get_rotation() for text in figure.axes[0].get_xticklabels()} == {0}
     assert imread(inspected[0] / "inspection.png").shape[1] == 728
+    (run / "inspection.json").write_text(json.dumps(record | {"layers": 5 * record["layers"]}))
+    crowd = draw_inspection(run).axes[0].get_xticklabels()
+    assert len(crowd) == 15 and {text.get_rotation() for text in crowd} == {90}
 
 
 @pytest.mark.parametrize(
@@ -121,7 +125,6 @@ def test_the_figure_is_drawn_from_the_record_alone(inspected, tmp_path):
         "--method regularised",
         "--method dtp --network.widths 8 12 --network.activation relu",
         "--propagation joint --inversion.rule input-space --inversion.steps 4 --update.rule least-squares",
-        "--network.widths 10 10 10 10 10 10 10 10 10 10 10 10 10 10 10",
     ],
 )
 def test_other_recipes_are_inspected(tmp_path, recipe, capsys):

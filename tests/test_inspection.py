@@ -18,12 +18,20 @@ from targetprop.diagnostics import (
     layer_jacobian,
 )
 from targetprop.diagnostics import angles as angles_module
+from targetprop.diagnostics import inverse_quality as quality_module
 from targetprop.diagnostics.inverse_quality import AskedInverse, measure_inverse
 from targetprop.forward import run_forward
 from targetprop.inversion import Problem
 
 CROSS_ENTROPY = LOSSES["cross-entropy"]
 DIFFERENTIAL = tp.GradientStep(1e-4)
+
+
+@pytest.fixture
+def short_trials(monkeypatch) -> None:
+    """Let trials be short, where what they find is not looked at closely."""
+    monkeypatch.setattr(quality_module, "TRIAL_STEPS", 10)
+    monkeypatch.setattr(quality_module, "EXTRA_STEPS", 3)
 
 
 def build(model, x: Tensor, loss=None, **parts) -> tp.TargetPropagation:
@@ -228,7 +236,7 @@ def same(old: list, new: list) -> bool:
         ("one activation used twice", tp.LeastSquares()),
     ],
 )
-def test_everything_is_left_as_it_was(network: str, update) -> None:
+def test_everything_is_left_as_it_was(network: str, update, short_trials) -> None:
     case = NETWORKS[network]
     model, x, y = case.build(), case.batch(), CROSS_ENTROPY.labels(5)
     for module in modules(model):
@@ -265,7 +273,7 @@ class Drawing(nn.Module):
         return x + 0 * torch.rand_like(x)
 
 
-def test_the_random_state_is_left_as_it_was() -> None:
+def test_the_random_state_is_left_as_it_was(short_trials) -> None:
     net, x = nn.Sequential(nn.Linear(4, 4), Drawing(), nn.Linear(4, 3)).to(DTYPE), rand(5, 4)
     engine = build(net, x, decoder=TRANSPOSE)
     old = torch.get_rng_state()
@@ -273,7 +281,7 @@ def test_the_random_state_is_left_as_it_was() -> None:
     assert torch.equal(torch.get_rng_state(), old)
 
 
-def test_the_gradient_is_what_the_next_step_would_write() -> None:
+def test_the_gradient_is_what_the_next_step_would_write(short_trials) -> None:
     x, y, parts = rand(6, 4), torch.arange(6) % 3, {"decoder": TRANSPOSE, "update": tp.LeastSquares(every=1)}
     net = mlp(4, 6, 5, 3)
     engine = build(net, x, **parts)
@@ -291,7 +299,7 @@ def test_the_gradient_is_what_the_next_step_would_write() -> None:
         assert measured.angle_gradient > 1
 
 
-def test_influence_is_measured_before_it_is_normalised() -> None:
+def test_influence_is_measured_before_it_is_normalised(short_trials) -> None:
     x, y = rand(6, 4), torch.arange(6) % 3
     plain, normalised = (
         inspect_targets(build(mlp(4, 6, 5, 3), x, influence=tp.Influence(normalise=flag)), x, y).layers
@@ -302,7 +310,7 @@ def test_influence_is_measured_before_it_is_normalised() -> None:
     assert plain[0].angle_gradient != pytest.approx(normalised[0].angle_gradient, rel=1e-3)
 
 
-def test_wide_outputs_are_compared_with_gauss_newton_on_fewer_samples(monkeypatch) -> None:
+def test_wide_outputs_are_compared_with_gauss_newton_on_fewer_samples(monkeypatch, short_trials) -> None:
     x, y = rand(6, 4), torch.arange(6) % 3
     engine = build(mlp(4, 6, 5, 3), x, decoder=TRANSPOSE)
     first = inspect_targets(engine, x[:2], y[:2]).layers[0].angle_gauss_newton
@@ -320,7 +328,7 @@ def test_refusals() -> None:
 
 
 @pytest.mark.parametrize("name", [name for name in tp.METHODS if name != "backprop"])
-def test_every_method_is_inspected(name: str) -> None:
+def test_every_method_is_inspected(name: str, short_trials) -> None:
     x, y, heard = rand(6, 4).float(), torch.arange(6) % 3, []
     engine = build(mlp(4, 6, 5, 3).float(), x, loss=nn.CrossEntropyLoss(), method=tp.method(name))
     for _ in range(3):
