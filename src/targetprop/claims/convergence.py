@@ -168,8 +168,8 @@ def _limits(kinks: dict[str, Any], damping: dict[str, Any], null: dict[str, floa
 def _series(pair: Pair, space: str, decay: Decay) -> dict[str, Any]:
     relative = decay.errors / decay.errors[0]
     return {
-        "name": pair.name, "space": space, "rho": decay.rho, "rates": decay.rates.tolist(),
-        "median": relative.median(1).values.tolist(), "worst": relative.amax(1).tolist(),
+        "name": pair.name, "space": space, "rho": decay.rho, "median": relative.median(1).values.tolist(),
+        "worst": relative.amax(1).tolist(), "rates": decay.rates.tolist(),
     }  # fmt: skip
 
 
