@@ -93,19 +93,19 @@ def test_evaluation_is_a_mean_over_all_samples() -> None:
 def test_tuning_goes_on_as_if_it_had_not_stopped(tmp_path: Path) -> None:
     (tmp_path / "a").mkdir()
     (tmp_path / "b").mkdir()
-    whole = tune(PROBLEM, TASK, "adam", ADAM, 5, 8, tmp_path / "a", silent)
+    whole = tune(PROBLEM, TASK, "adam", ADAM, 2, 6, tmp_path / "a", silent)  # the sixth is the sampler's first guess
     heard: list[int] = []
-    tune(PROBLEM, TASK, "adam", ADAM, 5, 3, tmp_path / "b", silent)
-    parts = tune(PROBLEM, TASK, "adam", ADAM, 5, 8, tmp_path / "b", lambda number, loss: heard.append(number))
-    studies = [completed(open_study(PROBLEM, "adam", ADAM, 5, tmp_path / name)) for name in "ab"]
+    tune(PROBLEM, TASK, "adam", ADAM, 2, 3, tmp_path / "b", silent)
+    parts = tune(PROBLEM, TASK, "adam", ADAM, 2, 6, tmp_path / "b", lambda number, loss: heard.append(number))
+    studies = [completed(open_study(PROBLEM, "adam", ADAM, 2, tmp_path / name)) for name in "ab"]
     assert [t.params for t in studies[0]] == [t.params for t in studies[1]]
     assert [t.value for t in studies[0]] == [t.value for t in studies[1]]
-    assert heard == [4, 5, 6, 7, 8] and parts == whole
+    assert heard == [4, 5, 6] and parts == whole
     best = min(studies[0], key=lambda trial: trial.value or inf)
     assert whole == with_values(ADAM, best.params)
     assert studies[0][0].params == pytest.approx(first_values(ADAM))
     with pytest.raises(CommandError, match="other settings"):
-        open_study(replace(PROBLEM, batch=50), "adam", ADAM, 5, tmp_path / "a")
+        open_study(replace(PROBLEM, batch=50), "adam", ADAM, 2, tmp_path / "a")
 
 
 class _Broken(Stepper):
@@ -151,11 +151,11 @@ def test_times_are_relative_to_the_reference() -> None:
 
 def test_command_runs_and_goes_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["bench", "autoencoder-digits", "--competitors", "adam,sgd", "--steps", "20", "--length", "0.25"]
-    words += ["--trials", "2", "--out", str(tmp_path)]
+    words += ["--trials", "1", "--out", str(tmp_path)]
     assert main([*words, "--seeds", "1"]) == 0
     assert main([*words, "--seeds", "2"]) == 0
     out = capsys.readouterr().out
-    assert "2 trials of 5 steps over 3 settings, then 2 seeds of 20 steps" in out
+    assert "1 trials of 5 steps over 3 settings, then 2 seeds of 20 steps" in out
     result = json.loads((tmp_path / "result.json").read_text())
     runs = result["competitors"]["adam"]["runs"]
     assert len(runs) == 2 and len(runs[0]["losses"]) == len(runs[0]["seconds"]) == 20
@@ -185,9 +185,9 @@ def test_a_share_shortens_the_schedule_and_settings_replace_tuning(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = ["bench", "autoencoder-digits", "--competitors", "adam,sgd@0.5", "--steps", "20", "--length", "0.75"]
-    assert main([*words, "--trials", "2", "--seeds", "1", "--out", str(tmp_path / "a")]) == 0
+    assert main([*words, "--trials", "1", "--seeds", "1", "--out", str(tmp_path / "a")]) == 0
     first = json.loads((tmp_path / "a" / "result.json").read_text())
-    assert "2 trials of 15/10 steps over 3 settings, then 1 seeds of 20/10 steps" in first["budget"]
+    assert "1 trials of 15/10 steps over 3 settings, then 1 seeds of 20/10 steps" in first["budget"]
     sgd = first["competitors"]["sgd@0.5"]
     again = replace(COMPETITORS["sgd"], **sgd["settings"])
     assert sgd["runs"][0]["losses"] == train(DigitsAutoencoder(steps=10), TASK, again, 0, 10).losses

@@ -1,17 +1,15 @@
 """Locally learned inverses: the measurement against dense oracles, and decoders that do not learn."""
 
-import json
-
 import numpy as np
 import pytest
 import torch
 
 import targetprop as tp
+from claim_cases import drawn, negated
 from targetprop.claims.altered import Altered
 from targetprop.claims.figures.local_learning import draw
 from targetprop.claims.local_learning import EXACT, local_learning
 from targetprop.claims.networks import digits_network, load_digits
-from targetprop.decoders import Inverse
 from targetprop.diagnostics import DenseInverse, layer_jacobian
 from targetprop.layers.forward_pass import run_forward
 
@@ -23,10 +21,6 @@ EXACT_DAMPED = DenseInverse(w=1.0, damping=0.3, relative=True)
 def measure(objectives: dict, steps: int = 120):
     promised = [name for name in objectives if name != EXACT]
     return local_learning(widths=WIDTHS, steps=steps, objectives=objectives, promised=promised)
-
-
-def negated(g: Inverse) -> Inverse:
-    return Inverse(lambda y: -g(y), lambda y, change: -g.difference(y, change))
 
 
 @pytest.fixture(scope="module")
@@ -78,8 +72,8 @@ def test_widening_layers_are_measured_in_their_input_space() -> None:
 
 @pytest.mark.parametrize(
     "broken",
-    [tp.Fixed(), Altered(DAMPED, negated), Altered(EXACT_DAMPED, negated)],
-    ids=["random", "learned, sign turned", "exact, sign turned"],
+    [tp.Fixed(), Altered(DAMPED, negated)],
+    ids=["random", "learned, sign turned"],
 )
 def test_decoders_that_are_no_inverses_fail(broken) -> None:
     claim = measure({"broken": broken}, steps=40)
@@ -93,11 +87,8 @@ def test_something_must_be_promised() -> None:
 
 
 def test_the_figure_draws_from_json(claim) -> None:
-    figure = draw(
-        type(claim)("local-learning", "", "", (), "", data=json.loads(json.dumps(claim.data, allow_nan=False)))
-    )
-    assert len(figure.axes) == 4
-    for axes in figure.axes:
-        assert axes.get_xlabel() and axes.get_ylabel()
-        dashed = [line for line in axes.lines if line.get_linestyle() == "--"]
+    axes = drawn(draw, claim)
+    assert len(axes) == 4
+    for panel in axes:
+        dashed = [line for line in panel.lines if line.get_linestyle() == "--"]
         assert [np.unique(line.get_ydata()).tolist() for line in dashed] == [[1.0]]

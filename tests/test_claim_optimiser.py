@@ -1,6 +1,5 @@
 """The contest of optimisers: its identities, its bookkeeping, and targets by wrong inverses."""
 
-import json
 from dataclasses import replace
 from math import inf
 
@@ -8,33 +7,24 @@ import numpy as np
 import pytest
 
 import targetprop as tp
+from claim_cases import drawn, negated, number
 from targetprop.claims.altered import unaltered
 from targetprop.claims.figures.optimiser import draw
 from targetprop.claims.measure import race
 from targetprop.claims.measure.race import BACKPROP, RULES, Best, contest, train
 from targetprop.claims.optimiser import optimiser
-from targetprop.decoders import Inverse
 from targetprop.diagnostics import DenseInverse
 
 LOSSES = [2.3, 1.0, 0.5, 0.7, 0.4]
 
 
-def negated(g: Inverse) -> Inverse:
-    return Inverse(lambda y: -g(y), lambda y, change: -g.difference(y, change))
-
-
-def small(alter=unaltered):
-    return optimiser(widths=(12, 8), steps=40, dampings=(inf, 1.0), rates=(2.0,), alter=alter)
+def small(alter=unaltered, dampings=(inf, 1.0)):
+    return optimiser(widths=(12, 8), steps=40, dampings=dampings, rates=(2.0,), alter=alter)
 
 
 @pytest.fixture(scope="module")
 def claim():
     return small()
-
-
-def number(claim, what: str) -> float:
-    (found,) = [n.values[0] for n in (*claim.measured, *claim.limits) if n.what == what]
-    return found
 
 
 def test_nothing_is_promised(claim) -> None:
@@ -62,17 +52,14 @@ def test_the_claim_shows_that_identity(claim) -> None:
 
 
 def test_wrong_inverses_train_worse_than_back_propagation(claim) -> None:
-    wrong = small(negated)
+    wrong = small(negated, (1.0,))
     assert wrong.verdict == "reported"
     assert wrong.data["backprop"] == claim.data["backprop"]
     for rule in RULES:
-        for label in ("∞", "1"):
-            what = f"training loss, {rule}, λ = {label}"
-            assert number(wrong, what) > 1.5 * number(claim, what)
+        what = f"training loss, {rule}, λ = 1"
+        assert number(wrong, what) > 1.5 * number(claim, what)
     for rule in ("gradient", "delta rule"):  # least squares makes up for much of it in the output layer
-        assert number(wrong, f"targets, {rule}, best λ") > 1.5 * number(
-            wrong, "training loss, back-propagation with Adam"
-        )
+        assert number(wrong, f"targets, {rule}, best λ") > 1.5 * number(wrong, "back-propagation with Adam")
 
 
 def test_the_best_rate_is_chosen_on_another_start(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -101,7 +88,7 @@ def test_a_run_that_diverges_counts_as_infinite() -> None:
 def test_the_record_survives_divergence() -> None:
     claim = optimiser(widths=(12, 8), steps=8, dampings=(1.0,), rates=(1e38,))
     assert None in claim.data["backprop"]["sgd"]
-    assert draw(through_json(claim)).axes
+    assert drawn(draw, claim)
 
 
 def test_curves_are_read_where_they_were_measured() -> None:
@@ -118,14 +105,8 @@ def test_to_beat_another_takes_both_starts() -> None:
     assert not best.beats(replace(best, tuned=0.6))
 
 
-def through_json(claim):
-    return type(claim)("optimiser", "", "", (), "", data=json.loads(json.dumps(claim.data, allow_nan=False)))
-
-
 def test_the_figure_draws_from_json(claim) -> None:
-    figure = draw(through_json(claim))
-    assert len(figure.axes) == 3
-    for axes in figure.axes:
-        assert axes.get_xlabel() and axes.get_ylabel() and axes.get_legend()
-    last = [line for line in figure.axes[2].lines if line.get_linestyle() == "--"]
+    axes = drawn(draw, claim)
+    assert len(axes) == 3 and all(panel.get_legend() for panel in axes)
+    last = [line for line in axes[2].lines if line.get_linestyle() == "--"]
     assert np.unique(last[0].get_ydata()).tolist() == [claim.data["backprop"]["adam"][-1]]

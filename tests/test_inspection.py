@@ -18,12 +18,20 @@ from targetprop.diagnostics import (
     layer_jacobian,
 )
 from targetprop.diagnostics import angles as angles_module
+from targetprop.diagnostics import inverse_quality as quality_module
 from targetprop.diagnostics.inverse_quality import AskedInverse, measure_inverse
 from targetprop.inversion import Problem
 from targetprop.layers.forward_pass import run_forward
 
 CROSS_ENTROPY = LOSSES["cross-entropy"]
 DIFFERENTIAL = tp.GradientStep(1e-4)
+
+
+@pytest.fixture
+def short_trials(monkeypatch) -> None:
+    """Let trials be short, where what they find is not looked at closely."""
+    monkeypatch.setattr(quality_module, "TRIAL_STEPS", 10)
+    monkeypatch.setattr(quality_module, "EXTRA_STEPS", 3)
 
 
 def build(model, x: Tensor, loss=None, **parts) -> tp.TargetPropagation:
@@ -215,28 +223,36 @@ def snapshot(engine: tp.TargetPropagation) -> list:
     return [value.clone() if isinstance(value, Tensor) else value for value in found]
 
 
-@pytest.mark.parametrize("network", ["dropout", "batch norm in eval", "list", "one activation used twice"])
-@pytest.mark.parametrize("update", [tp.Gradient(), tp.DeltaRule(pullback="transpose"), tp.LeastSquares()])
-@pytest.mark.parametrize("before", [True, False], ids=["with .grad", "without .grad"])
-def test_everything_is_left_as_it_was(network: str, update, before: bool) -> None:
+def same(old: list, new: list) -> bool:
+    return all(torch.equal(a, b) if isinstance(a, Tensor) else a is b for a, b in zip(old, new, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("network", "update"),
+    [
+        ("dropout", tp.LeastSquares()),
+        ("batch norm in eval", tp.DeltaRule(pullback="transpose")),
+        ("list", tp.Gradient()),
+        ("one activation used twice", tp.LeastSquares()),
+    ],
+)
+def test_everything_is_left_as_it_was(network: str, update, short_trials) -> None:
     case = NETWORKS[network]
     model, x, y = case.build(), case.batch(), CROSS_ENTROPY.labels(5)
     for module in modules(model):
         module.train()
     engine = build(model, x, update=update, influence=tp.Influence(normalise=True))
     engine.backward(x, y)
-    gradients = [p.grad for p in parameters(model)]
-    if not before:
-        for p in parameters(model):
-            p.grad = None
-    old = snapshot(engine)
+    gradients, old = [p.grad for p in parameters(model)], snapshot(engine)
     with torch.no_grad():
         first = inspect_targets(engine, x, y)
-    new = snapshot(engine)
-    assert len(old) == len(new)
-    assert all(torch.equal(a, b) if isinstance(a, Tensor) else a is b for a, b in zip(old, new, strict=True))
-    assert not before or all(p.grad is g for p, g in zip(parameters(model), gradients, strict=True))
+    assert same(old, snapshot(engine))
+    assert all(p.grad is g for p, g in zip(parameters(model), gradients, strict=True))
+    for p in parameters(model):
+        p.grad = None
+    old = snapshot(engine)
     assert inspect_targets(engine, x, y) == first
+    assert same(old, snapshot(engine))
 
 
 def test_everything_is_left_as_it_was_after_a_failure() -> None:
@@ -247,9 +263,7 @@ def test_everything_is_left_as_it_was_after_a_failure() -> None:
     old = snapshot(engine)
     with pytest.raises(FloatingPointError, match="the loss on these samples is NaN or infinite"):
         inspect_targets(engine, x * torch.nan, y)
-    assert all(
-        torch.equal(a, b) if isinstance(a, Tensor) else a is b for a, b in zip(old, snapshot(engine), strict=True)
-    )
+    assert same(old, snapshot(engine))
 
 
 class Drawing(nn.Module):
@@ -259,7 +273,7 @@ class Drawing(nn.Module):
         return x + 0 * torch.rand_like(x)
 
 
-def test_the_random_state_is_left_as_it_was() -> None:
+def test_the_random_state_is_left_as_it_was(short_trials) -> None:
     net, x = nn.Sequential(nn.Linear(4, 4), Drawing(), nn.Linear(4, 3)).to(DTYPE), rand(5, 4)
     engine = build(net, x, decoder=TRANSPOSE)
     old = torch.get_rng_state()
@@ -267,7 +281,7 @@ def test_the_random_state_is_left_as_it_was() -> None:
     assert torch.equal(torch.get_rng_state(), old)
 
 
-def test_the_gradient_is_what_the_next_step_would_write() -> None:
+def test_the_gradient_is_what_the_next_step_would_write(short_trials) -> None:
     x, y, parts = rand(6, 4), torch.arange(6) % 3, {"decoder": TRANSPOSE, "update": tp.LeastSquares(every=1)}
     net = mlp(4, 6, 5, 3)
     engine = build(net, x, **parts)
@@ -285,7 +299,7 @@ def test_the_gradient_is_what_the_next_step_would_write() -> None:
         assert measured.angle_gradient > 1
 
 
-def test_influence_is_measured_before_it_is_normalised() -> None:
+def test_influence_is_measured_before_it_is_normalised(short_trials) -> None:
     x, y = rand(6, 4), torch.arange(6) % 3
     plain, normalised = (
         inspect_targets(build(mlp(4, 6, 5, 3), x, influence=tp.Influence(normalise=flag)), x, y).layers
@@ -296,7 +310,7 @@ def test_influence_is_measured_before_it_is_normalised() -> None:
     assert plain[0].angle_gradient != pytest.approx(normalised[0].angle_gradient, rel=1e-3)
 
 
-def test_wide_outputs_are_compared_with_gauss_newton_on_fewer_samples(monkeypatch) -> None:
+def test_wide_outputs_are_compared_with_gauss_newton_on_fewer_samples(monkeypatch, short_trials) -> None:
     x, y = rand(6, 4), torch.arange(6) % 3
     engine = build(mlp(4, 6, 5, 3), x, decoder=TRANSPOSE)
     first = inspect_targets(engine, x[:2], y[:2]).layers[0].angle_gauss_newton
@@ -314,7 +328,7 @@ def test_refusals() -> None:
 
 
 @pytest.mark.parametrize("name", [name for name in tp.METHODS if name != "backprop"])
-def test_every_method_is_inspected(name: str) -> None:
+def test_every_method_is_inspected(name: str, short_trials) -> None:
     x, y, heard = rand(6, 4).float(), torch.arange(6) % 3, []
     engine = build(mlp(4, 6, 5, 3).float(), x, loss=nn.CrossEntropyLoss(), method=tp.method(name))
     for _ in range(3):
@@ -445,23 +459,23 @@ VARIANTS = {
 }
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("problem", BAD)
-def test_advice_names_settings_that_the_run_has(problem: str, variant: str) -> None:
-    method = VARIANTS[variant]
-    sentence = advise(BAD[problem], method)
+def test_advice_names_settings_that_the_run_has(problem: str) -> None:
     judged = problem in ("diverging", "overshooting", "stalled")
-    if judged and (not hasattr(method.inversion, "steps")):
-        assert sentence.startswith("layer 2: fine: residual 0.6, not to be iterated since f∘g − id has norm 1.7 > 1")
-        return
-    if judged and isinstance(method.inversion, tp.Krylov):  # best steps do not diverge
-        assert sentence.startswith("layer 2: fine: residual 0.6, 0.")
-        return
-    assert sentence.startswith("layer 2: ") and "fine" not in sentence and sentence.count(": ") == 2
-    named = re.findall(r"\b(decoder|inversion|influence)\.(\w+)", sentence)
-    assert named or "propagation to composite" in sentence
-    for part, option in named:
-        assert option in ("rule", "objective") or hasattr(getattr(method, part), option), sentence
+    for variant, method in VARIANTS.items():
+        sentence = advise(BAD[problem], method)
+        if judged and (not hasattr(method.inversion, "steps")):
+            said = "layer 2: fine: residual 0.6, not to be iterated since f∘g − id has norm 1.7 > 1"
+            assert sentence.startswith(said), variant
+            continue
+        if judged and isinstance(method.inversion, tp.Krylov):  # best steps do not diverge
+            assert sentence.startswith("layer 2: fine: residual 0.6, 0."), variant
+            continue
+        assert sentence.startswith("layer 2: ") and "fine" not in sentence and sentence.count(": ") == 2, variant
+        named = re.findall(r"\b(decoder|inversion|influence)\.(\w+)", sentence)
+        assert named or "propagation to composite" in sentence, variant
+        for part, option in named:
+            assert option in ("rule", "objective") or hasattr(getattr(method, part), option), sentence
 
 
 @pytest.mark.parametrize(

@@ -14,15 +14,10 @@ from targetprop.settings import check_ranges, check_types
 
 @dataclass(frozen=True)
 class Entry:
-    """A competitor with a schedule.
-
-    Attributes:
-        name: the competitor's name.
-        share: share of the problem's steps after which its schedule and its runs end, in (0, 1].
-    """
+    """A competitor with a schedule."""
 
     name: str
-    share: float = 1.0
+    share: float = 1.0  # share of the problem's steps after which its schedule and its runs end, in (0, 1]
 
     def __post_init__(self) -> None:
         """Check the share; a wrong one raises `ValueError`."""

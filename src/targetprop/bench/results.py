@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from math import inf, isfinite
-from statistics import fmean, stdev
+from statistics import fmean, median, stdev
 from typing import Any
 
 from targetprop.bench.competitors import Competitor
@@ -18,15 +18,10 @@ TEST = "test "  # what the names of measures on test data begin with
 
 @dataclass(frozen=True)
 class Outcome:
-    """A competitor's runs.
+    """A competitor's runs."""
 
-    Attributes:
-        competitor: its tuned settings.
-        runs: one history per seed.
-    """
-
-    competitor: Competitor
-    runs: Sequence[History]
+    competitor: Competitor  # its tuned settings
+    runs: Sequence[History]  # one history per seed
 
     @property
     def finals(self) -> list[float]:
@@ -93,21 +88,16 @@ def format_table(found: Sequence[Mapping[str, Any]], reference: str) -> str:
 def as_values(outcomes: Mapping[str, Outcome]) -> dict[str, Any]:
     """Write all runs as plain values."""
     return {
-        name: {
-            "settings": outcome.competitor.settings(),
-            "runs": [
-                {
-                    "losses": run.losses,
-                    "seconds": list(accumulate(run.seconds)),
-                    "median step seconds": run.step_seconds,
-                    "diverged": run.diverged,
-                    "measures": run.measures,
-                }
-                for run in outcome.runs
-            ],
-        }
+        name: {"settings": outcome.competitor.settings(), "runs": [_run_values(run) for run in outcome.runs]}
         for name, outcome in outcomes.items()
     }
+
+
+def _run_values(run: History) -> dict[str, Any]:
+    return {
+        "losses": run.losses, "seconds": list(accumulate(run.seconds)), "median step seconds": median(run.seconds),
+        "diverged": run.diverged, "measures": run.measures,
+    }  # fmt: skip
 
 
 def _number(value: float) -> str:

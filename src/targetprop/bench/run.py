@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from math import inf, isfinite
-from statistics import fmean, median
+from statistics import fmean
 from time import perf_counter
 
 import torch
@@ -11,59 +11,39 @@ import torch
 from targetprop.bench.competitors import Competitor, Stepper
 from targetprop.bench.problems import Problem, Task
 
+Progress = Callable[[int, int, float], None]
 # What a step may raise where the numbers have left their range.
 DIVERGENCE = (FloatingPointError, torch.linalg.LinAlgError)  # pyright: ignore[reportPrivateImportUsage]
 
 
 @dataclass(frozen=True)
 class History:
-    """What a run was like.
+    """What a run was like."""
 
-    Attributes:
-        losses: loss of each step's batch, before the step; infinite from where the run diverged.
-        seconds: time of each step.
-        measures: loss and measures on all data at the end, by name.
-    """
-
-    losses: list[float]
-    seconds: list[float]
-    measures: dict[str, float]
+    losses: list[float]  # loss of each step's batch, before the step; infinite from where the run diverged
+    seconds: list[float]  # time of each step
+    measures: dict[str, float]  # loss and measures on all data at the end, by name
 
     @property
     def diverged(self) -> bool:
         """Whether a loss was not finite."""
         return not isfinite(self.losses[-1])
 
-    @property
-    def step_seconds(self) -> float:
-        """Median time of a step."""
-        return median(self.seconds)
-
     def at(self, share: float) -> float:
         """Look up the training loss after a share of the steps."""
-        last = max(1, round(share * len(self.losses)))
-        return fmean(self.losses[max(0, last - window(len(self.losses))) : last])
+        return self._mean(max(1, round(share * len(self.losses))))
 
     def smooth(self) -> list[float]:
         """Smooth the losses as in `at`."""
-        size = window(len(self.losses))
-        return [fmean(self.losses[max(0, end - size) : end]) for end in range(1, len(self.losses) + 1)]
+        return [self._mean(end) for end in range(1, len(self.losses) + 1)]
 
-
-def window(steps: int) -> int:
-    """Choose the number of batches that a training loss is averaged over, a twentieth of the run."""
-    return max(1, steps // 20)
-
-
-Progress = Callable[[int, int, float], None]
-
-
-def unheard(done: int, steps: int, loss: float) -> None:
-    """Hear of a step and say nothing."""
+    def _mean(self, end: int) -> float:
+        """Average the losses before a step over a twentieth of the run."""
+        return fmean(self.losses[max(0, end - max(1, len(self.losses) // 20)) : end])
 
 
 def train(
-    problem: Problem, task: Task, competitor: Competitor, seed: int, steps: int, progress: Progress = unheard
+    problem: Problem, task: Task, competitor: Competitor, seed: int, steps: int, progress: Progress | None = None
 ) -> History:
     """Train from the start; weights, batch order and schedule depend on nothing but problem, seed and steps."""
     network = problem.network(seed)
@@ -84,7 +64,8 @@ def train(
         losses.append(loss)
         for schedule in schedules:
             schedule.step()
-        progress(len(losses), steps, loss)
+        if progress is not None:
+            progress(len(losses), steps, loss)
     measures = task.evaluate(network)
     if not all(map(isfinite, measures.values())):
         return History([*losses[:-1], inf], seconds, {})

@@ -13,15 +13,10 @@ from targetprop.bench.run import DIVERGENCE
 
 @dataclass(frozen=True)
 class Times:
-    """Times per step.
+    """Times per step."""
 
-    Attributes:
-        seconds: median over the rounds, by competitor.
-        ratios: median over the rounds of the ratio to the reference's time in the same round.
-    """
-
-    seconds: dict[str, float]
-    ratios: dict[str, float]
+    seconds: dict[str, float]  # median over the rounds, by competitor
+    ratios: dict[str, float]  # median over the rounds of the ratio to the reference's time in the same round
 
 
 def alternate(

@@ -11,7 +11,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from targetprop.bench.competitors import Competitor
 from targetprop.bench.problems import Problem, Task
-from targetprop.bench.run import Progress, train, unheard
+from targetprop.bench.run import Progress, train
 from targetprop.experiments.errors import CommandError
 
 STUDIES = "studies.db"
@@ -20,16 +20,9 @@ Tell = Callable[[int, float], None]
 
 
 def tune(
-    problem: Problem,
-    task: Task,
-    name: str,
-    competitor: Competitor,
-    steps: int,
-    trials: int,
-    out: Path,
-    tell: Tell,
-    progress: Progress = unheard,
-) -> Competitor:
+    problem: Problem, task: Task, name: str, competitor: Competitor, steps: int, trials: int, out: Path, tell: Tell,
+    progress: Progress | None = None,
+) -> Competitor:  # fmt: skip
     """Find a competitor's settings; the first trial has those that it came with.
 
     Trial ``k`` is drawn by a sampler of seed ``k`` from the trials before it: a study that was stopped goes on as if it

@@ -22,12 +22,7 @@ def unaltered(g: Inverse) -> Inverse:
 
 @dataclass(frozen=True)
 class Altered(Objective):
-    """An objective whose decoders are altered after they have been bound.
-
-    Attributes:
-        objective: the objective.
-        alter: what becomes of every inverse.
-    """
+    """An objective whose decoders are altered after they have been bound."""
 
     objective: Objective
     alter: Alter

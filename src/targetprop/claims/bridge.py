@@ -1,19 +1,14 @@
 r"""One family of decoders and ``K`` steps lead from back-propagation to Gauss-Newton: the (w, λ) bridge.
 
-Not in Bengio 2020 (arXiv:2007.15139), but what its iteration becomes with damped decoders. The difference
-reconstruction loss ``ℓ(w, λ) = [−2 ε·q + w‖q‖² + λ‖p‖²] / s²``, with ``q = g(f(h+ε)) − g(f(h))`` and
+The difference reconstruction loss ``ℓ(w, λ) = [−2 ε·q + w‖q‖² + λ‖p‖²] / s²``, with ``q = g(f(h+ε)) − g(f(h))`` and
 ``p = g(h_l+η) − g(h_l)``, is least at ``J_g = J_fᵀ (w J_f J_fᵀ + λI)⁻¹``: ``(1, 0)`` is the pseudo-inverse, ``(0, 1)``
 the transpose. ``K`` input-space steps with a damped decoder are iterated Tikhonov regularisation,
 ``Δ_{l-1} = (I − (I − J_g J_f)^K) J_f⁺ Δ_l``: back-propagation's direction for large ``λ`` and ``K = 1``, Gauss-Newton's
 for small ``λ`` or large ``K``, and for ``K ≫ 1`` a function of ``λ / K``.
 
-Measured: decoders trained by ``ℓ(w, λ)`` on noise alone against the closed form; then, with exact decoders on an
-invertible network, ``.grad`` in every cell of a grid of ``λ`` and ``K`` against that prediction, and its angle to both
-ends. Each end has a local update of its own, so there are two: the gradient update, ``−Δ aᵀ``, which gives
-back-propagation's gradient when ``Δ`` is its; and the delta rule, ``−Δ aᵀ / ‖a‖²``, which gives the block-diagonal
-Gauss-Newton step ``J_θ⁺ Δ_L`` when ``Δ`` is its (averaged over the batch). A damped decoder shrinks what it decodes by
-about ``λ``, layer after layer, so angles are between updates with each layer scaled to norm 1; the output layer, the
-same in all cells, is left out.
+Each end has its own local update: ``−Δ aᵀ`` gives back-propagation's gradient, ``−Δ aᵀ / ‖a‖²`` the block-diagonal
+Gauss-Newton step ``J_θ⁺ Δ_L``, averaged over the batch. A damped decoder shrinks what it decodes by about ``λ``, so
+angles are between updates with each layer scaled to norm 1, without the output layer, which is the same everywhere.
 """
 
 from collections.abc import Callable, Sequence
@@ -26,8 +21,9 @@ import targetprop as tp
 from targetprop.claims.altered import Alter, unaltered
 from targetprop.claims.claim import Claim, Number, Table, format_number
 from targetprop.claims.measure.damping_grid import Oracle, angle, damped_method, deviation
-from targetprop.claims.measure.learned_family import SHAPES, LearnedPair, learn_pair
+from targetprop.claims.measure.learned_family import SHAPES, learn_pair
 from targetprop.claims.measure.trial import Trial, random_trial
+from targetprop.claims.networks import leaky
 
 _PAIRS = ((1.0, 0.0), (1.0, 0.1), (1.0, 1.0), (0.0, 1.0))
 _CURVED = ((1.0, 0.1), (0.0, 1.0))
@@ -53,22 +49,20 @@ def bridge(
     """Measure learned decoders against their closed form, and angles of updates over a grid of damping and steps."""
     learned = [learn_pair(w, damping, seed, alter, updates=updates) for w, damping in _PAIRS]
     curved = [learn_pair(*pair, seed, alter, updates=updates, activation=nn.Tanh) for pair in _CURVED]
-    trial = random_trial([width] * (depth + 1), _leaky, seed, _SAMPLES, spread=_SPREAD, alter=alter)
+    trial = random_trial([width] * (depth + 1), leaky, seed, _SAMPLES, spread=_SPREAD, alter=alter)
     grid = _grid(trial, dampings, steps)
     limits = (
-        *_shrinking(seed, width, depth, networks, dampings[0], steps[-1], alter),
-        *_saturated(seed, width, depth, networks, dampings[0], steps[-1], alter),
+        *_inexact(seed, width, depth, networks, dampings[0], steps[-1], alter),
         Number("lowest layer, ‖∇‖ / ‖∇_BP‖ at the largest λ, K = 1", (grid["size"],)),
         *(Number(f"tanh layers, learned decoder {pair.name}, error", (max(pair.errors[:2]),)) for pair in curved),
     )
+    error, rows = max(max(pair.errors) for pair in learned), tuple((pair.name, *pair.errors) for pair in learned)
     return Claim(
         name="bridge",
         statement="Damping λ and steps K lead from back-propagation to Gauss-Newton",
         prediction="learned J_g = J_fᵀ(wJ_fJ_fᵀ + λI)⁻¹; after K steps Δ_{l−1} = (I − (I − J_gJ_f)ᴷ) J_f⁺ Δ_l",
         measured=(
-            Number(
-                "learned decoders, largest ‖J_g − J_g*‖ / ‖J_g*‖", (max(max(p.errors) for p in learned),), at_most=0.03
-            ),
+            Number("learned decoders, largest ‖J_g − J_g*‖ / ‖J_g*‖", (error,), at_most=0.03),
             Number("grid, largest ‖∇ − predicted‖ / ‖predicted‖", (grid["deviation"],), at_most=1e-4),
             Number("angle to back-propagation at the largest λ, K = 1 (°)", (grid["backprop"][0][-1],), at_most=1.0),
             Number("angle to Gauss-Newton at the smallest λ, most steps (°)", (grid["newton"][-1][0],), at_most=1.0),
@@ -78,21 +72,13 @@ def bridge(
         stops=_stops(limits),
         limits=limits,
         tables=(
-            Table(
-                "Learned decoders, ‖J_g − J_g*‖ / ‖J_g*‖",
-                ("(w, λ)", *SHAPES),
-                tuple((p.name, *p.errors) for p in learned),
-            ),
+            Table("Learned decoders, ‖J_g − J_g*‖ / ‖J_g*‖", ("(w, λ)", *SHAPES), rows),
             _table("Gradient update, angle to back-propagation (°)", grid, "backprop"),
             _table("Delta rule, angle to Gauss-Newton (°)", grid, "newton"),
         ),
-        data={"learned": [_curve(pair) for pair in learned], "grid": grid},
+        data={"learned": [pair.curve for pair in learned], "grid": grid},
         seeds=(seed,),
     )
-
-
-def _leaky() -> nn.Module:
-    return nn.LeakyReLU(0.5)
 
 
 def _grid(trial: Trial, dampings: Sequence[float], steps: Sequence[int]) -> dict[str, Any]:
@@ -127,28 +113,22 @@ def _trials(
     return [random_trial(widths, activation, s, _SAMPLES, spread=_SPREAD, alter=alter) for s in seeds]
 
 
-def _shrinking(
+def _inexact(
     seed: int, width: int, depth: int, networks: int, damping: float, steps: int, alter: Alter
-) -> tuple[Number, Number]:
+) -> tuple[Number, ...]:
+    """Layers that shrink, layer by layer and inverted as one, and layers that saturate."""
     widths = [round(width + (2 - width) * layer / depth) for layer in range(depth + 1)]
-    trials = _trials(widths, _leaky, seed, networks, alter)
+    shrinking = _trials(widths, leaky, seed, networks, alter)
+    saturated = _trials([width] * (depth + 1), nn.Tanh, seed, networks, alter)
     anderson = tp.InputSpace(steps=50, tolerance=0.0, anderson=10)
-    layerwise = damped_method(damping, steps, tp.DeltaRule())
+    layerwise, faint = (damped_method(d, steps, tp.DeltaRule()) for d in (damping, _FAINT))
     whole = damped_method(_TRANSPOSE, 1, tp.DeltaRule(), inversion=anderson, propagation="composite")
+    less = format_number(_FAINT)
     return (
-        Number("shrinking layers, angle to Gauss-Newton (°)", (_median_angle(trials, layerwise),)),
-        Number("shrinking layers inverted as one, near transposes (°)", (_median_angle(trials, whole),)),
-    )
-
-
-def _saturated(
-    seed: int, width: int, depth: int, networks: int, damping: float, steps: int, alter: Alter
-) -> tuple[Number, Number]:
-    trials = _trials([width] * (depth + 1), nn.Tanh, seed, networks, alter)
-    found = [_median_angle(trials, damped_method(d, steps, tp.DeltaRule())) for d in (damping, _FAINT)]
-    return (
-        Number("tanh layers, angle to Gauss-Newton (°)", (found[0],)),
-        Number(f"tanh layers, λ = {format_number(_FAINT)}, angle to Gauss-Newton (°)", (found[1],)),
+        Number("shrinking layers, angle to Gauss-Newton (°)", (_median_angle(shrinking, layerwise),)),
+        Number("shrinking layers inverted as one, near transposes (°)", (_median_angle(shrinking, whole),)),
+        Number("tanh layers, angle to Gauss-Newton (°)", (_median_angle(saturated, layerwise),)),
+        Number(f"tanh layers, λ = {less}, angle to Gauss-Newton (°)", (_median_angle(saturated, faint),)),
     )
 
 
@@ -166,13 +146,3 @@ def _stops(limits: tuple[Number, ...]) -> str:
 def _table(title: str, grid: dict[str, Any], name: str) -> Table:
     rows = tuple((k, *row) for k, row in zip(grid["steps"], grid[name], strict=True))
     return Table(title, ("K", *(f"λ = {damping:g}" for damping in grid["dampings"])), rows)
-
-
-def _curve(pair: LearnedPair) -> dict[str, Any]:
-    return {
-        "w": pair.w,
-        "damping": pair.damping,
-        "name": pair.name,
-        "singular": list(pair.singular),
-        "gains": list(pair.gains),
-    }

@@ -2,7 +2,7 @@
 
 >>> slope = Number("slope", (2.01,), at_least=1.9, at_most=2.1)
 >>> slope.holds, str(slope)
-(True, 'slope: 2.01')
+(True, 'slope: 2.01 (1.9 to 2.1)')
 >>> Number("cosine", (0.97, 0.99), at_least=0.999).holds
 False
 """
@@ -15,17 +15,10 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Number:
-    """One measured number, and what the theory allows it to be.
+    """One measured number, and what the theory allows it to be."""
 
-    Attributes:
-        what: what was measured, with its unit if it has one.
-        values: the measurement, one per seed.
-        at_least: smallest value with which the claim holds; None if there is none.
-        at_most: largest value with which the claim holds; None if there is none.
-    """
-
-    what: str
-    values: tuple[float, ...]
+    what: str  # with its unit if it has one
+    values: tuple[float, ...]  # one per seed
     at_least: float | None = None
     at_most: float | None = None
 
@@ -57,50 +50,31 @@ class Number:
         return low if low == high else f"{low} to {high}"
 
     def __str__(self) -> str:
-        """Print what was measured."""
-        return f"{self.what}: {self.spread}"
+        """Print what was measured, and what it must be."""
+        return f"{self.what}: {self.spread}{f' ({self.allowed})' if self.bounded else ''}"
 
 
 @dataclass(frozen=True)
 class Table:
-    """A table of the page.
-
-    Attributes:
-        title: what it shows.
-        columns: names of the columns, with units.
-        rows: a text or a number per column.
-    """
+    """A table of the page."""
 
     title: str
     columns: tuple[str, ...]
-    rows: tuple[tuple[str | float, ...], ...]
+    rows: tuple[tuple[str | float, ...], ...]  # a text or a number per column
 
 
 @dataclass(frozen=True)
 class Claim:
-    """A claim, measured.
+    """A claim, measured."""
 
-    Attributes:
-        name: short name, as ``targetprop verify --claim`` takes it.
-        statement: what is claimed.
-        prediction: what the theory predicts, as a formula where it can be.
-        measured: what was found; the numbers with bounds decide the verdict.
-        stops: in a sentence, where the claim stops holding and what helps there.
-        limits: the numbers behind that sentence.
-        tables: the details.
-        data: what the figure draws: numbers, texts, lists and dictionaries of them.
-        seeds: the seeds that were measured.
-        seconds: time that the measurement took.
-    """
-
-    name: str
+    name: str  # short name, as ``targetprop verify --claim`` takes it
     statement: str
-    prediction: str
-    measured: tuple[Number, ...]
-    stops: str
-    limits: tuple[Number, ...] = ()
+    prediction: str  # of the theory, as a formula where it can be
+    measured: tuple[Number, ...]  # those with bounds decide the verdict
+    stops: str  # where the claim stops holding and what helps there
+    limits: tuple[Number, ...] = ()  # the numbers behind that
     tables: tuple[Table, ...] = ()
-    data: dict[str, Any] = field(default_factory=dict)
+    data: dict[str, Any] = field(default_factory=dict)  # what the figure draws, as plain values
     seeds: tuple[int, ...] = (0,)
     seconds: float = 0.0
 
@@ -116,7 +90,7 @@ def merge(claims: Sequence[Claim]) -> Claim:
     """Put the measurements of several seeds together."""
     first = claims[0]
     for other in claims:
-        if [n.what for n in _numbers(other)] != [n.what for n in _numbers(first)] or other.name != first.name:
+        if _names(other) != _names(first):
             raise ValueError(f"the measurements of {first.name!r} and {other.name!r} do not have the same numbers")
     return replace(
         first,
@@ -127,8 +101,8 @@ def merge(claims: Sequence[Claim]) -> Claim:
     )
 
 
-def _numbers(claim: Claim) -> tuple[Number, ...]:
-    return (*claim.measured, *claim.limits)
+def _names(claim: Claim) -> list[str]:
+    return [claim.name, *(number.what for number in (*claim.measured, *claim.limits))]
 
 
 def _join(columns: Sequence[tuple[Number, ...]]) -> tuple[Number, ...]:

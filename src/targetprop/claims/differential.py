@@ -1,9 +1,7 @@
 r"""For small β, targets are linear in β: what makes target propagation differential (Bengio 2020, arXiv:2007.15139).
 
-``Δ_l(β) = β J_{l→L}⁻¹ v + O(β²)`` with ``v = −∂C/∂h_L``: the absolute error has slope 2 in log-log, down to what
-rounding leaves. Measured in float64 and float32 (against the float64 Jacobians of the same weights), in a tanh network
-whose decoders' Jacobians are 10 % off, so that iteration has to repair them at every β; then the same decoders without
-iteration, by difference and by direct inversion.
+``Δ_l(β) = β J_{l→L}⁻¹ v + O(β²)`` with ``v = −∂C/∂h_L``: the error has slope 2 in log-log, down to rounding. Taken in
+float64 and float32 behind decoders whose Jacobians are 10 % off, which iteration repairs; then without iteration.
 """
 
 from math import log10
@@ -14,8 +12,15 @@ from torch import Tensor, nn
 import targetprop as tp
 from targetprop.claims.altered import Alter, unaltered
 from targetprop.claims.claim import Claim, Number, Table, format_number
-from targetprop.claims.measure.beta_sweep import Sweep, farthest, sweep_beta
-from targetprop.claims.measure.linear_prediction import Linear, predict, rms, without_iteration
+from targetprop.claims.measure.linear_prediction import (
+    Linear,
+    Sweep,
+    farthest,
+    predict,
+    rms,
+    sweep_beta,
+    without_iteration,
+)  # fmt: skip
 from targetprop.claims.measure.trial import Trial
 from targetprop.claims.networks import orthogonal, random_network
 from targetprop.decoders import Inverse

@@ -1,10 +1,9 @@
 r"""Small targets by exact inverses give Gauss-Newton updates (Bengio 2020, arXiv:2007.15139).
 
-In a network of invertible layers, exact inverses turn a small change of the output ``Δ_L = −β ∂C/∂h_L`` into
-``Δ_l = J_{l→L}⁻¹ Δ_L + O(β²)``, the Gauss-Newton change of the activations, and the delta rule turns that into
-``J_θ⁺ Δ_L``, the block-diagonal Gauss-Newton step of one sample. Measured here: inverses that are damped, so that only
-iteration makes them exact, against both by dense solves and by curvlinops, as the number of steps grows; least squares
-on a batch, against the Gauss-Newton step of all its samples at once; then layers that shrink (see `shrinking`).
+Where layers are invertible, a small ``Δ_L = −β ∂C/∂h_L`` becomes ``Δ_l = J_{l→L}⁻¹ Δ_L + O(β²)``, Gauss-Newton's change
+of the activations, and the delta rule turns that into ``J_θ⁺ Δ_L``, the block-diagonal Gauss-Newton step of one sample.
+Damped inverses, which only iteration makes exact, are compared with both, by dense solves and by curvlinops; least
+squares with the step of a whole batch; then layers that shrink (see `shrinking`).
 """
 
 import torch
@@ -63,13 +62,12 @@ def _size(errors: list[Errors], row: int = -1) -> float:
 
 def _numbers(found: list[Convergence], shrunk: Shrinking, steps: tuple[int, ...]) -> tuple[Number, ...]:
     activations, weights = [c.activations for c in found], [c.weights for c in found]
-    outside = [c.weights_curvlinops for c in found]
     tikhonov = max(size for c in found for row in c.against_prediction.size for size in row)
     after = f"after {steps[-1]} steps"
     cosines = {
         f"smallest cosine of activation changes {after}": activations,
         f"smallest cosine of weight changes {after}": weights,
-        f"the same against curvlinops {after}": outside,
+        f"the same against curvlinops {after}": [c.weights_curvlinops for c in found],
         f"smallest cosine of a batch's weight changes {after}": [c.batch for c in found],
     }
     return (
@@ -95,9 +93,8 @@ def _limits(shrunk: Shrinking) -> tuple[Number, ...]:
 
 
 def _stops(shrunk: Shrinking) -> str:
-    lowest, composite, reach = (
-        format_number(value) for value in (shrunk.measured[0], min(shrunk.composite), shrunk.reach_error)
-    )
+    numbers = (shrunk.measured[0], min(shrunk.composite), shrunk.reach_error)
+    lowest, composite, reach = map(format_number, numbers)
     pre, post = (format_number(shrunk.weights[cut]) for cut in ("pre-activation", "post-activation"))
     return (
         f"Where layers shrink, the product of pseudo-inverses is not the pseudo-inverse of the product: the mean cosine"
@@ -111,15 +108,11 @@ def _stops(shrunk: Shrinking) -> str:
 def _invertible_tables(found: dict[str, Convergence], steps: tuple[int, ...]) -> tuple[Table, ...]:
     tanh = found["tanh"]
     layers = range(1, len(tanh.weights.size[0]))
+    sizes = zip(steps, tanh.activations.size, tanh.activations_predicted.size, strict=True)
     by_steps = Table(
         "tanh: relative error of activation changes, measured and by iterated Tikhonov",
         ("steps", *(f"layer {i}{kind}" for i in layers for kind in ("", ", predicted"))),
-        tuple(
-            (k, *(value for pair in zip(measured, predicted, strict=True) for value in pair))
-            for k, measured, predicted in zip(
-                steps, tanh.activations.size, tanh.activations_predicted.size, strict=True
-            )
-        ),
+        tuple((k, *(value for pair in zip(a, b, strict=True) for value in pair)) for k, a, b in sizes),
     )
     rows = [
         (name, layer + 1, *(_last(e, layer) for e in (c.activations, c.weights, c.weights_curvlinops, c.batch)))
@@ -153,9 +146,5 @@ def _data(tanh: Convergence, shrunk: Shrinking, steps: tuple[int, ...]) -> dict[
         "weights": tanh.weights.direction,
         "weights predicted": tanh.weights_predicted.direction,
         "weights curvlinops": tanh.weights_curvlinops.direction,
-        "shrinking": {
-            "measured": shrunk.measured,
-            "predicted": shrunk.predicted,
-            "composite": shrunk.composite,
-        },
+        "shrinking": {key: getattr(shrunk, key) for key in ("measured", "predicted", "composite")},
     }

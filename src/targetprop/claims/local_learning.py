@@ -2,16 +2,12 @@ r"""Approximate inverses can be learned locally from noise (Bengio 2020, arXiv:2
 
 A decoder that minimises ``ℓ(1, λ)`` has ``J_f J_g = J_f J_fᵀ (J_f J_fᵀ + λ I)⁻¹``, so ``‖J_f J_g − I‖ =
 λ / (s_min² + λ) < 1``: output-space iteration contracts by construction, and so it does with ridge regression, where
-the covariance of ``f`` takes the place of ``J_f J_fᵀ``. Nothing but a layer's own input, output and noise is needed.
+the covariance of ``f`` takes the place of ``J_f J_fᵀ``.
 
-On digits, for every inverted layer and held-out samples, at checkpoints of two regimes (decoders alone, with the
-network at its random start; everything together). Layers are cut after their activation and decoders are one affine
-map each, as ridge regression needs it; only "slopes known" multiplies by tanh's slopes too:
-
-* the contraction factor at the forward activation, on the smaller side of the layer: ``‖J(f∘g̃) − I‖₂`` with
-  ``g̃(u) = x₀ + g(u) − g(y₀)``, or ``‖J(g∘f) − I‖₂`` where the layer widens;
-* the relative residual ``‖t − f(x)‖ / ‖t − y₀‖`` for small random targets, after difference inversion and after ten
-  output-space steps.
+On digits, decoders learn alone, with the network at its random start, and together with it. At checkpoints, held-out
+samples give the contraction factor on the smaller side of every layer, ``‖J(f∘g̃) − I‖₂`` with
+``g̃(u) = x₀ + g(u) − g(y₀)`` or ``‖J(g∘f) − I‖₂``, and ``‖t − f(x)‖ / ‖t − y₀‖`` for small random targets. Decoders are
+one affine map each, as ridge regression needs it; only "slopes known" multiplies by tanh's slopes too.
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -19,7 +15,7 @@ from typing import Any
 
 import targetprop as tp
 from targetprop.claims.claim import Claim, Number, Table, format_number
-from targetprop.claims.measure.learning import ITERATIONS, SAMPLES, Series, learn_alone, learn_together
+from targetprop.claims.measure.learning import ITERATIONS, SAMPLES, Series, learn
 from targetprop.decoders import Objective
 from targetprop.diagnostics import DenseInverse
 
@@ -44,9 +40,9 @@ def local_learning(
     bounded = [name for name in objectives if name in promised]
     if not bounded:
         raise ValueError(f"none of {', '.join(objectives)} is promised to contract; name one of them in promised")
-    alone = {name: learn_alone(objective, widths, marks, seed) for name, objective in objectives.items()}
-    together = {name: learn_together(objective, widths, marks, rest, seed) for name, objective in objectives.items()}
-    square = learn_alone(objectives[bounded[0]], (widths[0], *widths), marks, seed)
+    alone = {name: learn(objective, widths, marks, seed) for name, objective in objectives.items()}
+    together = {name: learn(objective, widths, marks, seed, rest) for name, objective in objectives.items()}
+    square = learn(objectives[bounded[0]], (widths[0], *widths), marks, seed)
     limits = (
         Number("decoders alone, a square layer: median contraction factor", (square["factor"][-1][0],)),
         *(Number(f"everything together, {name}: contraction factor", (_worst(together[name]),)) for name in objectives),
@@ -85,24 +81,14 @@ def _worst(series: Series, key: str = "factor", at: int = len(CHECKPOINTS) - 1) 
 def _measured(alone: dict[str, Series], together: dict[str, Series], bounded: list[str]) -> tuple[Number, ...]:
     end = [alone[name] for name in bounded]
     moving = [together[name] for name in bounded]
+    factor, share = max(map(_worst, end)), min(_worst(series, "share") for series in end)
+    left = max(_worst(series, "last") / _worst(series, "last", at=0) for series in end)
     return (
-        Number(
-            "decoders alone, largest median contraction factor",
-            (max(_worst(series) for series in end),),
-            at_most=0.9,
-        ),
-        Number(
-            "decoders alone, smallest share of samples with a factor < 1",
-            (min(_worst(series, "share") for series in end),),
-            at_least=0.98,
-        ),
-        Number(
-            f"decoders alone, residual after {ITERATIONS} steps / the untrained decoder's",
-            (max(_worst(series, "last") / _worst(series, "last", at=0) for series in end),),
-            at_most=0.1,
-        ),
-        Number("everything together, smallest median factor", (min(_worst(series) for series in moving),)),
-        Number("everything together, largest median factor", (max(_worst(series) for series in moving),)),
+        Number("decoders alone, largest median contraction factor", (factor,), at_most=0.9),
+        Number("decoders alone, smallest share of samples with a factor < 1", (share,), at_least=0.98),
+        Number(f"decoders alone, residual after {ITERATIONS} steps / the untrained decoder's", (left,), at_most=0.1),
+        Number("everything together, smallest median factor", (min(map(_worst, moving)),)),
+        Number("everything together, largest median factor", (max(map(_worst, moving)),)),
     )
 
 
@@ -133,9 +119,8 @@ def _table(alone: dict[str, Series], together: dict[str, Series], widths: Sequen
         for i in range(len(widths))
     ]
     regimes = [f"{what}, {regime}" for regime in ("alone", "together") for what in ("factor", "residual 1", "residual")]
-    return Table(
+    title = (
         f"Medians over {SAMPLES} held-out samples at the end: contraction factor, relative residual after difference"
-        f" inversion and after {ITERATIONS} steps more",
-        ("objective", "layer", *regimes),
-        tuple(rows),
+        f" inversion and after {ITERATIONS} steps more"
     )
+    return Table(title, ("objective", "layer", *regimes), tuple(rows))

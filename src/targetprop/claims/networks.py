@@ -12,6 +12,11 @@ from targetprop.experiments.data import Dataset, Digits
 DTYPE = torch.float64
 
 
+def leaky() -> nn.Module:
+    """Make an activation that is nowhere flat."""
+    return nn.LeakyReLU(0.5)
+
+
 def orthogonal(width: int, generator: torch.Generator) -> Tensor:
     """Draw an orthogonal matrix."""
     return torch.linalg.qr(torch.randn(width, width, dtype=DTYPE, generator=generator))[0]
@@ -24,14 +29,9 @@ def with_singular_values(values: Tensor, rows: int, columns: int, generator: tor
 
 
 def random_network(
-    widths: Sequence[int],
-    activation: Callable[[], nn.Module],
-    seed: int,
-    *,
-    spread: float = 2.0,
-    gains: Sequence[float] | None = None,
-    bias: float = 0.1,
-) -> nn.Sequential:
+    widths: Sequence[int], activation: Callable[[], nn.Module], seed: int, *, spread: float = 2.0,
+    gains: Sequence[float] | None = None, bias: float = 0.1,
+) -> nn.Sequential:  # fmt: skip
     """Build a float64 network of ``Linear`` layers with an activation between them, all of full rank."""
     generator = torch.Generator().manual_seed(seed)
     gains = [1.0] * (len(widths) - 1) if gains is None else gains

@@ -1,18 +1,11 @@
 r"""Influence normalisation gives influential layers larger changes, as gradient descent does (Bengio 2020).
 
 Exact inverses give ``Δ_l = J_{l→L}⁻¹ Δ_L``: the more a layer influences the output, the smaller its change. The remedy
-of arXiv:2007.15139 is ``Δ_l ← Δ_l ‖Δ_L‖² / ‖Δ_l‖²``, per sample. As ``⟨J⁻¹v, Jᵀv⟩ = ‖v‖²``, the normalised change is
-the gradient's, ``Jᵀ Δ_L``, projected on the direction of ``J⁻¹ Δ_L``: its size is the gradient's times the cosine
-between the two, never more. Where ``J`` is a number, or a gain times an orthogonal matrix, the cosine is 1 and the
-normalised change *is* the gradient's.
+of arXiv:2007.15139 is ``Δ_l ← Δ_l ‖Δ_L‖² / ‖Δ_l‖²``, per sample. As ``⟨J⁻¹v, Jᵀv⟩ = ‖v‖²``, this is the gradient's
+change, ``Jᵀ Δ_L``, projected on ``J⁻¹ Δ_L``; where ``J`` is a gain times an orthogonal matrix, it *is* the gradient's.
 
-Measured on layers that are scaled up and down on purpose:
-
-* ``.grad`` against back-propagation's, on linear orthogonal layers and on a scalar chain of tanh units;
-* that projection, sample by sample, on networks of leaky ReLU units with orthogonal weights;
-* there, rank correlation over layers of the size of the change with back-propagation's, for activations and for weights
-  (whose change also has the size of the layer's input in it);
-* the same where the singular values of each layer spread, with exact inverses and with damped ones.
+Measured on layers scaled up and down: ``.grad`` where it should be back-propagation's, that projection, rank
+correlation over layers of the sizes of changes, and how far all this holds where singular values spread.
 """
 
 from collections.abc import Sequence
@@ -35,8 +28,9 @@ from targetprop.claims.measure.size_comparison import (
     compare,
     rank_correlation,
     scaled_trial,
-)
+)  # fmt: skip
 from targetprop.claims.measure.trial import Trial
+from targetprop.claims.networks import leaky
 
 _EXACT, _DAMPED = Rule("exact"), Rule("λ = 0.1", 0.1)
 _STRONG, _ITERATED = Rule("λ = 1", 1.0), Rule("λ = 1, 5 steps", 1.0, 5)
@@ -57,7 +51,7 @@ def normalisation(
         _error(scaled_trial(*size, 1000 * seed, alter)) for size in ((width, depth, nn.Identity), (1, depth, nn.Tanh))
     )
     trials = {
-        spread: [scaled_trial(width, depth, _leaky, 1000 * seed + i, alter, spread) for i in range(networks)]
+        spread: [scaled_trial(width, depth, leaky, 1000 * seed + i, alter, spread) for i in range(networks)]
         for spread in spreads
     }
     compared = [compare(trial, _EXACT) for trial in trials[spreads[0]]]
@@ -85,10 +79,6 @@ def normalisation(
         data=_data(compared, rows),
         seeds=(seed,),
     )
-
-
-def _leaky() -> nn.Module:
-    return nn.LeakyReLU(0.5)
 
 
 def _error(trial: Trial) -> float:
@@ -133,11 +123,8 @@ def _limits(rows: list[dict[str, Any]]) -> tuple[Number, ...]:
     wide = [(quantity, rule, -1) for quantity in ("rank", "cosine") for rule in (_EXACT, _DAMPED)]
     names = {"rank": "rank correlation of weight changes", "cosine": "cosine to back-propagation"}
     return tuple(
-        Number(
-            f"{names[quantity]}, {'largest' if place else 'no'} spread, {rule.name}",
-            (_at(rows, rule, place)[quantity],),
-        )
-        for quantity, rule, place in (*wide, ("rank", _STRONG, 0), ("rank", _ITERATED, 0))
+        Number(f"{names[quantity]}, {'largest' if at else 'no'} spread, {rule.name}", (_at(rows, rule, at)[quantity],))
+        for quantity, rule, at in (*wide, ("rank", _STRONG, 0), ("rank", _ITERATED, 0))
     )
 
 

@@ -1,14 +1,9 @@
 r"""Target propagation "may turn out a stronger optimiser" than back-propagation (Bengio 2020, arXiv:2007.15139).
 
-Targets by exact decoders ``J_fᵀ (J_f J_fᵀ + λ I)⁻¹`` (dense algebra, so no decoder lags behind), difference inversion,
-without influence normalisation: ``λ = ∞`` stands for the transpose ``J_fᵀ``, back-propagation's targets, and ``λ → 0``
-for Gauss-Newton's; ``λ`` is relative to the mean of the diagonal of ``J_f J_fᵀ``. Each ``λ`` with each update rule is a
-contender, and so is back-propagation with either optimiser.
-
-Measured: loss on the whole training set against steps, on digits. Every contender tries the same number of learning
-rates with Adam and with SGD at momentum 0.9 (back-propagation's two optimisers are shown apart), from one grid for its
-rule and optimiser, on another start of the network and another order of the data than those that are reported. Nothing
-is promised, so there are no bounds.
+Targets by exact decoders ``J_fᵀ (J_f J_fᵀ + λ I)⁻¹``, ``λ`` relative to the mean diagonal of ``J_f J_fᵀ``: ``∞`` stands
+for the transpose, back-propagation's targets, and ``λ → 0`` for Gauss-Newton's. Each ``λ`` with each update rule is a
+contender. Measured is the loss on all training digits; every contender tries as many learning rates with Adam and with
+SGD at momentum 0.9, on another start and order of the data than those reported. Nothing is promised: no bounds.
 """
 
 from collections.abc import Sequence
@@ -70,11 +65,8 @@ def _stops(reference: Best, champions: dict[str, Best], found: dict[tuple[str, s
         f" {format_number(best.seconds / reference.seconds)} times the time per step)"
         for best in faster
     ]
-    text = (
-        f"Lower loss than {bound} on both starts: {', '.join(texts)}"
-        if faster
-        else f"No rule beats {bound} on both starts"
-    )
+    text = f"Lower loss than {bound}" if faster else f"No rule beats {bound}"
+    text += f" on both starts{': ' if texts else ''}{', '.join(texts)}"
     end = ", ".join(f"{rule} {format_number(found[rule, labels[-1]].final)}" for rule in champions)
     return (
         f"{text}. At λ = {labels[-1]}, towards Gauss-Newton: {end}. One small network, 1,437 digits, exact inverses by"

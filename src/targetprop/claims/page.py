@@ -1,8 +1,9 @@
 """``claims.html``: one page with every table and figure inside it, for a screen, a phone and print."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from html import escape
 from io import StringIO
+from pathlib import Path
 from platform import machine, system
 
 import matplotlib
@@ -10,39 +11,9 @@ import torch
 from matplotlib.figure import Figure
 
 import targetprop as tp
-from targetprop.claims.claim import Claim, Number, Table, format_number
-from targetprop.claims.table import describe
+from targetprop.claims.claim import Claim, Number, format_number
 
-_STYLE = """
-:root { color-scheme: light; }
-body { font: 16px/1.5 system-ui, sans-serif; max-width: 68rem; margin: 0 auto; padding: 1rem; color: #1a1a1a; }
-h1 { font-size: 1.5rem; line-height: 1.25; }
-h2 { font-size: 1.2rem; line-height: 1.3; margin-top: 3rem; }
-table { border-collapse: collapse; font-size: .875rem; }
-caption { text-align: left; font-weight: 600; padding: .5rem 0; }
-th, td { text-align: left; vertical-align: top; padding: .35rem .6rem; border-bottom: 1px solid #ccc; }
-th { border-bottom: 2px solid #555; }
-td.number { text-align: right; white-space: nowrap; font-variant-numeric: tabular-nums; }
-.wide { overflow-x: auto; }
-.summary { width: 100%; }
-.summary td:nth-child(1) { width: 16%; } .summary td:nth-child(2) { width: 20%; }
-.summary td:nth-child(3) { width: 30%; }
-.summary li { padding-bottom: .2rem; } .summary ul { margin: 0; padding-left: 1rem; }
-.verdict { font-weight: 700; white-space: nowrap; }
-.holds { color: #1b6e2e; } .fails { color: #b00020; } .reported { color: #444; }
-.columns { display: flex; flex-wrap: wrap; gap: 1rem 2.5rem; align-items: flex-start; }
-.columns > * { flex: 1 1 22rem; min-width: 0; }
-figure { margin: 1rem 0; } figure svg { width: 100%; max-width: 38rem; height: auto; }
-small { color: #555; } a { color: #1f5fa8; }
-@media (max-width: 45rem) {
-  .summary, .summary tbody, .summary tr, .summary tr td { display: block; width: auto; border: 0; padding: .15rem 0; }
-  .summary tr { border-bottom: 1px solid #ccc; padding: .6rem 0; } .summary tr:first-child { display: none; }
-}
-@media print {
-  html, body { font-size: 9px; } body { max-width: none; } .wide { overflow: visible; } a { color: inherit; }
-  section, tr, figure { break-inside: avoid-page; } .columns { flex-wrap: nowrap; } figure svg { max-height: 24cm; }
-}
-"""
+_STYLE = "\n" + Path(__file__).with_name("page.css").read_text(encoding="utf-8")
 _TITLE = "Deriving Differential Target Propagation from Iterating Approximate Inverses: its claims, measured"
 _INTRODUCTION = """The paper (Y. Bengio 2020,
 <a href="https://arxiv.org/abs/2007.15139">arXiv:2007.15139</a>) is theory. This page compares its predictions with
@@ -74,14 +45,14 @@ def _summary(claims: Sequence[Claim]) -> str:
         f"<td>{escape(claim.stops)}</td></tr>"
         for claim in claims
     ]
-    head = "<tr><th>claim</th><th>prediction</th><th>measured</th><th>verdict</th><th>where it stops holding</th></tr>"
-    return f'<div class="wide"><table class="summary">{head}{"".join(rows)}</table></div>'
+    head = ("claim", "prediction", "measured", "verdict", "where it stops holding")
+    return _table(head, rows, attributes=' class="summary"')
 
 
 def _decisive(claim: Claim) -> str:
     """The numbers that make the verdict, or all of them if there is none to make."""
     decisive = [number for number in claim.measured if number.bounded] or claim.measured
-    return f"<ul>{''.join(f'<li>{escape(describe(number))} {_mark(number)}</li>' for number in decisive)}</ul>"
+    return f"<ul>{''.join(f'<li>{escape(str(number))} {_mark(number)}</li>' for number in decisive)}</ul>"
 
 
 def _section(claim: Claim, figure: Figure) -> str:
@@ -96,7 +67,7 @@ def _section(claim: Claim, figure: Figure) -> str:
             f"<p>Where it stops holding: {escape(claim.stops)}</p>",
             _numbers("Limits", claim.limits) if claim.limits else "",
             "</div></div>",
-            *(_table(table) for table in claim.tables),
+            *(_table(table.columns, map(_row, table.rows), table.title) for table in claim.tables),
             f"<p><small>seed {seeds}; tables and figure show seed {claim.seeds[0]}; {claim.seconds:.1f} s</small></p>",
             "</section>",
         ]
@@ -109,8 +80,7 @@ def _numbers(title: str, numbers: Sequence[Number]) -> str:
     for n in numbers:
         bound = f'<td class="number">{escape(n.allowed)}</td><td>{_mark(n)}</td>' if bounded else ""
         rows.append(f'<tr><td>{escape(n.what)}</td><td class="number">{escape(n.spread)}</td>{bound}</tr>')
-    head = f"<tr><th></th><th>value</th>{'<th>bound</th><th></th>' if bounded else ''}</tr>"
-    return f'<div class="wide"><table><caption>{title}</caption>{head}{"".join(rows)}</table></div>'
+    return _table(("", "value", "bound", "") if bounded else ("", "value"), rows, title)
 
 
 def _mark(number: Number) -> str:
@@ -119,17 +89,18 @@ def _mark(number: Number) -> str:
     return '<span class="verdict holds">✓</span>' if number.holds else '<span class="verdict fails">✗</span>'
 
 
-def _table(table: Table) -> str:
-    head = "".join(f"<th>{escape(column)}</th>" for column in table.columns)
-    rows = [
-        "".join(
-            f"<td>{escape(cell)}</td>" if isinstance(cell, str) else f'<td class="number">{format_number(cell)}</td>'
-            for cell in row
-        )
-        for row in table.rows
-    ]
-    body = "".join(f"<tr>{row}</tr>" for row in rows)
-    return f'<div class="wide"><table><caption>{escape(table.title)}</caption><tr>{head}</tr>{body}</table></div>'
+def _row(cells: Sequence[str | float]) -> str:
+    written = (
+        f"<td>{escape(cell)}</td>" if isinstance(cell, str) else f'<td class="number">{format_number(cell)}</td>'
+        for cell in cells
+    )
+    return f"<tr>{''.join(written)}</tr>"
+
+
+def _table(columns: Sequence[str], rows: Iterable[str], title: str = "", attributes: str = "") -> str:
+    head = "".join(f"<th>{escape(column)}</th>" for column in columns)
+    caption = f"<caption>{escape(title)}</caption>" if title else ""
+    return f'<div class="wide"><table{attributes}>{caption}<tr>{head}</tr>{"".join(rows)}</table></div>'
 
 
 def _svg(claim: Claim, figure: Figure) -> str:

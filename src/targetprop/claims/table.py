@@ -1,12 +1,17 @@
 """The table of claims: as plain text for the terminal, as Markdown for the README and docs/claims.md."""
 
 from collections.abc import Sequence
-from textwrap import wrap
+from io import StringIO
+
+from rich.box import Box
+from rich.console import Console
+from rich.table import Table
 
 from targetprop.claims.claim import Claim, Number
 
-_SHARES = (0.2, 0.22, 0.31, 0.27)  # claim with its verdict, prediction, measured, where it stops
+_SHARES = {"claim": 20, "prediction": 22, "measured": 31, "where it stops holding": 27}
 _NARROWEST = 96
+_RULES = Box("────\n    \n────\n    \n────\n────\n    \n────\n")
 _KEY_NUMBERS = {  # what the README shows of a claim; of the others, the first number
     "convergence": "largest error / ρᵏ e_0",
     "gauss-newton": "smallest cosine of weight changes after 64 steps",
@@ -17,20 +22,28 @@ _KEY_NUMBERS = {  # what the README shows of a claim; of the others, the first n
 
 def format_table(claims: Sequence[Claim], columns: int = 140) -> str:
     """Write the claims for a terminal, each as a row of wrapped cells."""
-    widths = [int(share * (max(columns, _NARROWEST) - 6)) for share in _SHARES]
-    titles = ("claim", "prediction", "measured", "where it stops holding")
-    rule = "─" * (sum(widths) + 6)
-    lines = [rule, *_row([[title] for title in titles], widths), rule]
+    width = max(columns, _NARROWEST)
+    console = Console(width=width, file=StringIO(), color_system=None, markup=False, emoji=False, highlight=False)
+    table = Table(box=_RULES, show_lines=True, show_edge=True, pad_edge=False, padding=(0, 1, 0, 0), expand=True)
+    for title, share in _SHARES.items():
+        table.add_column(title, ratio=share)
     for claim in claims:
-        lines += [*_row(_cells(claim, widths), widths), rule]
-    return "\n".join(lines)
+        seeds = f"{len(claim.seeds)} seeds, " if len(claim.seeds) > 1 else ""
+        verdict = f"{claim.name}: {claim.verdict.upper()}\n({seeds}{claim.seconds:.0f} s)"
+        measured = Table.grid(padding=(0, 1, 0, 0))
+        for number in claim.measured:
+            measured.add_row(_mark(number), str(number))
+        table.add_row(f"{claim.statement}\n{verdict}", claim.prediction, measured, claim.stops)
+    with console.capture() as written:
+        console.print(table)
+    return "\n".join(line.rstrip() for line in written.get().splitlines())
 
 
 def format_markdown(claims: Sequence[Claim]) -> str:
     """Write claim, key number and verdict as the Markdown table of the README."""
     lines = ["| claim | key number | verdict |", "|---|---|---|"]
     for claim in claims:
-        lines.append(_markdown_row(claim.statement, describe(_key_number(claim)), f"**{claim.verdict}**"))
+        lines.append(_markdown_row(claim.statement, str(_key_number(claim)), f"**{claim.verdict}**"))
     return "\n".join(lines)
 
 
@@ -43,15 +56,6 @@ def format_details(claim: Claim) -> str:
     return "\n".join([*lines, "", f"Where it stops holding (seed {claim.seeds[0]}): {claim.stops}"])
 
 
-def describe(number: Number) -> str:
-    """Write a number with what it must be.
-
-    >>> describe(Number("slope", (2.0,), at_least=1.9, at_most=2.1))
-    'slope: 2 (1.9 to 2.1)'
-    """
-    return f"{number} ({number.allowed})" if number.bounded else str(number)
-
-
 def _key_number(claim: Claim) -> Number:
     return next((number for number in claim.measured if number.what == _KEY_NUMBERS.get(claim.name)), claim.measured[0])
 
@@ -60,25 +64,5 @@ def _markdown_row(*cells: str) -> str:
     return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
 
 
-def _cells(claim: Claim, widths: list[int]) -> list[list[str]]:
-    seeds = f"{len(claim.seeds)} seeds, " if len(claim.seeds) > 1 else ""
-    verdict = [f"{claim.name}: {claim.verdict.upper()}", f"({seeds}{claim.seconds:.0f} s)"]
-    measured = []
-    for number in claim.measured:
-        mark = "·" if not number.bounded else "✓" if number.holds else "✗"
-        measured += wrap(f"{mark} {describe(number)}", widths[2], subsequent_indent="  ")
-    return [
-        [*wrap(claim.statement, widths[0]), *verdict],
-        wrap(claim.prediction, widths[1]),
-        measured,
-        wrap(claim.stops, widths[3]),
-    ]
-
-
-def _row(cells: list[list[str]], widths: list[int]) -> list[str]:
-    height = max(len(cell) for cell in cells)
-    padded = [[*cell, *[""] * (height - len(cell))] for cell in cells]
-    return [
-        "  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)).rstrip()
-        for line in zip(*padded, strict=True)
-    ]
+def _mark(number: Number) -> str:
+    return "·" if not number.bounded else "✓" if number.holds else "✗"

@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from shutil import get_terminal_size
 from time import perf_counter
 
@@ -12,12 +12,12 @@ import torch
 from targetprop.claims import CLAIMS, Claim, merge
 from targetprop.claims.figures import FIGURES
 from targetprop.claims.page import render_page
-from targetprop.claims.records import write_records
 from targetprop.claims.table import format_table
 from targetprop.experiments.errors import FAILURE, make_folder, suggest, writing_into
 from targetprop.experiments.options import read_request
 from targetprop.experiments.progress import error_console
 from targetprop.runs.atomic import write_atomic
+from targetprop.runs.encode import encode_json
 from targetprop.settings import check_ranges, check_types
 
 RECORDS, PAGE = "claims.json", "claims.html"
@@ -58,7 +58,8 @@ def verify(argv: list[str]) -> int:
         figures = [FIGURES[claim.name](claim) for claim in found]
         for claim, figure in zip(found, figures, strict=True):
             figure.savefig(out / f"{claim.name}.png", dpi=150)
-        write_records(out / RECORDS, found)
+        records = [{"verdict": claim.verdict} | asdict(claim) for claim in found]
+        write_atomic(out / RECORDS, encode_json(records))
         write_atomic(out / PAGE, render_page(found, figures).encode())
     width = get_terminal_size((140, 24)).columns
     sys.stdout.write(format_table(found, width) + f"\nThe page with all figures: {out / PAGE}\n")

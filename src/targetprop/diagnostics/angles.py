@@ -34,31 +34,14 @@ def angle(a: Tensor, b: Tensor) -> Tensor:
 
 
 def median(values: Tensor) -> float | None:
-    """Take the median of those values that are numbers; None if there is none.
-
-    Args:
-        values: any shape.
-
-    Returns:
-        The median, infinite if more than half of the values are.
-    """
+    """Take the median of those values that are numbers; None if there is none, infinite if more than half are."""
     ordered = values[~torch.isnan(values)].double().sort().values
     middle = ordered[(len(ordered) - 1) // 2 : len(ordered) // 2 + 1]
     return float(middle.mean()) if len(ordered) else None
 
 
 def backprop_directions(engine: TargetPropagation, record: Record, y: Tensor) -> tuple[Directions, list[list[Tensor]]]:
-    """Back-propagate the loss through the forward pass as it was.
-
-    Args:
-        engine: gives the loss.
-        record: the forward pass.
-        y: labels or values.
-
-    Returns:
-        ``−∂C/∂h_l`` for every layer, and the gradients in each layer's parameters; None and nothing for all layers if
-        autograd cannot differentiate the network.
-    """
+    """Compute ``−∂C/∂h_l`` and gradients by layer; None and nothing if autograd cannot differentiate the network."""
     values = activations(record)
     groups = [list(layer.layer.parameters()) for layer in record.layers]
     if not all(value.requires_grad for value in values):
@@ -70,15 +53,7 @@ def backprop_directions(engine: TargetPropagation, record: Record, y: Tensor) ->
 
 
 def gauss_newton_directions(record: Record, delta: Tensor) -> Directions:
-    """Compute ``J_{l→L}⁺ Δ_L`` for every layer, on as many samples as fit into `MOST_ENTRIES`.
-
-    Args:
-        record: the forward pass.
-        delta: ``Δ_L``, shape of the output.
-
-    Returns:
-        Shapes ``(k, …)`` of ``h_l``, ``k ≤ n``; None for all layers if autograd cannot differentiate the network.
-    """
+    """Compute ``J_{l→L}⁺ Δ_L`` by layer on what fits into `MOST_ENTRIES`; None where autograd cannot differentiate."""
     entries = delta[0].numel() * sum(layer.y[0].numel() for layer in record.layers)
     rows = max(1, min(len(delta), MOST_ENTRIES // entries))
     record, change = record.head(rows), delta[:rows].flatten(1).unsqueeze(2)
@@ -91,17 +66,7 @@ def gauss_newton_directions(record: Record, delta: Tensor) -> Directions:
 def update_gradients(
     engine: TargetPropagation, record: Record, deltas: list[Tensor], scale: float
 ) -> list[list[Tensor]]:
-    """Let the run's update compute the gradient of every layer, from a copy of its state.
-
-    Args:
-        engine: gives the update.
-        record: the forward pass with its graph; it is used up.
-        deltas: ``Δ_1 … Δ_L`` as the updates use them.
-        scale: what the update divides by.
-
-    Returns:
-        The gradients of each layer's parameters.
-    """
+    """Let a copy of the run's update compute the gradients of every layer; the record is used up."""
     state = engine.method.update.build(engine.chain)
     state.load_state_dict(engine.state_dict()["update"])
     found = engine.method.update.gradients(record, deltas, scale, state).values

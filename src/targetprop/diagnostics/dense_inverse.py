@@ -40,11 +40,7 @@ class DenseInverse(Objective):
     name: ClassVar[str] = "dense"
 
     def __post_init__(self) -> None:
-        """Check the settings.
-
-        Raises:
-            ValueError: a setting is out of its range.
-        """
+        """Check the settings; a wrong one raises `ValueError`."""
         super().__post_init__()
         if self.w < 0 or self.damping < 0:
             raise ValueError(f"decoder w and damping must be ≥ 0; got {self.w} and {self.damping}")
@@ -55,11 +51,7 @@ class DenseInverse(Objective):
 
 
 class DenseBank(Bank):
-    """The decoders of `DenseInverse`, computed anew for each forward pass.
-
-    Args:
-        settings: ``w`` and ``λ``.
-    """
+    """The decoders of `DenseInverse`, computed anew for each forward pass."""
 
     def __init__(self, settings: DenseInverse) -> None:
         """Keep the settings."""

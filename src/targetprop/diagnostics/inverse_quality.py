@@ -79,32 +79,15 @@ class InverseQuality:
 
 @dataclass(frozen=True, eq=False)
 class AskedInverse:
-    """An inverse and what was asked of it.
+    """An inverse and what was asked of it."""
 
-    Attributes:
-        problem: what was to be inverted.
-        kind: what the inverse is, in words.
-        jacobian: how ``J_f J_g`` is had, see `step_norm`.
-    """
-
-    problem: Problem
-    kind: str
-    jacobian: Jacobian = "autograd"
+    problem: Problem  # what was to be inverted
+    kind: str  # what the inverse is, in words
+    jacobian: Jacobian = "autograd"  # how ``J_f J_g`` is had, see `step_norm`
 
 
 def asked_inverse(bank: Bank, method: Method, record: Record, deltas: list[Tensor], index: int) -> AskedInverse:
-    """Find the inverse of a layer, or of all from it to the output where the propagation is composite.
-
-    Args:
-        bank: the decoders.
-        method: the run's method.
-        record: the forward pass.
-        deltas: ``Δ_1 … Δ_L``, before normalisation.
-        index: the layer, counted from 0, ≥ 1.
-
-    Returns:
-        The inverse.
-    """
+    """Find the inverse of a layer (``index ≥ 1``), or of all from it to the output if the propagation is composite."""
     layers, composite = record.layers[index:], method.propagation == "composite"
     problem = Problem(layers[0].f, _no_decoder, deltas[index], layers[0].x, layers[0].h)
     if composite:
@@ -122,16 +105,7 @@ def asked_inverse(bank: Bank, method: Method, record: Record, deltas: list[Tenso
 
 
 def measure_inverse(asked: AskedInverse, rule: Inversion, delta: Tensor) -> InverseQuality:
-    """Measure an inverse at what it was asked for.
-
-    Args:
-        asked: the inverse.
-        rule: the run's inversion rule.
-        delta: what the run found, ``x − x₀``.
-
-    Returns:
-        The measurements.
-    """
+    """Measure an inverse at what it was asked for; ``delta`` is what the run found, ``x − x₀``."""
     p = asked.problem
     widening = not rule.needs_decoder or p.x0[0].numel() < p.y0[0].numel()
     alpha = rule.alpha if isinstance(rule, Iteration) else 1.0
@@ -151,10 +125,10 @@ def measure_inverse(asked: AskedInverse, rule: Inversion, delta: Tensor) -> Inve
     return InverseQuality(
         kind=asked.kind,
         space="input" if widening else "output",
-        contraction=None if factors is None else float(factors.quantile(0.5)),
+        contraction=_middle(factors),
         contraction_max=None if factors is None else float(factors.max()),
-        contraction_half=None if halved is None else float(halved.quantile(0.5)),
-        contracting=None if factors is None else float((factors < 1).double().mean()),
+        contraction_half=_middle(halved),
+        contracting=None if factors is None else _share(factors < 1),
         residual=median(own / size),
         residual_iterated=median(further / size),
         converged=_share(reached[size > 0]),
@@ -163,17 +137,7 @@ def measure_inverse(asked: AskedInverse, rule: Inversion, delta: Tensor) -> Inve
 
 
 def iterated(rule: Inversion, steps: int, widening: bool) -> Iteration | Krylov:
-    """Lengthen an inversion rule by some steps of the iteration that it begins.
-
-    Args:
-        rule: the rule; `Direct` and `Difference` are the start of an output-space iteration, and `Difference` is also
-            the first step of an input-space iteration.
-        steps: how many.
-        widening: whether the layer widens its input.
-
-    Returns:
-        The iteration.
-    """
+    """Lengthen a rule by steps of the iteration that it begins: output-space, or input-space where the layer widens."""
     if isinstance(rule, Iteration | Krylov):
         return replace(rule, steps=rule.steps + steps)
     if isinstance(rule, Difference) and widening:
@@ -190,6 +154,10 @@ def _to_rest(rule: Iteration | Krylov) -> Inversion:
 
 def _whole(maps: list[Map]) -> Map:
     return lambda x: reduce(lambda value, f: f(value), maps, x)
+
+
+def _middle(values: Tensor | None) -> float | None:
+    return None if values is None else float(values.quantile(0.5))
 
 
 def _share(mask: Tensor) -> float | None:

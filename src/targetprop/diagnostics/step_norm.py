@@ -21,21 +21,7 @@ Jacobian = Literal["autograd", "symmetric", "unknown"]
 def step_norm(
     problem: Problem, rule: Inversion, alpha: float, *, widening: bool, jacobian: Jacobian = "autograd"
 ) -> Tensor | None:
-    """Compute ``‖I − α J_{f∘g}‖``, or ``‖I − α J_{g∘f}‖`` where the layer widens its input, at the forward activation.
-
-    Args:
-        problem: the maps; what is asked of them does not matter.
-        rule: the rule, which says how ``g`` is used; one without decoder has a step of its own.
-        alpha: the step size.
-        widening: whether the input is the smaller side.
-        jacobian: how ``J_f J_g`` is had: by "autograd", by products with a "symmetric" matrix, or not ("unknown").
-
-    Returns:
-        The norm, shape ``(n,)``, infinite where it is not a number; None where it cannot be had.
-
-    Raises:
-        OutOfMemoryError: the memory of the device is full.
-    """
+    """Compute ``‖I − α J_{f∘g}‖``, of ``g∘f`` if the layer widens; infinite if no number, None if not to be had."""
     at = problem.x0 if widening else problem.y0
     if jacobian == "unknown":
         return None

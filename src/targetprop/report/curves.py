@@ -8,11 +8,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
+from targetprop.report.style import COLOURS
 from targetprop.runs.atomic import write_atomic
 from targetprop.runs.read import read_metrics, read_summary
 from targetprop.runs.status import read_status
-
-_TRAIN, _TEST = "#1f5fa8", "#d1603d"
 
 
 def draw_curves(run: Path) -> Path:
@@ -40,15 +39,12 @@ def draw_curves(run: Path) -> Path:
 
 
 def _draw_epochs(axes: Axes, epochs: list[dict[str, Any]], quantity: str, label: str) -> None:
-    for part, colour in (("train", _TRAIN), ("test", _TEST)):
-        numbers = [record["epoch"] for record in epochs]
+    numbers = [record["epoch"] for record in epochs]
+    for part, colour in (("train", COLOURS[0]), ("test", COLOURS[1])):
         values = [record[f"{part}_{quantity}"] for record in epochs]
         axes.plot(numbers, values, color=colour, marker=_marker(values), label=part)
-    axes.set_xlabel("epoch")
-    axes.set_ylabel(label)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-    axes.grid(alpha=0.3)
-    axes.legend()
+    _frame(axes, "epoch", label)
 
 
 def _draw_residuals(axes: Axes, steps: list[dict[str, Any]]) -> None:
@@ -56,18 +52,16 @@ def _draw_residuals(axes: Axes, steps: list[dict[str, Any]]) -> None:
     for index, name in enumerate(names):
         shade = 0.75 * index / max(1, len(names) - 1)
         values = [record["residuals"].get(name) for record in steps]
-        axes.plot(
-            [r["step"] for r in steps],
-            values,
-            color=(shade, 0.45, 1 - shade),
-            marker=_marker(values),
-            label=f"layer {name}",
-        )
+        style: dict[str, Any] = {"color": (shade, 0.45, 1 - shade), "marker": _marker(values), "label": f"layer {name}"}
+        axes.plot([record["step"] for record in steps], values, **style)
     axes.axhline(1.0, color="grey", linestyle=":", label="no inversion")
     axes.set_ylim(bottom=0)
-    axes.set_xlabel("step")
-    axes.set_ylabel("inversion residual ‖t − f(x)‖ / ‖t − y₀‖")
     axes.xaxis.set_major_locator(MaxNLocator(6, integer=True, min_n_ticks=1))
+    _frame(axes, "step", "inversion residual ‖t − f(x)‖ / ‖t − y₀‖")
+
+
+def _frame(axes: Axes, x: str, y: str) -> None:
+    axes.set(xlabel=x, ylabel=y)
     axes.grid(alpha=0.3)
     axes.legend()
 

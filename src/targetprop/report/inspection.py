@@ -10,25 +10,16 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter
 
+from targetprop.report.style import COLOURS, PREDICTION, RC, WIDTH
+
 INSPECTION = "inspection.json"
-_WIDTH, _HEIGHT = 5.6, 2.7  # inches of a panel; with 10-point letters still legible on a phone
-_BLUE, _ORANGE, _GREEN, _GREY = "#1f5fa8", "#d1603d", "#3a923a", "#c9c9c9"
-_REFERENCE: dict[str, Any] = {"color": "black", "linestyle": "--", "linewidth": 1.4}
+_HEIGHT = 2.7  # inches of a panel
+_BLUE, _ORANGE, _GREEN, _GREY = *COLOURS[:3], "#c9c9c9"
 _RC: Any = {
-    "font.size": 10,
-    "axes.titlesize": 10.5,
-    "axes.titleweight": "bold",
-    "axes.titlelocation": "left",
-    "axes.grid": True,
-    "axes.grid.axis": "y",
-    "axes.axisbelow": True,
-    "grid.alpha": 0.3,
-    "hatch.linewidth": 0.6,
-    "legend.fontsize": 8.5,
-    "legend.frameon": False,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-}
+    **RC, "axes.grid.axis": "y", "axes.axisbelow": True, "hatch.linewidth": 0.6,
+    "axes.titlesize": 10.5, "axes.titleweight": "bold", "axes.titlelocation": "left",
+    "legend.fontsize": 8.5, "legend.frameon": False,
+}  # fmt: skip
 _CROWD = 14  # layers; beyond it their names stand upright
 _WIDE_RANGE = 4.0  # a contraction factor beyond which the axis is logarithmic
 Layer = dict[str, Any]
@@ -39,8 +30,8 @@ def draw_inspection(run: Path) -> Figure:
     record = json.loads((run / INSPECTION).read_text(encoding="utf-8"))
     layers, names = record["layers"], [layer["name"] for layer in record["layers"]]
     with rc_context(_RC):
-        figure = Figure(figsize=(_WIDTH, 5 * _HEIGHT + 0.5), layout="constrained")
-        axes = [row[0] for row in figure.subplots(5, 1, squeeze=False)]
+        figure = Figure(figsize=(WIDTH, 5 * _HEIGHT + 0.5), layout="constrained")
+        axes = list(figure.subplots(5, 1))
         _draw_contraction(axes[0], layers)
         _draw_residuals(axes[1], layers, record["extra_steps"])
         _draw_shares(axes[2], layers, record["trial_steps"])
@@ -61,7 +52,7 @@ def _draw_contraction(axes: Axes, layers: list[Layer]) -> None:
     axes.vlines(places, median, largest, color=_BLUE, linewidth=1.2)
     axes.plot(places, largest, "_", color=_BLUE, markersize=11, label="largest")
     axes.plot(places, median, "o", color=_BLUE, label="median")
-    axes.axhline(1.0, **_REFERENCE, label="converges below 1")
+    axes.axhline(1.0, **PREDICTION, label="converges below 1")
     if max(largest, default=0.0) > _WIDE_RANGE:
         _scale_by_decades(axes, [1.0, *median, *largest])
     else:
@@ -75,7 +66,7 @@ def _draw_residuals(axes: Axes, layers: list[Layer], extra: int) -> None:
     axes.vlines(places, further, run, color=_GREY, linewidth=1.2)
     axes.plot(places, run, "o", color=_BLUE, markersize=9, markerfacecolor="none", label="as in the run")
     axes.plot(places, further, "s", color=_ORANGE, markersize=4.5, label=f"{extra} steps on")
-    axes.axhline(1.0, **_REFERENCE, label="no progress")
+    axes.axhline(1.0, **PREDICTION, label="no progress")
     axes.set_ylim(0.0, 1.1 * max(1.2, *run, *further, 0.0))
     _name(axes, "How much of the target is missed?", "residual\n‖t − f(x)‖ / ‖t − y₀‖")
     _mark_first(axes)
@@ -110,9 +101,8 @@ def _draw_angles(axes: Axes, layers: list[Layer]) -> None:
         style: dict[str, Any] = {"marker": marker, "markersize": size, "markerfacecolor": inside, "color": colour}
         axes.plot(places, angles, linewidth=1, label=label, **style)
         top = max(top, *angles, 0.0)
-    axes.axhline(90.0, **_REFERENCE)
-    beside = axes.get_yaxis_transform()
-    axes.text(0.99, 91, "90°: unrelated", transform=beside, fontsize=8.5, ha="right", va="bottom")
+    axes.axhline(90.0, **PREDICTION)
+    axes.text(0.99, 91, "90°: unrelated", transform=axes.get_yaxis_transform(), fontsize=8.5, ha="right", va="bottom")
     axes.set_ylim(-4, top + 13)
     axes.set_yticks(range(0, 181 if top > 110 else 91, 30))
     _name(axes, "Where do the targets point?", "angle (degrees)")
@@ -121,7 +111,7 @@ def _draw_angles(axes: Axes, layers: list[Layer]) -> None:
 def _draw_influence(axes: Axes, layers: list[Layer]) -> None:
     places, influence = _of_layers(layers, "influence")
     axes.plot(places, influence, "o-", color=_BLUE, linewidth=1, label="before normalisation")
-    axes.axhline(1.0, **_REFERENCE, label="the target moves as far as the output's")
+    axes.axhline(1.0, **PREDICTION, label="the target moves as far as the output's")
     _scale_by_decades(axes, [1.0, *influence])
     _name(axes, "How large are the targets?", "influence\n‖Δ_L‖ / ‖Δ_l‖")
 
@@ -141,25 +131,14 @@ def _of_inverses(layers: list[Layer], *names: str) -> tuple[list[int], list[list
 def _scale_by_decades(axes: Axes, values: list[float]) -> None:
     """Make the axis logarithmic, from one power of ten to another, with plain numbers at them."""
     low, high = floor(log10(min(values)) - 0.02), ceil(log10(max(values)) + 0.02)
-    axes.set_yscale("log")
-    axes.set_ylim(10.0**low, 10.0**high)
+    axes.set(yscale="log", ylim=(10.0**low, 10.0**high))
     axes.yaxis.set_major_formatter("{x:g}")
     axes.yaxis.set_minor_formatter(NullFormatter())
 
 
 def _mark_first(axes: Axes) -> None:
-    above = axes.get_xaxis_transform()
-    axes.text(
-        0,
-        0.5,
-        "no inverse",
-        transform=above,
-        rotation=90,
-        ha="center",
-        va="center",
-        color="grey",
-        backgroundcolor="white",
-    )
+    style: dict[str, Any] = {"rotation": 90, "ha": "center", "va": "center", "backgroundcolor": "white"}
+    axes.text(0, 0.5, "no inverse", transform=axes.get_xaxis_transform(), color="grey", **style)
 
 
 def _name(axes: Axes, title: str, y: str) -> None:

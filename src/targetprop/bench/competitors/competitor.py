@@ -1,7 +1,7 @@
 """What a competitor is: settings with a search space, which make a stepper for one network."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar
 
@@ -15,17 +15,11 @@ from targetprop.settings import check_ranges, check_types
 
 @dataclass(frozen=True)
 class Range:
-    """A range that is searched evenly in logarithms.
-
-    Attributes:
-        low: its lower end.
-        high: its upper end.
-        complement: whether the range is that of 1 minus the setting, as for momenta.
-    """
+    """A range that is searched evenly in logarithms."""
 
     low: float
     high: float
-    complement: bool = False
+    complement: bool = False  # whether it is the range of 1 minus the setting, as for momenta
 
     def __post_init__(self) -> None:
         """Check the range; a wrong one raises `ValueError`."""
@@ -67,11 +61,7 @@ class Stepper(ABC):
 
 @dataclass(frozen=True)
 class Competitor(ABC):
-    """Settings of a competitor.
-
-    Attributes:
-        lr: learning rate.
-    """
+    """Settings of a competitor."""
 
     lr: float
     space: ClassVar[Mapping[str, Range]]
@@ -96,20 +86,38 @@ class Competitor(ABC):
         return {f.name: getattr(self, f.name) for f in fields(self)}
 
 
-class GradientStepper(Stepper):
-    """Back-propagation, then one step of the optimisers."""
+@dataclass(frozen=True)
+class GradientCompetitor(Competitor):
+    """Back-propagation with some optimisers."""
 
-    def __init__(self, network: nn.Module, loss: SampledLoss, *optimizers: torch.optim.Optimizer) -> None:
-        """Keep the parts."""
+    @abstractmethod
+    def optimizers(self, parameters: list[nn.Parameter]) -> list[torch.optim.Optimizer]:
+        """Make the optimisers."""
+
+    def start(self, network: nn.Sequential, loss: SampledLoss, example: Tensor, seed: int) -> Stepper:
+        """Attach the optimisers; see `Competitor.start`."""
+
+        def back_propagate(x: Tensor, y: Tensor) -> Tensor:
+            value = loss(network(x), y)
+            value.backward()
+            return value
+
+        return GradientStepper(back_propagate, self.optimizers(list(network.parameters())))
+
+
+class GradientStepper(Stepper):
+    """Fills ``.grad``, then lets the optimisers step."""
+
+    def __init__(self, fill: Callable[[Tensor, Tensor], Tensor], optimizers: Sequence[torch.optim.Optimizer]) -> None:
+        """Keep the parts; ``fill`` returns the loss."""
         super().__init__(optimizers)
-        self._network, self._loss = network, loss
+        self._fill = fill
 
     def step(self, x: Tensor, y: Tensor) -> Tensor:
         """Step down the gradient; see `Stepper.step`."""
         for optimizer in self.optimizers:
             optimizer.zero_grad()
-        value = self._loss(self._network(x), y)
-        value.backward()
+        value = self._fill(x, y)
         for optimizer in self.optimizers:
             optimizer.step()
         return value.detach()

@@ -9,6 +9,7 @@ Both are running averages, factorised every few steps. A step whose predicted ch
 is cut back to it. Source: Martens & Grosse 2015, arXiv:1503.05671; the bound is that of Ba 2017.
 """
 
+from copy import deepcopy
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -22,24 +23,15 @@ from targetprop.bench.losses import SampledLoss
 
 @dataclass(frozen=True)
 class Kfac(Competitor):
-    """K-FAC with momentum.
-
-    Attributes:
-        damping: ``λ``.
-        clip: largest predicted change of a step.
-        momentum: share of the last change that is kept.
-        decay: share of the old factors that each batch keeps.
-        every: steps that one factorisation serves.
-        fisher: labels of the second backward pass: drawn from the network, or those of the data.
-    """
+    """K-FAC with momentum."""
 
     lr: float = 1e-1
-    damping: float = 1.0
-    clip: float = 1e-1
-    momentum: float = 0.9
-    decay: float = 0.95
-    every: int = 5
-    fisher: Literal["drawn", "empirical"] = "drawn"
+    damping: float = 1.0  # ``λ``
+    clip: float = 1e-1  # largest predicted change of a step
+    momentum: float = 0.9  # share of the last change that is kept
+    decay: float = 0.95  # share of the old factors that each batch keeps
+    every: int = 5  # steps that one factorisation serves
+    fisher: Literal["drawn", "empirical"] = "drawn"  # labels of the second backward pass; empirical: the data's
     space: ClassVar = {"lr": Range(1e-2, 1.0), "damping": Range(1e-1, 1e1), "clip": Range(1e-2, 1.0)}
 
     def start(self, network: nn.Sequential, loss: SampledLoss, example: Tensor, seed: int) -> Stepper:
@@ -50,70 +42,84 @@ class Kfac(Competitor):
 class Factors:
     """Running ``A`` and ``G`` of one map."""
 
-    def __init__(self, settings: Kfac) -> None:
+    def __init__(self, decay: float, every: int) -> None:
         """Start without observations."""
-        self._settings, self._count = settings, 0
+        self._decay, self._every, self._count = decay, every, 0
         self.a = self.g = self._a_factor = self._g_factor = torch.empty(0)
 
     def observe(self, a: Tensor, g: Tensor) -> None:
         """Add a batch."""
-        keep, n = self._settings.decay, len(a)
-        new = (a.T @ a / n, g.T @ g / n)
+        new = (a.T @ a / len(a), g.T @ g / len(a))
         if self._count == 0:
             self.a, self.g = (torch.zeros_like(m) for m in new)
         self._count += 1
-        weight = (1 - keep) / (1 - keep**self._count)  # of the newest batch, with bias correction
+        weight = (1 - self._decay) / (1 - self._decay**self._count)  # of the newest batch, with bias correction
         self.a.lerp_(new[0], weight)
         self.g.lerp_(new[1], weight)
 
-    def solve(self, gradient: Tensor, damping: float | None = None) -> Tensor:
-        """Apply the damped inverse."""
-        if (self._count - 1) % self._settings.every == 0:
-            self._factorise(self._settings.damping if damping is None else damping)
+    def solve(self, gradient: Tensor, damping: float) -> Tensor:
+        """Apply the damped inverse, factorised anew every few steps."""
+        if (self._count - 1) % self._every == 0:
+            tiny = torch.finfo(self.a.dtype).tiny
+            root, pi = damping**0.5, (_mean_diagonal(self.a) / (_mean_diagonal(self.g) + tiny) + tiny).sqrt()
+            self._a_factor = torch.linalg.cholesky(self.a + _identity(self.a) * (pi * root))
+            self._g_factor = torch.linalg.cholesky(self.g + _identity(self.g) * (root / pi))
         return torch.cholesky_solve(torch.cholesky_solve(gradient, self._g_factor).T, self._a_factor).T
 
-    def _factorise(self, damping: float) -> None:
-        tiny = torch.finfo(self.a.dtype).tiny
-        root, pi = damping**0.5, (_mean_diagonal(self.a) / (_mean_diagonal(self.g) + tiny) + tiny).sqrt()
-        self._a_factor = torch.linalg.cholesky(self.a + _identity(self.a) * (pi * root))
-        self._g_factor = torch.linalg.cholesky(self.g + _identity(self.g) * (root / pi))
 
+class FactoredStepper(Stepper):
+    """What all kinds of K-FAC share: a network with the factors of its maps."""
 
-class KfacStepper(Stepper):
-    """K-FAC on one network."""
+    def __init__(
+        self, network: nn.Sequential, loss: SampledLoss, seed: int, optimizer: torch.optim.Optimizer, factors: Factors
+    ) -> None:
+        """Give every map factors like those given."""
+        super().__init__([optimizer])
+        self._network, self._loss, self._generator = network, loss, torch.Generator().manual_seed(seed)
+        self.factors = [deepcopy(factors) for module in network if isinstance(module, nn.Linear)]
 
-    def __init__(self, settings: Kfac, network: nn.Sequential, loss: SampledLoss, seed: int) -> None:
-        """Make the optimiser and the factors."""
-        super().__init__([torch.optim.SGD(network.parameters(), settings.lr, momentum=settings.momentum)])
-        self._settings, self._network, self._loss = settings, network, loss
-        self._generator = torch.Generator().manual_seed(seed)
-        self.factors = [Factors(settings) for module in network if isinstance(module, nn.Linear)]
-
-    def step(self, x: Tensor, y: Tensor) -> Tensor:
-        """Take a natural-gradient step; see `Stepper.step`."""
+    def observe(
+        self, x: Tensor, y: Tensor, damping: float, *, draw: bool = True
+    ) -> tuple[Tensor, Tensor, list[Map], list[Tensor], list[Tensor]]:
+        """Run a batch; return output, loss, maps, their gradients and their natural gradients."""
         output, maps = run_forward(self._network, x)
         value = self._loss(output, y)
         own = output_gradients(value, maps, keep_graph=True)
         drawn = own
-        if self._settings.fisher == "drawn":
+        if draw:
             drawn = output_gradients(self._loss(output, self._loss.draw(output.detach(), self._generator)), maps)
         with torch.no_grad():
-            self._write(maps, own, drawn)
-        self.optimizers[0].step()
-        return value.detach()
+            gradients, natural = [g.T @ one.a / len(g) for g, one in zip(own, maps, strict=True)], []
+            for factors, one, g, gradient in zip(self.factors, maps, drawn, gradients, strict=True):
+                factors.observe(one.a, g)
+                natural.append(factors.solve(gradient, damping))
+        return output.detach(), value.detach(), maps, gradients, natural
 
-    def _write(self, maps: list[Map], own: list[Tensor], drawn: list[Tensor]) -> None:
-        """Fill ``.grad`` with the bounded natural gradient."""
-        changes, predicted = [], torch.zeros(())
-        for factors, one, g, s in zip(self.factors, maps, own, drawn, strict=True):
-            factors.observe(one.a, s)
-            gradient = g.T @ one.a / len(g)
-            changes.append(factors.solve(gradient))
-            predicted = predicted + (changes[-1] * gradient).sum()
-        rate = self.optimizers[0].param_groups[0]["lr"]
+
+class KfacStepper(FactoredStepper):
+    """K-FAC on one network."""
+
+    def __init__(self, settings: Kfac, network: nn.Sequential, loss: SampledLoss, seed: int) -> None:
+        """Make the optimiser and the factors."""
+        optimizer = torch.optim.SGD(network.parameters(), settings.lr, momentum=settings.momentum)
+        super().__init__(network, loss, seed, optimizer, Factors(settings.decay, settings.every))
+        self._settings = settings
+
+    def step(self, x: Tensor, y: Tensor) -> Tensor:
+        """Take a bounded natural-gradient step; see `Stepper.step`."""
+        draw, rate = self._settings.fisher == "drawn", self.optimizers[0].param_groups[0]["lr"]
+        _, value, maps, gradients, natural = self.observe(x, y, self._settings.damping, draw=draw)
+        predicted = inner(natural, gradients)
         bound = (self._settings.clip / (rate**2 * predicted).clamp_min(1e-30)).sqrt().clamp_max(1.0)
-        for one, change in zip(maps, changes, strict=True):
+        for one, change in zip(maps, natural, strict=True):
             one.set_gradient(change * bound)
+        self.optimizers[0].step()
+        return value
+
+
+def inner(one: list[Tensor], other: list[Tensor]) -> Tensor:
+    """Multiply two changes of all maps."""
+    return torch.stack([(a * b).sum() for a, b in zip(one, other, strict=True)]).sum()
 
 
 def _mean_diagonal(matrix: Tensor) -> Tensor:

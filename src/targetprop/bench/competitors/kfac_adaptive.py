@@ -18,8 +18,7 @@ from torch.autograd.functional import hvp
 from torch.func import functional_call, jvp
 
 from targetprop.bench.competitors.competitor import Competitor, Range, Stepper
-from targetprop.bench.competitors.kfac import Factors, Kfac
-from targetprop.bench.competitors.maps import output_gradients, run_forward
+from targetprop.bench.competitors.kfac import FactoredStepper, Factors, inner
 from targetprop.bench.losses import SampledLoss
 
 _RATE = 0.95  # of the damping, per step
@@ -27,21 +26,13 @@ _RATE = 0.95  # of the damping, per step
 
 @dataclass(frozen=True)
 class AdaptiveKfac(Competitor):
-    """K-FAC that sets its own step length, momentum and damping.
+    """K-FAC that sets its own step length, momentum and damping."""
 
-    Attributes:
-        lr: share of the model's step that is taken.
-        damping: the first ``λ``.
-        decay: share of the old factors that each batch keeps.
-        every: steps that one factorisation and one ``λ`` serve.
-        least: where ``λ`` stops shrinking: as the learning rate falls, any model of the loss becomes exact.
-    """
-
-    lr: float = 1.0
-    damping: float = 1e1
-    decay: float = 0.95
-    every: int = 5
-    least: float = 1e-3
+    lr: float = 1.0  # share of the model's step that is taken
+    damping: float = 1e1  # the first ``λ``
+    decay: float = 0.95  # share of the old factors that each batch keeps
+    every: int = 5  # steps that one factorisation and one ``λ`` serve
+    least: float = 1e-3  # where ``λ`` stops shrinking: as the learning rate falls, any model of the loss becomes exact
     space: ClassVar = {
         "lr": Range(1e-1, 1.0), "damping": Range(1e0, 1e2), "decay": Range(5e-3, 5e-1, complement=True),
     }  # fmt: skip
@@ -51,32 +42,20 @@ class AdaptiveKfac(Competitor):
         return AdaptiveKfacStepper(self, network, loss, seed)
 
 
-class AdaptiveKfacStepper(Stepper):
+class AdaptiveKfacStepper(FactoredStepper):
     """Adaptive K-FAC on one network."""
 
     def __init__(self, settings: AdaptiveKfac, network: nn.Sequential, loss: SampledLoss, seed: int) -> None:
         """Make the optimiser and the factors."""
-        super().__init__([torch.optim.SGD(network.parameters(), settings.lr)])
-        self._settings, self._network, self._loss = settings, network, loss
-        self._generator = torch.Generator().manual_seed(seed)
-        plain = Kfac(decay=settings.decay, every=settings.every)
-        self.factors = [Factors(plain) for module in network if isinstance(module, nn.Linear)]
-        self.damping, self._count, self._previous = settings.damping, 0, None
+        optimizer = torch.optim.SGD(network.parameters(), settings.lr)
+        super().__init__(network, loss, seed, optimizer, Factors(settings.decay, settings.every))
+        self._settings, self.damping, self._count, self._previous = settings, settings.damping, 0, None
 
     def step(self, x: Tensor, y: Tensor) -> Tensor:
         """Take the model's step; see `Stepper.step`."""
-        output, maps = run_forward(self._network, x)
-        value = self._loss(output, y)
-        own = output_gradients(value, maps, keep_graph=True)
-        drawn = output_gradients(self._loss(output, self._loss.draw(output.detach(), self._generator)), maps)
-        with torch.no_grad():
-            gradients = [g.T @ one.a / len(g) for g, one in zip(own, maps, strict=True)]
-            natural = []
-            for factors, one, s, gradient in zip(self.factors, maps, drawn, gradients, strict=True):
-                factors.observe(one.a, s)
-                natural.append(factors.solve(gradient, self.damping))
+        output, value, maps, gradients, natural = self.observe(x, y, self.damping)
         directions = [natural] if self._previous is None else [natural, self._previous]
-        quadratic, slopes = self._model(directions, gradients, output.detach(), x, y)
+        quadratic, slopes = self._model(directions, gradients, output, x, y)
         lengths = torch.linalg.lstsq(quadratic, -slopes).solution
         step = [torch.tensordot(lengths, torch.stack(parts), 1) for parts in zip(*directions, strict=True)]
         for one, change in zip(maps, step, strict=True):
@@ -86,24 +65,20 @@ class AdaptiveKfacStepper(Stepper):
         self._previous, self._count = [rate * change for change in step], self._count + 1
         if self._count % self._settings.every == 0:
             expected = rate * lengths @ slopes + rate**2 * lengths @ quadratic @ lengths / 2
-            self._adapt(float(value.detach()), float(expected), x, y)
-        return value.detach()
+            self._adapt(float(value), float(expected), x, y)
+        return value
 
     def _model(
         self, directions: list[list[Tensor]], gradients: list[Tensor], output: Tensor, x: Tensor, y: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Compute ``dᵢᵀ (F + λ I) dⱼ`` and ``⟨∇, dᵢ⟩``."""
         moved = [self._move(direction, x) for direction in directions]
-        curved = []
-        for m in moved:
-            change = hvp(lambda z: self._loss(z, y), output, m)[1]
-            assert isinstance(change, Tensor)
-            curved.append(change)
+        curved = [_one(hvp(lambda z: self._loss(z, y), output, m)[1]) for m in moved]
         rows = [
-            [(m * c).sum() + self.damping * _inner(d, e) for c, e in zip(curved, directions, strict=True)]
+            [(m * c).sum() + self.damping * inner(d, e) for c, e in zip(curved, directions, strict=True)]
             for m, d in zip(moved, directions, strict=True)
         ]
-        slopes = torch.stack([_inner(d, gradients) for d in directions])
+        slopes = torch.stack([inner(d, gradients) for d in directions])
         return torch.stack([torch.stack(row) for row in rows]), slopes
 
     def _move(self, direction: list[Tensor], x: Tensor) -> Tensor:
@@ -126,5 +101,6 @@ class AdaptiveKfacStepper(Stepper):
             self.damping /= _RATE**self._settings.every
 
 
-def _inner(one: list[Tensor], other: list[Tensor]) -> Tensor:
-    return torch.stack([(a * b).sum() for a, b in zip(one, other, strict=True)]).sum()
+def _one(found: Tensor | tuple[Tensor, ...]) -> Tensor:
+    assert isinstance(found, Tensor)
+    return found

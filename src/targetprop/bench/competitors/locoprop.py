@@ -23,22 +23,14 @@ from targetprop.bench.losses import SampledLoss
 
 @dataclass(frozen=True)
 class LocoProp(Competitor):
-    """LocoProp.
-
-    Attributes:
-        gamma: ``γ``, how far the targets lie.
-        average: share of the old second moment that is kept (RMSProp).
-        local_steps: ``T``.
-        kind: the local loss.
-        optimizer: what takes the local steps.
-    """
+    """LocoProp."""
 
     lr: float = 1e-3
-    gamma: float = 1e-1
-    average: float = 0.99
-    local_steps: int = 10
-    kind: Literal["squared", "matching"] = "matching"
-    optimizer: Literal["rmsprop", "sgd"] = "rmsprop"
+    gamma: float = 1e-1  # ``γ``, how far the targets lie
+    average: float = 0.99  # share of the old second moment that is kept (RMSProp)
+    local_steps: int = 10  # ``T``
+    kind: Literal["squared", "matching"] = "matching"  # the local loss
+    optimizer: Literal["rmsprop", "sgd"] = "rmsprop"  # what takes the local steps
     space: ClassVar = {"lr": RATE, "gamma": Range(1e-2, 1e1), "average": AVERAGE}
 
     def start(self, network: nn.Sequential, loss: SampledLoss, example: Tensor, seed: int) -> Stepper:

@@ -9,19 +9,12 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True, eq=False)
 class Map:
-    """One ``nn.Linear`` with its batch, ``z = [W b] [a; 1]``.
-
-    Attributes:
-        linear: the module.
-        a: its inputs with a constant 1 where there is a bias, shape ``(n, d)``.
-        z: its outputs, with their graph, shape ``(n, k)``.
-        activation: the module after it, unless that is linear again.
-    """
+    """One ``nn.Linear`` with its batch, ``z = [W b] [a; 1]``."""
 
     linear: nn.Linear
-    a: Tensor
-    z: Tensor
-    activation: nn.Module | None
+    a: Tensor  # its inputs with a constant 1 where there is a bias, shape ``(n, d)``
+    z: Tensor  # its outputs, with their graph, shape ``(n, k)``
+    activation: nn.Module | None  # the module after it, unless that is linear again
 
     @property
     def parameters(self) -> list[nn.Parameter]:

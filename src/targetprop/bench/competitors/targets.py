@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 import targetprop as tp
-from targetprop.bench.competitors.competitor import MOMENTUM, Competitor, Range, Stepper
+from targetprop.bench.competitors.competitor import MOMENTUM, Competitor, GradientStepper, Range, Stepper
 from targetprop.bench.losses import SampledLoss
 from targetprop.experiments.errors import suggest
 
@@ -29,20 +29,13 @@ COMPOSITIONS: dict[str, Callable[[float], tp.Method]] = {
 
 @dataclass(frozen=True)
 class TargetProp(Competitor):
-    """A composition and the optimiser that takes its steps.
-
-    Attributes:
-        composition: a name from `COMPOSITIONS`.
-        damping: damping of the local update.
-        momentum: share of the last change, or of Adam's first moment, that is kept.
-        optimizer: what takes the steps.
-    """
+    """A composition and the optimiser that takes its steps."""
 
     lr: float = 0.25
-    damping: float = 0.003
-    momentum: float = 0.5
-    composition: str = "least-squares"
-    optimizer: Literal["sgd", "adam"] = "sgd"
+    damping: float = 0.003  # damping of the local update
+    momentum: float = 0.5  # share of the last change, or of Adam's first moment, that is kept
+    composition: str = "least-squares"  # a name from `COMPOSITIONS`
+    optimizer: Literal["sgd", "adam"] = "sgd"  # what takes the steps
     space: ClassVar = {"lr": Range(2.5e-2, 2.5), "damping": Range(3e-4, 3e-2), "momentum": MOMENTUM}
 
     def __post_init__(self) -> None:
@@ -56,21 +49,7 @@ class TargetProp(Competitor):
         method = COMPOSITIONS[self.composition](self.damping)
         engine = tp.TargetPropagation(network, loss, example_input=example, method=method, seed=seed)
         if self.optimizer == "adam":
-            return TargetStepper(engine, torch.optim.Adam(network.parameters(), self.lr, (self.momentum, 0.999)))
-        return TargetStepper(engine, torch.optim.SGD(network.parameters(), self.lr, momentum=self.momentum))
-
-
-class TargetStepper(Stepper):
-    """Target propagation on one network."""
-
-    def __init__(self, engine: tp.TargetPropagation, optimizer: torch.optim.Optimizer) -> None:
-        """Keep the engine."""
-        super().__init__([optimizer])
-        self.engine = engine
-
-    def step(self, x: Tensor, y: Tensor) -> Tensor:
-        """Propagate targets and step; see `Stepper.step`."""
-        self.optimizers[0].zero_grad()
-        report = self.engine.backward(x, y)
-        self.optimizers[0].step()
-        return report.loss.detach()
+            optimizer = torch.optim.Adam(network.parameters(), self.lr, (self.momentum, 0.999))
+        else:
+            optimizer = torch.optim.SGD(network.parameters(), self.lr, momentum=self.momentum)
+        return GradientStepper(lambda x, y: engine.backward(x, y).loss, [optimizer])

@@ -21,23 +21,14 @@ _PIECE = 2000  # samples that are evaluated at once
 
 @dataclass(frozen=True, eq=False)
 class Task:
-    """Data and loss of a problem.
+    """Data and loss of a problem."""
 
-    Attributes:
-        x: training inputs, shape ``(n, d)``.
-        y: what the loss compares the output with.
-        test_x: test inputs.
-        test_y: test labels.
-        loss: the loss, a mean over samples.
-        measures: further means over samples, by name, of output and ``y``.
-    """
-
-    x: Tensor
-    y: Tensor
+    x: Tensor  # training inputs, shape ``(n, d)``
+    y: Tensor  # what the loss compares the output with
     test_x: Tensor
     test_y: Tensor
     loss: SampledLoss
-    measures: Mapping[str, Measure]
+    measures: Mapping[str, Measure]  # further means over samples, by name, of output and ``y``
 
     def batches(self, size: int, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Draw batches without end, every sample once per epoch."""

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from targetprop.bench.losses import HalfSquaredError
-from targetprop.bench.problems.problem import Problem, Task
+from targetprop.bench.problems.problem import Problem, Task, dense
 from targetprop.settings import check_ranges
 
 _MOST = 1e12  # beyond it, the rounding of the data in float32 shows in the least loss
@@ -53,20 +53,12 @@ class Regression(Problem):
             data_seed=(0 <= self.data_seed < 2**63, "a whole number from 0 to 2**63 − 1"),
         )  # fmt: skip
         if 0 < self.hidden < min(self.inputs, self.outputs):
-            raise ValueError(
-                f"hidden must be 0 or at least {min(self.inputs, self.outputs)}, or the least loss is not 0;"
-                f" got {self.hidden}"
-            )
+            least = min(self.inputs, self.outputs)
+            raise ValueError(f"hidden must be 0 or at least {least}, or the least loss is not 0; got {self.hidden}")
 
     def network(self, seed: int) -> nn.Sequential:
         """Build one or two linear layers; see `Problem.network`."""
-        generator = torch.Generator().manual_seed(seed)
-        widths = [self.inputs, *([self.hidden] if self.hidden else []), self.outputs]
-        layers = [nn.Linear(a, b) for a, b in zip(widths[:-1], widths[1:], strict=True)]
-        for layer in layers:
-            nn.init.xavier_uniform_(layer.weight, generator=generator)
-            nn.init.zeros_(layer.bias)
-        return nn.Sequential(*layers)
+        return dense([self.inputs, *([self.hidden] if self.hidden else []), self.outputs], seed, linear=[1])
 
     def load(self) -> Task:
         """Draw the data; see `Problem.load`."""

@@ -8,9 +8,7 @@ from matplotlib.figure import Figure
 from matplotlib.patheffects import Normal, Stroke
 
 from targetprop.claims.claim import Claim
-from targetprop.claims.figures.style import COLOURS, PREDICTION, label, legend, new_figure
-
-_MARKERS = ("o", "s", "^", "D")
+from targetprop.report.style import PREDICTION, label, legend, look, new_figure
 
 
 def draw(claim: Claim) -> Figure:
@@ -26,9 +24,9 @@ def draw(claim: Claim) -> Figure:
 def _draw_gains(axes: Axes, pairs: list[dict[str, Any]]) -> None:
     singular = [value for pair in pairs for value in pair["singular"]]
     line = np.geomspace(min(singular) / 1.1, max(singular) * 1.1, 100)
-    for colour, marker, pair in zip(COLOURS, _MARKERS, pairs, strict=False):
-        name = f"(w, λ) = {pair['name']}"
-        axes.plot(pair["singular"], pair["gains"], marker, color=colour, markersize=5, alpha=0.75, label=name)
+    for i, pair in enumerate(pairs):
+        style, name = {**look(i), "linestyle": "", "markersize": 5, "alpha": 0.75}, f"(w, λ) = {pair['name']}"
+        axes.plot(pair["singular"], pair["gains"], label=name, **style)
         axes.plot(line, line / (pair["w"] * line**2 + pair["damping"]), **PREDICTION)
     axes.plot([], [], **PREDICTION, label="closed form σ / (wσ² + λ)")
     axes.set_xscale("log", base=2)

@@ -7,13 +7,10 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
 from targetprop.claims.claim import Claim
-from targetprop.claims.figures.style import COLOURS, PREDICTION, label, legend, new_figure
+from targetprop.report.style import PREDICTION, label, legend, look, new_figure
 
-_MARKERS = ("o", "s", "^", "D")
 _SHARE = "samples that converge (%)"
-_RULES = ("plain", "half steps", "Anderson")
-_LEGEND = {"plain": "plain iteration", "half steps": "steps of α = 0.5", "Anderson": "Anderson mixing (5)"}
-_PREDICTED = "guaranteed: ρ²⁰⁰ < 10⁻³ at x*"
+_RULES = {"plain": "plain iteration", "half steps": "steps of α = 0.5", "Anderson": "Anderson mixing (5)"}
 
 
 def draw(claim: Claim) -> Figure:
@@ -36,12 +33,10 @@ def _draw_decay(axes: Axes, decays: list[dict[str, Any]]) -> None:
     for i, decay in enumerate((*chosen, decays[-2])):
         steps = range(len(decay["worst"]))
         seen = [k for k in steps if decay["worst"][k] > 1e-9]
-        axes.plot(seen, [decay["worst"][k] for k in seen], color=COLOURS[i], marker=_MARKERS[i], markevery=3, ms=4.5,
-                  label=decay["name"])  # fmt: skip
-        axes.plot(steps, [decay["rho"] ** k for k in steps], color=COLOURS[i], linestyle="--", linewidth=1.4)
+        axes.plot(seen, [decay["worst"][k] for k in seen], **look(i), markevery=3, ms=4.5, label=decay["name"])
+        axes.plot(steps, [decay["rho"] ** k for k in steps], **{**PREDICTION, "color": look(i)["color"]})
     axes.plot([], [], **PREDICTION, label="bound ρᵏ, same colour")
-    axes.set_yscale("log")
-    axes.set_ylim(1e-9, 3)
+    axes.set(yscale="log", ylim=(1e-9, 3))
     label(axes, "The slowest sample never exceeds ρᵏ", "iteration k", "‖z_k − z*‖ / ‖z_0 − z*‖")
     legend(axes)
 
@@ -51,20 +46,19 @@ def _draw_rates(axes: Axes, decays: list[dict[str, Any]]) -> None:
         found = [d for d in decays if d["name"].startswith(group)]
         x = [d["rho"] for d in found for _ in d["rates"]]
         y = [rate for d in found for rate in d["rates"]]
-        axes.plot(x, y, linestyle="", marker=_MARKERS[i], ms=3.5, color=COLOURS[i], alpha=0.6, label=group)
+        axes.plot(x, y, **look(i), linestyle="", ms=3.5, alpha=0.6, label=group)
     ends = [0.0, 1.05]
     axes.plot(ends, ends, **PREDICTION, label="bound: decay = ρ")
-    axes.set_xlim(min(d["rho"] for d in decays) - 0.05, 1.03)
-    axes.set_ylim(0, 1.05)
+    axes.set(xlim=(min(d["rho"] for d in decays) - 0.05, 1.03), ylim=(0, 1.05))
     label(axes, "Every sample decays at least as fast as ρ", "ρ = Lip(D) on the ball visited", "decay per iteration")
     legend(axes, columns=3)
 
 
 def _draw_shares(axes: Axes, shares: dict[str, Any], settings: list[float]) -> None:
     places = range(len(settings))
-    for i, rule in enumerate(_RULES):
-        axes.plot(places, shares[rule], color=COLOURS[i], marker=_MARKERS[i], label=_LEGEND[rule])
-    axes.plot(places, shares["guaranteed"], **PREDICTION, label=_PREDICTED)
+    for i, (rule, name) in enumerate(_RULES.items()):
+        axes.plot(places, shares[rule], **look(i), label=name)
+    axes.plot(places, shares["guaranteed"], **PREDICTION, label="guaranteed: ρ²⁰⁰ < 10⁻³ at x*")
     axes.set_xticks(places, [f"{value:g}" for value in settings])
     axes.yaxis.set_major_formatter(PercentFormatter(1.0, symbol=""))
     axes.set_ylim(-0.04, 1.06)

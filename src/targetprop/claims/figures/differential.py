@@ -6,27 +6,22 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from targetprop.claims.claim import Claim
-from targetprop.claims.figures.style import COLOURS, PREDICTION, label, new_figure
+from targetprop.report.style import COLOURS, PREDICTION, label, new_figure
 
 _PRECISIONS = (("float64", "o", 0), ("float32", "s", 1))
 _ONCE = (("difference", "^", 2), ("direct", "D", 3))
+_SIZE = "β, size of the output's change"
 
 
 def draw(claim: Claim) -> Figure:
     """Draw the claim."""
     figure, (absolute, relative) = new_figure(2, height=3.6)
     _absolute(absolute, claim.data)
-    label(absolute, "Error of the lowest layer's target", "β, size of the output's change", "‖Δ − βu‖, u = J⁻¹v")
+    label(absolute, "Error of the lowest layer's target", _SIZE, "‖Δ − βu‖, u = J⁻¹v")
     _relative(relative, claim.data)
-    label(
-        relative,
-        "The same decoders, 10 % off, with and without iteration",
-        "β, size of the output's change",
-        "‖Δ − βu‖ / ‖βu‖",
-    )
+    label(relative, "The same decoders, 10 % off, with and without iteration", _SIZE, "‖Δ − βu‖ / ‖βu‖")
     for axes in (absolute, relative):
-        axes.set_xscale("log")
-        axes.set_yscale("log")
+        axes.set(xscale="log", yscale="log")
         axes.invert_xaxis()
     return figure
 
@@ -38,10 +33,9 @@ def _absolute(axes: Axes, data: dict[str, Any]) -> None:
         floor = [min(data["floors"][name], data["size"] * b) for b in betas]
         axes.plot(betas, floor, color="black", linestyle=":", label="_" if colour else "predicted: rounding")
     for name, marker, colour in _PRECISIONS:
-        fill, size = ("none", 7.0) if colour else ("full", 4.5)  # so that neither hides the other
-        axes.plot(
-            betas, data["errors"][name], marker, color=COLOURS[colour], fillstyle=fill, markersize=size, label=name
-        )
+        style: dict[str, Any] = {"color": COLOURS[colour], "fillstyle": "none" if colour else "full", "label": name}
+        size = 7.0 if colour else 4.5  # so that neither hides the other
+        axes.plot(betas, data["errors"][name], marker, markersize=size, **style)
     axes.set_ylim(data["floors"]["float64"] / 1e3, 10 * max(data["errors"]["float64"]))
     axes.legend(loc="upper right")
 

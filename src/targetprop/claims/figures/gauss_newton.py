@@ -6,9 +6,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from targetprop.claims.claim import Claim
-from targetprop.claims.figures.style import COLOURS, PREDICTION, label, new_figure
+from targetprop.report.style import COLOURS, PREDICTION, label, look, new_figure
 
-_MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 _LOWEST = 1e-20
 
 
@@ -34,31 +33,21 @@ def _by_steps(axes: Axes, data: dict[str, Any], what: str) -> None:
     for layer in layers:
         axes.plot(data["steps"], [row[layer] for row in data[f"{what} predicted"]], **PREDICTION)
     for layer in layers:
-        marker, colour = _MARKERS[layer % len(_MARKERS)], COLOURS[layer % len(COLOURS)]
         values = [row[layer] for row in data[what]]
-        axes.plot(data["steps"], values, linestyle="", marker=marker, color=colour, label=f"layer {layer + 1}")
+        axes.plot(data["steps"], values, linestyle="", label=f"layer {layer + 1}", **look(layer))
     axes.plot([], [], **PREDICTION, label="predicted from\nsingular values")
     axes.set_xscale("log", base=2)
-    axes.set_yscale("log")
-    axes.set_ylim(_LOWEST, 10)
-    axes.annotate(
-        "flat parts: curvature (∝ β²), rounding", (0.98, 0.97), xycoords="axes fraction", ha="right", va="top", size=8.5
-    )
+    axes.set(yscale="log", ylim=(_LOWEST, 10))
+    where: dict[str, Any] = {"xycoords": "axes fraction", "ha": "right", "va": "top", "size": 8.5}
+    axes.annotate("flat parts: curvature (∝ β²), rounding", (0.98, 0.97), **where)
     axes.set_xticks(data["steps"], [str(k) for k in data["steps"]])
     axes.legend(loc="lower left")
 
 
 def _by_layer(axes: Axes, data: dict[str, list[float]]) -> None:
     layers = list(range(1, len(data["measured"]) + 1))
-    axes.plot(
-        layers,
-        data["composite"],
-        "s",
-        markersize=9,
-        fillstyle="none",
-        color=COLOURS[1],
-        label="composite map, transposes",
-    )
+    style: dict[str, Any] = {"markersize": 9, "fillstyle": "none", "color": COLOURS[1]}
+    axes.plot(layers, data["composite"], "s", label="composite map, transposes", **style)
     axes.plot(layers, data["measured"], "o", color=COLOURS[0], label="layer by layer, pseudo-inverses")
     axes.plot(layers, data["predicted"], **PREDICTION, label="product of pseudo-inverses")
     axes.set_xticks(layers)

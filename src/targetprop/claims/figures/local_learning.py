@@ -7,12 +7,10 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
 
 from targetprop.claims.claim import Claim
-from targetprop.claims.figures.style import COLOURS, PREDICTION, label, new_figure
+from targetprop.report.style import PREDICTION, label, look, new_figure
 
-_MARKERS = "osD^vPX"
 _EXACT = "exact damped inverse"
 _TITLES = {"alone": "Decoders alone", "together": "Everything together"}
-_LIMIT = "1: no convergence, no inversion"
 
 
 def draw(claim: Claim) -> Figure:
@@ -21,7 +19,7 @@ def draw(claim: Claim) -> Figure:
     panels = [(phase, key) for phase in _TITLES for key in ("factor", "last")]
     for axis, (phase, key) in zip(axes, panels, strict=True):
         _curves(axis, claim.data, phase, key)
-        axis.axhline(1.0, **PREDICTION, label=_LIMIT)
+        axis.axhline(1.0, **PREDICTION, label="1: no convergence, no inversion")
         if key == "factor":
             label(axis, f"{_TITLES[phase]}: contraction factor", "training steps", "‖J(f∘g) − I‖, median")
             axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
@@ -30,19 +28,15 @@ def draw(claim: Claim) -> Figure:
         else:
             name = f"residual after {claim.data['iterations']} iterations"
             label(axis, f"{_TITLES[phase]}: {name}", "training steps", "‖t − f(x)‖ / ‖t − y₀‖, median")
-    handles, labels = axes[2].get_legend_handles_labels()
-    figure.legend(
-        handles, labels, loc="outside lower center", ncols=2, fontsize=8.5, title="worst layer, held-out samples"
-    )
+    style: dict[str, Any] = {"loc": "outside lower center", "ncols": 2, "fontsize": 8.5}
+    figure.legend(*axes[2].get_legend_handles_labels(), title="worst layer, held-out samples", **style)
     return figure
 
 
 def _curves(axes: Axes, data: dict[str, Any], phase: str, key: str) -> None:
     for i, (name, series) in enumerate(data[phase].items()):
         values = [max(layers) for layers in series[key]]
-        style: dict[str, Any] = {"color": COLOURS[i % len(COLOURS)], "marker": _MARKERS[i % len(_MARKERS)]}
-        if name == _EXACT:
-            style = {"color": "0.35", "linestyle": ":"}
+        style: dict[str, Any] = {"color": "0.35", "linestyle": ":"} if name == _EXACT else look(i, "osD^vPX")
         axes.plot(data["steps"][: len(values)], values, label=name, markersize=4, linewidth=1.4, **style)
     axes.set_yscale("log")
     if phase == "together":

@@ -7,7 +7,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from targetprop.claims.claim import Claim
-from targetprop.claims.figures.style import COLOURS, PREDICTION, label, legend, new_figure
+from targetprop.report.style import PREDICTION, label, legend, look, new_figure
 
 _MARKERS = "osD^v"
 _HIGHEST = 5.0  # nats; a guess has ln 10
@@ -38,8 +38,7 @@ def draw(claim: Claim) -> Figure:
 
 def _curves(axes: Axes, data: dict[str, Any], runs: dict[str, Losses]) -> None:
     for i, (name, losses) in enumerate(runs.items()):
-        style: dict[str, Any] = {"color": COLOURS[i % len(COLOURS)], "marker": _MARKERS[i % len(_MARKERS)]}
-        axes.plot(data["steps"], _plot(losses), label=name, markersize=3.5, linewidth=1.3, **style)
+        axes.plot(data["steps"], _plot(losses), label=name, markersize=3.5, linewidth=1.3, **look(i, _MARKERS))
     axes.plot(data["steps"], _plot(data["backprop"]["adam"]), **PREDICTION, label="back-propagation, Adam")
     grey = {**PREDICTION, "color": "0.55"}
     axes.plot(data["steps"], _plot(data["backprop"]["sgd"]), **grey, label="back-propagation, SGD")
@@ -49,7 +48,7 @@ def _curves(axes: Axes, data: dict[str, Any], runs: dict[str, Losses]) -> None:
 def _finals(axes: Axes, data: dict[str, Any]) -> None:
     for i, (rule, runs) in enumerate(data["targets"].items()):
         ends = [_plot(runs[name])[-1] for name in data["dampings"]]
-        axes.plot(range(len(ends)), ends, label=rule, color=COLOURS[i], marker=_MARKERS[i], linewidth=1.3)
+        axes.plot(range(len(ends)), ends, label=rule, linewidth=1.3, **look(i, _MARKERS))
     axes.axhline(_plot(data["backprop"]["adam"])[-1], **PREDICTION, label="back-propagation, Adam")
     axes.set_xticks(range(len(data["dampings"])), data["dampings"])
     _frame(axes)

@@ -22,7 +22,6 @@ def damped_method(
     damping: float,
     steps: int,
     update: Update,
-    *,
     inversion: Inversion | None = None,
     propagation: Propagation = "layerwise",
 ) -> tp.Method:

@@ -1,10 +1,8 @@
 r"""How fast an iteration converges, against what the Lipschitz constant predicts.
 
-Both iterations are ``z_{k+1} = z_k − D(z_k) + …`` in a variable of their own: ``z = x`` with ``D = g∘f − id`` in input
-space, ``z = u`` with ``D = f∘g̃ − id``, ``g̃(u) = x₀ + g(u) − g(y₀)``, in output space. If ``‖J_D‖ ≤ ρ < 1`` on the ball
-around ``z*`` that the iteration visits,
-
-    ``‖z_k − z*‖ ≤ ρᵏ ‖z_0 − z*‖``   and   ``‖z_k − z*‖ ≤ ρ/(1−ρ) ‖z_k − z_{k−1}‖``.
+Both iterations are ``z_{k+1} = z_k − D(z_k) + …``: ``z = x`` with ``D = g∘f − id`` in input space, ``z = u`` with
+``D = f∘g̃ − id``, ``g̃(u) = x₀ + g(u) − g(y₀)``, in output space. The bounds of `targetprop.claims.convergence` hold if
+``‖J_D‖ ≤ ρ < 1`` on the ball around ``z*`` that the iteration visits.
 """
 
 from dataclasses import dataclass
@@ -24,17 +22,11 @@ _SHARES = (0.0, 0.05, 0.15, 0.3, 0.5, 0.75, 1.0)
 
 @dataclass(frozen=True, eq=False)
 class Decay:
-    """An iteration, watched.
+    """An iteration, watched."""
 
-    Attributes:
-        rho: ``ρ``, the largest ``‖J_D‖`` found on the ball visited, over all samples.
-        errors: ``‖z_k − z*‖``, shape ``(steps + 1, n)``.
-        moves: ``‖z_k − z_{k−1}‖``, shape ``(steps, n)``.
-    """
-
-    rho: float
-    errors: Tensor
-    moves: Tensor
+    rho: float  # ``ρ``, the largest ``‖J_D‖`` found on the ball visited, over all samples
+    errors: Tensor  # ``‖z_k − z*‖``, shape ``(steps + 1, n)``
+    moves: Tensor  # ``‖z_k − z_{k−1}‖``, shape ``(steps, n)``
 
     @property
     def above(self) -> Tensor:

@@ -1,8 +1,7 @@
 r"""Targets by iterated damped inverses of invertible layers, against Gauss-Newton and against iterated Tikhonov.
 
-With ``J_l = U S Vᵀ`` and the decoder ``J_g = J_lᵀ (J_l J_lᵀ + λI)⁻¹``, ``K`` input-space steps on the linear layer give
-``V diag((1 − (λ/(s_i² + λ))ᴷ) / s_i) Uᵀ`` in place of ``J_l⁻¹``: iterated Tikhonov regularisation. That is the
-prediction for every ``K``; at ``K → ∞`` it is Gauss-Newton's ``J_{l→L}⁻¹ Δ_L``.
+With ``J_l = U S Vᵀ`` and ``J_g = J_lᵀ (J_l J_lᵀ + λI)⁻¹``, ``K`` input-space steps on the linear layer give
+``V diag((1 − (λ/(s_i² + λ))ᴷ) / s_i) Uᵀ`` in place of ``J_l⁻¹``: iterated Tikhonov regularisation.
 """
 
 import importlib
@@ -21,7 +20,7 @@ from targetprop.diagnostics import (
     layer_jacobian,
     output_jacobians,
     parameter_jacobians,
-)
+)  # fmt: skip
 from targetprop.layers.forward_pass import Record
 
 DAMPING = 0.05  # λ, relative to the mean of the diagonal of J Jᵀ
@@ -35,15 +34,10 @@ _LEAST_SQUARES = tp.LeastSquares(
 
 @dataclass(eq=False)
 class Errors:
-    """Errors by number of steps and layer, each the largest over samples.
+    """Errors by number of steps and layer, each the largest over samples."""
 
-    Attributes:
-        direction: ``1 − cosine``, a row per number of steps.
-        size: ``‖a − b‖ / ‖b‖``, likewise.
-    """
-
-    direction: list[list[float]] = field(default_factory=list)
-    size: list[list[float]] = field(default_factory=list)
+    direction: list[list[float]] = field(default_factory=list)  # ``1 − cosine``, a row per number of steps
+    size: list[list[float]] = field(default_factory=list)  # ``‖a − b‖ / ‖b‖``, likewise
 
     def add(self, found: list[Tensor], wanted: list[Tensor]) -> None:
         """Compare a layer's vectors, a row per sample."""
@@ -54,25 +48,15 @@ class Errors:
 
 @dataclass(eq=False)
 class Convergence:
-    """What happened as the number of inversion steps grew; activations of layers ``1 … L − 1``, weights of ``1 … L``.
+    """What happened as the inversion's steps grew; activations of layers ``1 … L − 1``, weights of ``1 … L``."""
 
-    Attributes:
-        activations: ``Δ_l`` against ``J_{l→L}⁻¹ Δ_L``.
-        activations_predicted: iterated Tikhonov's ``Δ_l`` against the same.
-        against_prediction: ``Δ_l`` against iterated Tikhonov's.
-        weights: the delta rule's steps on one sample against ``J_θ⁺ Δ_L``.
-        weights_predicted: the delta rule's steps by iterated Tikhonov's ``Δ_l`` against the same.
-        weights_curvlinops: the delta rule's steps against ``−β G⁺ ∂C/∂θ_l`` with curvlinops' ``G``; empty without it.
-        batch: least squares on the whole batch against ``J_θ⁺ Δ_L`` of all samples at once.
-    """
-
-    activations: Errors = field(default_factory=Errors)
-    activations_predicted: Errors = field(default_factory=Errors)
-    against_prediction: Errors = field(default_factory=Errors)
-    weights: Errors = field(default_factory=Errors)
-    weights_predicted: Errors = field(default_factory=Errors)
-    weights_curvlinops: Errors = field(default_factory=Errors)
-    batch: Errors = field(default_factory=Errors)
+    activations: Errors = field(default_factory=Errors)  # ``Δ_l`` against ``J_{l→L}⁻¹ Δ_L``
+    activations_predicted: Errors = field(default_factory=Errors)  # iterated Tikhonov's ``Δ_l`` against the same
+    against_prediction: Errors = field(default_factory=Errors)  # ``Δ_l`` against iterated Tikhonov's
+    weights: Errors = field(default_factory=Errors)  # the delta rule's steps on one sample against ``J_θ⁺ Δ_L``
+    weights_predicted: Errors = field(default_factory=Errors)  # by iterated Tikhonov's ``Δ_l``, against the same
+    weights_curvlinops: Errors = field(default_factory=Errors)  # against ``−β G⁺ ∂C/∂θ_l``; empty without curvlinops
+    batch: Errors = field(default_factory=Errors)  # least squares' step against ``J_θ⁺ Δ_L`` of all samples at once
 
 
 def converge(trial: Trial, steps: tuple[int, ...], beta: float) -> Convergence:
@@ -87,9 +71,8 @@ def converge(trial: Trial, steps: tuple[int, ...], beta: float) -> Convergence:
     curvature = [_curvlinops_steps(one, beta) for one in alone]
     together = _batch_steps(record, delta)
     for k in steps:
-        method = tp.Method(
-            output_target=tp.GradientStep(beta), decoder=_DECODER, inversion=tp.InputSpace(steps=k, tolerance=0.0)
-        )
+        rule = tp.InputSpace(steps=k, tolerance=0.0)
+        method = tp.Method(output_target=tp.GradientStep(beta), decoder=_DECODER, inversion=rule)
         delta_rule, regression = (replace(method, update=update) for update in (_DELTA_RULE, _LEAST_SQUARES))
         changes, tikhonov = trial.changes(method)[:-1], _tikhonov(record, delta, k)[:-1]
         found.activations.add(changes, newton)
@@ -146,9 +129,8 @@ def _curvlinops_steps(trial: Trial, beta: float) -> list[Tensor]:
         gradients = backprop_gradients(record, 2 * (record.output - trial.y))
         for layer, gradient in zip(record.layers, gradients, strict=True):
             block = list(layer.layer.parameters())
-            operator = curvlinops.GGNLinearOperator(
-                trial.network, loss, block, [(trial.x, trial.y)], check_deterministic=False
-            )
+            batch = [(trial.x, trial.y)]
+            operator = curvlinops.GGNLinearOperator(trial.network, loss, block, batch, check_deterministic=False)
             G = operator @ torch.eye(len(gradient), dtype=gradient.dtype)
             found.append(-2 * beta * torch.linalg.pinv(G, rtol=1e-10, hermitian=True) @ gradient)
     return found

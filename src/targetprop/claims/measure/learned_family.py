@@ -2,6 +2,7 @@ r"""Decoders trained by ``ℓ(w, λ)``, and their closed form ``J_fᵀ (w J_f J_
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -21,59 +22,43 @@ _SAMPLES = 2048
 
 @dataclass(frozen=True)
 class LearnedPair:
-    """What training left of the decoders of three layers, at one ``(w, λ)``.
-
-    Attributes:
-        w: weight of the inverse.
-        damping: ``λ``.
-        errors: ``‖J_g − J_g*‖ / ‖J_g*‖`` of each layer.
-        singular: singular values ``σ`` of each layer's Jacobian.
-        gains: ``vᵀ J_g u`` for each of its singular vectors; the closed form is ``σ / (wσ² + λ)``.
-    """
+    """What training left of the decoders of three layers, at one ``(w, λ)``."""
 
     w: float
     damping: float
-    errors: tuple[float, ...]
-    singular: tuple[float, ...]
-    gains: tuple[float, ...]
+    errors: tuple[float, ...]  # ``‖J_g − J_g*‖ / ‖J_g*‖`` of each layer
+    singular: tuple[float, ...]  # singular values ``σ`` of each layer's Jacobian
+    gains: tuple[float, ...]  # ``vᵀ J_g u`` for each of its singular vectors; the closed form is ``σ / (wσ² + λ)``
 
     @property
     def name(self) -> str:
         """The pair in words."""
         return f"({self.w:g}, {self.damping:g})"
 
+    @property
+    def curve(self) -> dict[str, Any]:
+        """What the figure draws, as plain values."""
+        curve = {"w": self.w, "damping": self.damping, "name": self.name}
+        return {**curve, "singular": list(self.singular), "gains": list(self.gains)}
+
 
 def learn_pair(
-    w: float,
-    damping: float,
-    seed: int,
-    alter: Alter,
-    *,
-    updates: int,
-    activation: Callable[[], nn.Module] = nn.Identity,
+    w: float, damping: float, seed: int, alter: Alter, updates: int, activation: Callable[[], nn.Module] = nn.Identity
 ) -> LearnedPair:
     """Train the decoders of layers that shrink, keep and widen their input, on noise alone."""
     net = random_network(_WIDTHS, activation, seed, spread=_SPREAD)
     x = torch.randn(_SAMPLES, _WIDTHS[0], dtype=DTYPE, generator=torch.Generator().manual_seed(seed + 2**20))
     curvature = 2 * (w * _SPREAD + damping)  # of the loss, at most
     rate = 2 * (1 - _MOMENTUM) / curvature
+    objective = tp.DifferenceReconstruction(w=w, damping=damping, activation="transpose", noise=0.01)
     engine = tp.TargetPropagation(
-        net,
-        nn.MSELoss(),
-        example_input=x,
-        method=tp.Method(
-            decoder=Altered(
-                tp.DifferenceReconstruction(w=w, damping=damping, activation="transpose", noise=0.01), alter
-            )
-        ),
+        net, nn.MSELoss(), example_input=x, method=tp.Method(decoder=Altered(objective, alter)), seed=seed,
         decoder_optimizer=lambda parameters: torch.optim.SGD(parameters, lr=rate, momentum=_MOMENTUM),
-        seed=seed,
-    )
-    assert engine.decoder_optimizer is not None
+    )  # fmt: skip
+    optimizer = engine.decoder_optimizer
+    assert optimizer is not None
     # A constant rate for half of the time, then down to a hundredth of it, averages the noise.
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        engine.decoder_optimizer, lambda k: 0.01 ** max(0, 2 * k / updates - 1)
-    )
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda k: 0.01 ** max(0, 2 * k / updates - 1))
     for _ in range(updates):
         engine.train_decoders(x)
         schedule.step()

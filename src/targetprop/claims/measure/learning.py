@@ -16,28 +16,26 @@ TARGET = 0.01  # ‖t − y₀‖ / ‖y₀‖: small, so that residuals tell of
 Series = dict[str, list[list[float]]]
 
 
-def learn_alone(objective: Objective, widths: Sequence[int], marks: Sequence[int], seed: int) -> Series:
-    """Train the decoders of a network at its random start."""
-    engine, generator = _engine(objective, widths, seed), torch.Generator().manual_seed(seed)
-    looks = []
-    for step in range(marks[-1] + 1):
-        looks += [_look(engine, seed) for mark in marks if mark == step]
-        engine.train_decoders(_batch(generator)[0])
-    return _series(looks)
-
-
-def learn_together(objective: Objective, widths: Sequence[int], marks: Sequence[int], rest: int, seed: int) -> Series:
-    """Train network and decoders together, then the decoders alone with the weights at rest."""
-    engine, generator = _engine(objective, widths, seed), torch.Generator().manual_seed(seed)
+def learn(
+    objective: Objective, widths: Sequence[int], marks: Sequence[int], seed: int, rest: int | None = None
+) -> Series:
+    """Train decoders with the network at its random start; given ``rest``, with it, then so many steps alone."""
+    engine, generator, looks = _engine(objective, widths, seed), torch.Generator().manual_seed(seed), []
     assert isinstance(engine.model, nn.Module)
-    optimizer, looks = torch.optim.Adam(engine.model.parameters(), lr=RATE), []
+    optimizer = torch.optim.Adam(engine.model.parameters(), lr=RATE)
     for step in range(marks[-1] + 1):
         looks += [_look(engine, seed) for mark in marks if mark == step]
-        if step < marks[-1]:
-            x, y = _batch(generator)
+        if step == marks[-1]:
+            break
+        x, y = _batch(generator)
+        if rest is None:
+            engine.train_decoders(x)
+        else:
             optimizer.zero_grad()
             engine.backward(x, y)
             optimizer.step()
+    if rest is None:
+        return _series(looks)
     for _ in range(rest):
         engine.train_decoders(_batch(generator)[0])
     return _series([*looks, _look(engine, seed)])

@@ -10,31 +10,81 @@ carried down by the inverses: ``eps Σ_{j ≥ l} ‖J_{l→j}⁻¹‖ ‖h_j‖`
 
 from dataclasses import dataclass
 from functools import reduce
+from math import log10, nan
 
 import torch
 from torch import Tensor
 from torch.func import jvp
 
-from targetprop.diagnostics import layer_jacobian, output_jacobians
-from targetprop.inversion import sample_norm
+import targetprop as tp
+from targetprop.claims.measure.trial import Trial
+from targetprop.diagnostics import DenseInverse, layer_jacobian, output_jacobians
+from targetprop.inversion import Inversion, sample_norm
 from targetprop.layers.forward_pass import LayerRecord, Record
+
+SMALLEST_FITTED, LARGEST_FITTED = 1e-5, 0.032  # above it the third order shows
 
 
 @dataclass(frozen=True, eq=False)
 class Linear:
-    """The prediction of one layer.
+    """The prediction of one layer."""
 
-    Attributes:
-        change: ``J_{l→L}⁻¹ v``, shape of ``h_l``.
-        size: its norm, root mean square over samples.
-        curvature: ``½ ‖J⁻¹ D²F[u, u]‖``, root mean square over samples: the error is ``curvature · β²``.
-        rounding: ``Σ_j ‖J_{l→j}⁻¹‖ ‖h_j‖``, root mean square over samples: the error's floor is ``rounding · eps``.
-    """
+    change: Tensor  # ``J_{l→L}⁻¹ v``, shape of ``h_l``
+    size: float  # its norm, root mean square over samples
+    curvature: float  # ``½ ‖J⁻¹ D²F[u, u]‖``, root mean square over samples: the error is ``curvature · β²``
+    rounding: float  # ``Σ_j ‖J_{l→j}⁻¹‖ ‖h_j‖``, root mean square over samples: the error's floor is ``rounding · eps``
 
-    change: Tensor
-    size: float
-    curvature: float
-    rounding: float
+
+@dataclass(frozen=True, eq=False)
+class Sweep:
+    """Errors over β; layers are counted from 0, the lowest."""
+
+    betas: list[float]  # sizes of the output's change
+    errors: list[list[float]]  # ``‖Δ_l(β) − βu‖``, root mean square over samples, a list over β for each hidden layer
+    eps: float  # of the precision
+    linear: list[Linear]  # the prediction for each hidden layer
+
+    def slope(self, layer: int) -> float:
+        """Fit the slope of log error on log β, where curvature is well above rounding."""
+        where = [i for i in self._curved(layer, 5.0) if SMALLEST_FITTED <= self.betas[i] <= LARGEST_FITTED]
+        x, y = (
+            torch.tensor([values[i] for i in where], dtype=torch.float64).log10()
+            for values in (self.betas, self.errors[layer])
+        )
+        x = x - x.mean()
+        return float((x * y).sum() / x.square().sum()) if len(where) > 1 else nan
+
+    def against_curvature(self, layer: int) -> float:
+        """Divide the error by ``½β²‖J⁻¹D²F[u, u]‖``, where nothing else counts."""
+        where = [i for i in self._curved(layer, 50.0) if self.betas[i] <= 1e-3]
+        ratios = [self.errors[layer][i] / (self.linear[layer].curvature * self.betas[i] ** 2) for i in where]
+        return farthest(ratios, 1.0)
+
+    def against_floor(self, layer: int) -> float:
+        """Divide the error by the predicted rounding, where curvature is small beside it and the target is not."""
+        linear = self.linear[layer]
+        floor = linear.rounding * self.eps
+        flat = [
+            log10(error / floor)
+            for beta, error in zip(self.betas, self.errors[layer], strict=True)
+            if linear.curvature * beta**2 <= 0.1 * floor and linear.size * beta >= 10 * floor and error > 0
+        ]
+        return 10 ** (sum(flat) / len(flat)) if flat else nan
+
+    def relative(self, layer: int) -> list[float]:
+        """Divide the error by the size of the target."""
+        size = self.linear[layer].size
+        return [error / (beta * size) for beta, error in zip(self.betas, self.errors[layer], strict=True)]
+
+    def best(self, layer: int) -> tuple[float, float]:
+        """Find where the relative error is smallest."""
+        error, beta = min(zip(self.relative(layer), self.betas, strict=True))
+        return beta, error
+
+    def _curved(self, layer: int, factor: float) -> list[int]:
+        linear = self.linear[layer]
+        floor = factor * linear.rounding * self.eps
+        return [i for i, beta in enumerate(self.betas) if linear.curvature * beta**2 >= floor]
 
 
 def predict(record: Record, v: Tensor) -> list[Linear]:
@@ -55,6 +105,21 @@ def without_iteration(record: Record, change: Tensor, error: Tensor, *, direct: 
         inverted = torch.linalg.solve(layer_jacobian(layer), found[-1])
         found.append(inverted + (inverted + layer.x if direct else inverted) @ error.T)
     return found[:0:-1]
+
+
+def sweep_beta(trial: Trial, betas: list[float], rule: Inversion, linear: list[Linear], eps: float) -> Sweep:
+    """Carry smaller and smaller changes down, by exact inverses as the trial alters them."""
+    rows = []
+    for beta in betas:
+        exact, output = DenseInverse(w=1.0, damping=0.0), tp.GradientStep(beta)
+        found = trial.changes(tp.Method(output_target=output, decoder=exact, inversion=rule))[:-1]
+        rows.append([rms(d.double() - beta * layer.change) for d, layer in zip(found, linear, strict=True)])
+    return Sweep(betas, [list(layer) for layer in zip(*rows, strict=True)], eps, linear)
+
+
+def farthest(values: list[float], wanted: float) -> float:
+    """Choose the value farthest from another."""
+    return nan if any(value != value for value in values) else max(values, key=lambda v: abs(v - wanted), default=nan)
 
 
 def rms(vectors: Tensor) -> float:

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from math import inf, isfinite
 from statistics import median
 from time import perf_counter
@@ -32,29 +33,17 @@ _LOWEST = {
 
 @dataclass(frozen=True)
 class Best:
-    """A contender at its best learning rate.
+    """A contender at its best learning rate."""
 
-    Attributes:
-        rule: update rule, or `BACKPROP`.
-        label: ``λ`` in words; for back-propagation, the optimiser.
-        optimizer: "adam" or "sgd".
-        rate: the learning rate.
-        inside: whether it is neither the lowest nor the highest of those tried.
-        tuned: final loss of the run that it was chosen for.
-        steps: steps after which the loss was measured.
-        losses: loss on the training set after those; infinite once the run has diverged.
-        seconds: median time per step.
-    """
-
-    rule: str
-    label: str
-    optimizer: str
+    rule: str  # update rule, or `BACKPROP`
+    label: str  # ``λ`` in words; for back-propagation, the optimiser
+    optimizer: str  # "adam" or "sgd"
     rate: float
-    inside: bool
-    tuned: float
-    steps: list[int]
-    losses: list[float]
-    seconds: float
+    inside: bool  # whether it is neither the lowest nor the highest of those tried
+    tuned: float  # final loss of the run that it was chosen for
+    steps: list[int]  # steps after which the loss was measured
+    losses: list[float]  # loss on the training set after those; infinite once the run has diverged
+    seconds: float  # median time per step
 
     @property
     def final(self) -> float:
@@ -111,7 +100,8 @@ def train(
     """Train a network on digits."""
     data, network, loss = load_digits(), digits_network(widths, seed), nn.CrossEntropyLoss()
     engine = tp.TargetPropagation(network, loss, example_input=data.train_x[:2], method=method, seed=seed)
-    chosen = _make_optimizer(optimizer, list(network.parameters()), rate)
+    kind = torch.optim.Adam if optimizer == "adam" else partial(torch.optim.SGD, momentum=0.9)
+    chosen = kind(network.parameters(), lr=rate)
     marks, batches = sorted({round(steps * k / looks) for k in range(looks + 1)}), _batches(steps, seed)
     losses: list[float] = []
     times: list[float] = []
@@ -136,9 +126,3 @@ def _batches(steps: int, seed: int) -> tuple[Tensor, ...]:
     rounds = -(-steps * BATCH // samples)
     order = torch.cat([torch.randperm(samples, generator=generator) for _ in range(rounds)])
     return order[: steps * BATCH].split(BATCH)
-
-
-def _make_optimizer(name: str, parameters: list[nn.Parameter], rate: float) -> torch.optim.Optimizer:
-    if name == "adam":
-        return torch.optim.Adam(parameters, lr=rate)
-    return torch.optim.SGD(parameters, lr=rate, momentum=0.9)

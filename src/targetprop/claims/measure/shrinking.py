@@ -1,8 +1,7 @@
-r"""Layers that shrink: ``J_{l+1}⁺ … J_L⁺ Δ_L`` is not ``(J_L … J_{l+1})⁺ Δ_L`` (Bengio 2020, arXiv:2007.15139).
+r"""Layers that shrink: ``J_{l+1}⁺ … J_L⁺ Δ_L`` is not ``(J_L … J_{l+1})⁺ Δ_L``, the shortest way to ``Δ_L``.
 
-The exact pseudo-inverse of every layer moves the output by ``Δ_L``, but takes a longer way than Gauss-Newton's, which
-is the shortest. Transposes compose where pseudo-inverses do not, ``J_{l+1}ᵀ … J_Lᵀ = (J_L … J_{l+1})ᵀ``: input-space
-iteration with them on the composite map is Landweber's, and converges to the pseudo-inverse of the product.
+Transposes compose where pseudo-inverses do not, ``J_{l+1}ᵀ … J_Lᵀ = (J_L … J_{l+1})ᵀ``: input-space iteration with them
+on the composite map is Landweber's, and converges to the pseudo-inverse of the product.
 """
 
 from dataclasses import dataclass, replace
@@ -25,22 +24,14 @@ _TRANSPOSE = DenseInverse(w=0.0, damping=1.0)
 
 @dataclass(frozen=True)
 class Shrinking:
-    """How far the targets of a shrinking network are from Gauss-Newton's; layers are ``1 … L − 1``.
+    """How far the targets of a shrinking network are from Gauss-Newton's; layers are ``1 … L − 1``."""
 
-    Attributes:
-        measured: mean cosine over samples by layer, pseudo-inverses layer by layer.
-        predicted: the same of the product of dense pseudo-inverses.
-        composite: smallest cosine by layer, composite propagation through transposes.
-        product_error: largest relative distance of a change from the product of pseudo-inverses.
-        reach_error: largest relative distance of ``J_{l→L} Δ_l`` from ``Δ_L``.
-        weights: smallest cosine of the delta rule's steps to Gauss-Newton's with composite targets, by cut.
-    """
-
-    measured: list[float]
-    predicted: list[float]
-    composite: list[float]
-    product_error: float
-    reach_error: float
+    measured: list[float]  # mean cosine over samples by layer, pseudo-inverses layer by layer
+    predicted: list[float]  # the same of the product of dense pseudo-inverses
+    composite: list[float]  # smallest cosine by layer, composite propagation through transposes
+    product_error: float  # largest relative distance of a change from the product of pseudo-inverses
+    reach_error: float  # largest relative distance of ``J_{l→L} Δ_l`` from ``Δ_L``
+    # smallest cosine of the delta rule's steps to Gauss-Newton's with composite targets, by cut
     weights: dict[str, float]
 
 

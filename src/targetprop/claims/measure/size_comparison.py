@@ -21,17 +21,11 @@ _LARGEST_GAIN = 4.0
 
 @dataclass(frozen=True)
 class Rule:
-    """How layers are inverted.
-
-    Attributes:
-        name: what it is called.
-        damping: ``λ``, in units of the mean diagonal of ``JJᵀ``.
-        steps: steps of the input-space iteration.
-    """
+    """How layers are inverted."""
 
     name: str
-    damping: float = 0.0
-    steps: int = 1
+    damping: float = 0.0  # ``λ``, in units of the mean diagonal of ``JJᵀ``
+    steps: int = 1  # steps of the input-space iteration
 
     def method(self, *, normalise: bool) -> tp.Method:
         """Compose the method."""
@@ -45,15 +39,10 @@ class Rule:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Changes of every layer, by kind.
+    """Changes of every layer, by kind."""
 
-    Attributes:
-        weights: one flat gradient per layer.
-        activations: ``Δ_l / β`` per layer, each of shape ``(n, d_l)``.
-    """
-
-    weights: dict[str, list[Tensor]]
-    activations: dict[str, list[Tensor]]
+    weights: dict[str, list[Tensor]]  # one flat gradient per layer
+    activations: dict[str, list[Tensor]]  # ``Δ_l / β`` per layer, each of shape ``(n, d_l)``
 
     def sizes(self, of: str, kind: str) -> list[float]:
         """Measure each layer's change, of "weights" or "activations" (root mean square over samples)."""

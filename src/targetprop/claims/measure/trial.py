@@ -31,23 +31,14 @@ from targetprop.targets import propagate
 
 @dataclass(frozen=True, eq=False)
 class Trial:
-    """A network, a batch and a loss; every method leaves them as they were.
+    """A network, a batch and a loss; every method leaves them as they were."""
 
-    Attributes:
-        network: the network.
-        x: its input, shape ``(n, …)``.
-        y: what the loss compares its output with.
-        loss: the loss; summed over the batch, samples have the same Δ alone and together.
-        cut: where layers begin and end, whatever a method says.
-        alter: what becomes of every inverse of a method.
-    """
-
-    network: nn.Sequential
-    x: Tensor
-    y: Tensor
-    loss: Loss = nn.MSELoss()
-    cut: Cut = "post-activation"
-    alter: Alter = unaltered
+    network: nn.Sequential  # the network
+    x: Tensor  # its input, shape ``(n, …)``
+    y: Tensor  # what the loss compares its output with
+    loss: Loss = nn.MSELoss()  # the loss; summed over the batch, samples have the same Δ alone and together
+    cut: Cut = "post-activation"  # where layers begin and end, whatever a method says
+    alter: Alter = unaltered  # what becomes of every inverse of a method
 
     def sample(self, index: int) -> "Trial":
         """Take one sample by itself."""
@@ -97,16 +88,9 @@ class Trial:
 
 
 def random_trial(
-    widths: Sequence[int],
-    activation: Callable[[], nn.Module],
-    seed: int,
-    samples: int,
-    *,
-    spread: float,
-    gains: Sequence[float] | None = None,
-    bias: float = 0.1,
-    alter: Alter = unaltered,
-) -> Trial:
+    widths: Sequence[int], activation: Callable[[], nn.Module], seed: int, samples: int, *, spread: float,
+    gains: Sequence[float] | None = None, bias: float = 0.1, alter: Alter = unaltered,
+) -> Trial:  # fmt: skip
     """Draw a network, cut as in the paper, ``f(h) = Wσ(h) + b``, and a batch of normal inputs and targets."""
     generator = torch.Generator().manual_seed(seed + 2**20)
     network = random_network(widths, activation, seed, spread=spread, gains=gains, bias=bias)
