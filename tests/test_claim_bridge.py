@@ -17,6 +17,7 @@ from targetprop.claims.altered import unaltered
 from targetprop.claims.bridge import bridge
 from targetprop.claims.claim import Claim
 from targetprop.claims.figures.bridge import draw
+from targetprop.claims.measure import learned_family
 from targetprop.claims.measure.damping_grid import Oracle, angle, damped_method, deviation
 from targetprop.claims.measure.learned_family import learn_pair
 from targetprop.claims.measure.trial import random_trial
@@ -26,8 +27,15 @@ claims_bridge = import_module("targetprop.claims.bridge")
 SMALL: dict[str, Any] = dict(width=5, networks=1, updates=120, dampings=(1e-4, 1.0, 1e4), steps=(1, 4, 64))
 
 
+@pytest.fixture(autouse=True, scope="module")
+def few_samples():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(learned_family, "_SAMPLES", 1024)
+        yield
+
+
 @pytest.fixture(scope="module")
-def claim() -> Claim:
+def claim(few_samples) -> Claim:
     return bridge(**SMALL)
 
 

@@ -18,7 +18,7 @@ DAMPED = tp.DifferenceReconstruction(w=1.0, damping=0.3, relative=True, lr=2e-2)
 EXACT_DAMPED = DenseInverse(w=1.0, damping=0.3, relative=True)
 
 
-def measure(objectives: dict, steps: int = 120):
+def measure(objectives: dict, steps: int = 90):
     promised = [name for name in objectives if name != EXACT]
     return local_learning(widths=WIDTHS, steps=steps, objectives=objectives, promised=promised)
 
@@ -76,7 +76,7 @@ def test_widening_layers_are_measured_in_their_input_space() -> None:
     ids=["random", "learned, sign turned"],
 )
 def test_decoders_that_are_no_inverses_fail(broken) -> None:
-    claim = measure({"broken": broken}, steps=40)
+    claim = measure({"broken": broken}, steps=20)
     assert claim.verdict == "fails"
     assert not any(number.holds for number in claim.measured if number.bounded)
 
