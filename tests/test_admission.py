@@ -73,7 +73,7 @@ VALUES = [
         "ridge regression needs parameters in float32 or float64",
     ),
     (lambda: make(method="backprop").load_state_dict(None), "must be what state_dict returned; got NoneType"),
-    (lambda: make().load_state_dict({"version": 2, "method": "iterated"}), "belongs to another network: its decoders"),
+    (lambda: make().load_state_dict({"version": 3, "method": "iterated"}), "belongs to another network: its decoders"),
 ]
 
 

@@ -141,7 +141,7 @@ def test_defaults_and_their_reach(capsys):
         ("--data.limit 0", "data.limit must be null or a whole number ≥ 1; got 0"),
         ("--data.crop -1", "data.crop must be a whole number ≥ 0; got -1"),
         ("--data.crop 1.5", "--data.crop must be a whole number; got '1.5'"),
-        ("--data.flip maybe", "--data.flip must be true or false"),
+        ("--data.flip maybe", "--data.flip must be True or False"),
     ],
 )
 def test_bad_options_give_one_sentence(capsys, option, message):

@@ -199,11 +199,3 @@ def test_a_run_in_fp64_is_in_float64_throughout(tmp_path, monkeypatch):
     assert any(name.startswith("engine/") for name in numbers)
     assert {tensor.dtype for tensor in numbers.values()} == {torch.float64}
     assert main(["inspect", whole, "--samples", "8"]) == 0
-
-
-def test_the_older_name_of_float32_is_read_from_files(tmp_path, capsys):
-    (tmp_path / "old.yaml").write_text("precision: float32\n")
-    assert main(["train", "--config", str(tmp_path / "old.yaml"), "--print_config"]) == 0
-    assert "precision: fp32" in capsys.readouterr().out
-    assert main(["train", "--precision", "float32"]) == 2
-    assert "--precision must be one of fp32, bf16, fp64; got 'float32'" in capsys.readouterr().err

@@ -81,7 +81,9 @@ class BackPropagation:
         return settle(StepReport(value, output.detach(), skipped=problem), statistics)
 
     def train_decoders(self, x: Tensor) -> None:
-        """Do nothing: there are no decoders."""
+        """Do nothing but look at the batch: there are no decoders."""
+        check_batch(x, may_be_empty=True)
+        self.peers.batch(len(x))
 
     def gather(self) -> None:
         """Do nothing: every process has the whole model."""

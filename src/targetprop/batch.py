@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from targetprop.precision import no_autocast
+
 
 class Batch:
     """All samples of a step; `targetprop.parallel` derives the part that one of several processes holds.
@@ -91,7 +93,8 @@ class Batch:
         Returns:
             The new average, and the number of rows in the whole step.
         """
-        return torch.addmm(average, a.T, b, beta=decay, alpha=(1 - decay) / len(a)), len(a)
+        with no_autocast(average):
+            return torch.addmm(average, a.T, b, beta=decay, alpha=(1 - decay) / len(a)), len(a)
 
     def average_(self, means: Sequence[Tensor]) -> None:
         """Turn means over the samples held here into means over the whole step, in place."""

@@ -230,7 +230,7 @@ class TargetPropagation:
 
     def _example(self, x: Tensor) -> Record:
         with torch.no_grad():
-            return run_forward(self.chain, x[:2], keep_inner=True, what="example_input[:2]")
+            return run_forward(self.chain, x[:2], keep_inner=True, what=f"example_input of shape {tuple(x.shape)}")
 
     def _named_tensors(self) -> dict[str, Tensor]:
         modules = (*(module for layer in self.chain.layers for module in layer.modules), self.bank)

@@ -40,6 +40,8 @@ def restore_state(parts: Parts, state: Mapping[str, Any]) -> None:
     check_state(state, VERSION, parts.method.name)
     check_fits(parts.bank, state.get("decoders"), "decoders")
     check_fits(parts.update_state, state.get("update"), "update statistics")
+    if list(state["generators"]) != list(parts.generators):
+        raise ValueError("engine state belongs to another network: its layers have other names")
     parts.bank.load_state_dict(state["decoders"])
     if parts.decoder_optimizer is not None:
         parts.decoder_optimizer.load_state_dict(state["decoder_optimizer"])

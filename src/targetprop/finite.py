@@ -62,8 +62,14 @@ def not_finite(looks: Iterable[Look], peers: Peers) -> str | None:
         return None
     broken = (look for look, norms in found if not all(isfinite(float(norm)) for norm in norms))
     first = next(broken, None)
-    problem = peers.first_problem(None if first is None else first.sentence)
+    problem = peers.first_problem(None if first is None else (_turn(first), first.sentence))
     return problem or "the numbers of the step are too large to be summed; scale the inputs down"
+
+
+def _turn(look: Look) -> int:
+    """Where a look stands in a step: what fails early in one process fails later in others."""
+    early = (BAD_INPUT, BAD_OUTPUT, BAD_LOSS, BAD_TARGET)
+    return early.index(look.problem) if look.problem in early else len(early)
 
 
 def _norm(values: Tensor) -> Tensor:

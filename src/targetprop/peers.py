@@ -93,9 +93,9 @@ class Peers:
         """Sum norms, of all processes."""
         return float(torch.stack(list(norms)).sum()) if norms else 0.0
 
-    def first_problem(self, problem: str | None) -> str | None:
-        """Choose the problem that all name, of those that each process found; called only if there is one."""
-        return problem
+    def first_problem(self, found: tuple[int, str] | None) -> str | None:
+        """Choose the problem that all name, of those that each process found with its turn in the step."""
+        return None if found is None else found[1]
 
     def sum_gradients(self, gradients: Sequence[Tensor]) -> None:
         """Sum gradients over the processes that share the samples, in place."""

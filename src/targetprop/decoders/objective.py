@@ -220,15 +220,15 @@ class Learned(Objective):
 
 def _differentiate(signals: list[Signal], parameters: list[nn.Parameter]) -> dict[nn.Parameter, Tensor]:
     """Collect the gradients that are known, and ask autograd for the others."""
-    known = {s.tensor: s.gradient for s in signals if s.gradient is not None and s.tensor.is_leaf}
-    open_ = [s for s in signals if s.tensor not in known]
-    wanted = [p for p in parameters if p not in known]
-    found: Sequence[Tensor | None] = ()
-    if open_:
-        tensors, starts = [s.tensor for s in open_], [s.gradient for s in open_]
-        found = torch.autograd.grad(tensors, wanted, starts, allow_unused=True)
-    made = dict(zip(wanted, found, strict=False)) | known
-    return {p: made[p] for p in parameters if made.get(p) is not None}  # pyright: ignore[reportReturnType]
+    made: dict[Tensor, Tensor | None] = {
+        s.tensor: s.gradient for s in signals if s.tensor.is_leaf and s.gradient is not None
+    }
+    rest = [s for s in signals if s.tensor not in made]
+    wanted = [p for p in parameters if p not in made]
+    if rest:
+        tensors, starts = [s.tensor for s in rest], [s.gradient for s in rest]
+        made |= zip(wanted, torch.autograd.grad(tensors, wanted, starts, allow_unused=True), strict=True)
+    return {p: g.to(p.dtype) for p in parameters if (g := made.get(p)) is not None}  # autocast rounds some
 
 
 def _step(optimizer: torch.optim.Optimizer, gradients: Mapping[nn.Parameter, Tensor]) -> None:

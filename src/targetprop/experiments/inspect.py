@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 
-import targetprop as tp
 from targetprop.diagnostics import Inspection, advise, inspect_targets
 from targetprop.diagnostics.inverse_quality import EXTRA_STEPS, TRIAL_STEPS
 from targetprop.experiments.build import build
@@ -78,7 +77,6 @@ def inspect(argv: list[str]) -> int:
 
 def _measure(config: RunConfig, run: Path, samples: int) -> tuple[Inspection, int]:
     state, data = build(config, saved=load_checkpoint(run))
-    assert isinstance(state.engine, tp.TargetPropagation)
     count = min(samples, len(data.test_x))
     chosen = torch.arange(count, device=data.test_x.device) * len(data.test_x) // count
     console, last = error_console(), monotonic()

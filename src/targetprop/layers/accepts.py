@@ -31,15 +31,17 @@ def check_whereabouts(x: Tensor, now: Whereabouts, built: Whereabouts) -> None:
 
 
 @contextmanager
-def explained(x: Tensor, now: Whereabouts, what: str = "an input") -> Iterator[None]:
+def explained(x: Tensor, now: Whereabouts, what: str | None = None) -> Iterator[None]:
     """Say what a model was given when its forward pass fails."""
     try:
         yield
     except torch.OutOfMemoryError:
         raise
     except (RuntimeError, IndexError) as error:
-        given = f"{what} of shape {tuple(x.shape)} and type {_kind(x.dtype)}"
-        raise ValueError(f"the model, {_kind(now[1])}, does not accept {given}: {error}") from error
+        given = what or f"an input of shape {tuple(x.shape)}"
+        raise ValueError(
+            f"the model, {_kind(now[1])}, does not accept {given} and type {_kind(x.dtype)}: {error}"
+        ) from error
 
 
 def _kind(dtype: torch.dtype) -> str:

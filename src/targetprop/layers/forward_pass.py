@@ -6,8 +6,7 @@ layer with it: inverting a layer means inverting the very function that was appl
 
 >>> import torch
 >>> from torch import nn
->>> from targetprop.layers.accepts import explained, whereabouts
-from targetprop.layers.chain import build_chain
+>>> from targetprop.layers.chain import build_chain
 >>> record = run_forward(build_chain(nn.Sequential(nn.Linear(3, 2), nn.Dropout(0.5))), torch.ones(4, 3))
 >>> layer = record.layers[0]
 >>> bool((layer.f(layer.x) == layer.h).all())     # the same mask again
@@ -29,7 +28,7 @@ from targetprop.peers import Peers
 
 
 def run_forward(
-    chain: Chain, x: Tensor, peers: Peers | None = None, *, keep_inner: bool = False, what: str = "an input"
+    chain: Chain, x: Tensor, peers: Peers | None = None, *, keep_inner: bool = False, what: str | None = None
 ) -> Record:
     """Run a chain once, detached between layers.
 
@@ -38,7 +37,7 @@ def run_forward(
         x: input ``h_0`` of shape ``(n, …)``.
         peers: the processes that share samples or layers; this one alone if None.
         keep_inner: keep the outputs of the modules inside each layer too.
-        what: the input's name, for messages.
+        what: what the input is called in messages, with its shape.
 
     Returns:
         The record.

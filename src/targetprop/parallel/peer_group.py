@@ -70,9 +70,13 @@ class RowPeers(Peers):
     def _sum(self, total: Tensor) -> None:
         self.rows.sum_([total])
 
-    def first_problem(self, problem: str | None) -> str | None:
-        """Take the problem of the first rank that found one; see `Peers.first_problem`."""
-        return next((found for found in self.rows.collect(problem) if found is not None), None)
+    def first_problem(self, found: tuple[int, str] | None) -> str | None:
+        """Take the earliest problem, in the order of the ranks; see `Peers.first_problem`."""
+        return super().first_problem(self._earliest(found))
+
+    def _earliest(self, found: tuple[int, str] | None) -> tuple[int, str] | None:
+        known = [problem for problem in self.rows.collect(found) if problem is not None]
+        return min(known, key=lambda problem: problem[0], default=None)
 
     def sum_gradients(self, gradients: Sequence[Tensor]) -> None:
         """Sum gradients; see `Peers.sum_gradients`."""
@@ -181,10 +185,11 @@ class LayerPeers(RowPeers):
         super()._sum(total)
         self.layers.sum_([total])
 
-    def first_problem(self, problem: str | None) -> str | None:
-        """Take the problem of the lowest layers; see `Peers.first_problem`."""
-        found = self.layers.collect((self.owners.own.start, super().first_problem(problem)))
-        return next((sentence for _, sentence in sorted(found, key=lambda one: one[0]) if sentence is not None), None)
+    def _earliest(self, found: tuple[int, str] | None) -> tuple[int, str] | None:
+        """Take the earliest problem, in the order of the layers."""
+        every = self.layers.collect((self.owners.own.start, super()._earliest(found)))
+        known = [(problem[0], start, problem[1]) for start, problem in every if problem is not None]
+        return next(((turn, sentence) for turn, _, sentence in sorted(known)), None)
 
     def whole_report(self, report: StepReport, batch: Batch, *, measure: bool) -> StepReport:
         """Put together what is known of all layers; see `Peers.whole_report`."""
