@@ -77,6 +77,7 @@ def inspect(argv: list[str]) -> int:
 
 def _measure(config: RunConfig, run: Path, samples: int) -> tuple[Inspection, int]:
     state, data = build(config, saved=load_checkpoint(run))
+    engine: Any = state.engine  # the baseline is refused by the inspection
     count = min(samples, len(data.test_x))
     chosen = torch.arange(count, device=data.test_x.device) * len(data.test_x) // count
     console, last = error_console(), monotonic()
@@ -92,7 +93,7 @@ def _measure(config: RunConfig, run: Path, samples: int) -> tuple[Inspection, in
 
     with status, fitting(f"the inspection of {count} samples", "give fewer --samples"):
         try:
-            found = inspect_targets(state.engine, data.test_x[chosen], data.test_y[chosen], on_layer=tell)
+            found = inspect_targets(engine, data.test_x[chosen], data.test_y[chosen], on_layer=tell)
         except (ValueError, FloatingPointError) as error:
             raise CommandError(str(error)) from error
     return found, state.epoch
