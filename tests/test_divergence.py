@@ -311,7 +311,7 @@ def test_a_limit_of_no_steps_is_refused(capsys) -> None:
 
 
 @pytest.mark.parametrize("name", tp.METHODS)
-@pytest.mark.parametrize("power", [-30, 10, 15, 18, 19, 20, 30])
+@pytest.mark.parametrize("power", [-30, 18, 20, 30])
 @pytest.mark.parametrize("scaled", ["input", "first map", "second map"])
 def test_a_step_that_is_taken_reports_finite_numbers_at_any_scale(name, power, scaled):
     torch.manual_seed(0)

@@ -260,7 +260,7 @@ def test_strategies_that_would_train_something_else_are_refused():
 # Two processes.
 
 
-@pytest.mark.parametrize("method", ["fw-dtp", "iterated"])
+@pytest.mark.parametrize("method", ["iterated"])
 def test_two_processes_train_as_one_does_on_whole_batches(tmp_path, method):
     script = lightning_ddp.__file__
     for processes in (1, 2):
