@@ -7,7 +7,7 @@ from torch import Tensor, nn
 import targetprop as tp
 from cases import DTYPE, NETWORKS, TRANSPOSE, gradients, rand, relative, targets
 from targetprop.layers.forward_pass import run_forward
-from targetprop.updates import UPDATES
+from targetprop.updates import UPDATES, LocalGradients
 
 BETA = 1e-2
 
@@ -220,3 +220,16 @@ BAD = [
 def test_bad_settings_are_named(make, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         make()
+
+
+def test_parameters_never_share_the_memory_of_a_gradient():
+    p, q = (nn.Parameter(torch.zeros(2, 3)) for _ in range(2))
+    found, shared = LocalGradients(), torch.ones(2, 3)
+    found.note([p, q], [shared, shared])
+    found.add_to_grad()
+    p.grad.mul_(5)
+    assert q.grad.tolist() == [[1.0] * 3] * 2
+    turned = nn.Parameter(torch.zeros(3, 2))
+    found = LocalGradients({turned: torch.arange(6.0).view(2, 3).T})
+    found.add_to_grad()
+    assert turned.grad.is_contiguous() and turned.grad.tolist() == [[0.0, 3.0], [1.0, 4.0], [2.0, 5.0]]
