@@ -188,8 +188,8 @@ def test_gradients_are_added_in_the_tensors_that_were_there() -> None:
 
 def test_a_failing_update_puts_the_gradients_back() -> None:
     class Failing(tp.Gradient):
-        def gradients(self, record, deltas, scale, state):
-            super().gradients(record, deltas, scale, state)
+        def gradients(self, layers, batch, scale, state):
+            super().gradients(layers, batch, scale, state)
             raise RuntimeError("stop")
 
     net = network()

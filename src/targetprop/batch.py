@@ -81,20 +81,23 @@ class Batch:
         """Average over the whole step and everything in it, a scalar."""
         return values.mean()
 
-    def move_average(self, average: Tensor, a: Tensor, b: Tensor, decay: float) -> tuple[Tensor, int]:
+    def move_average(
+        self, average: Tensor, a: Tensor, b: Tensor, decay: float, out: Tensor | None = None
+    ) -> tuple[Tensor, int]:
         """Move a running average towards the mean of ``a bᵀ`` over rows of the whole step.
 
         Args:
-            average: the average so far, shape ``(j, k)``; it is left alone.
+            average: the average so far, shape ``(j, k)``.
             a: rows of the samples held here, shape ``(r, j)``.
             b: shape ``(r, k)``.
             decay: share of the old average that is kept.
+            out: where to write the new average, such as the old one; a new tensor if None.
 
         Returns:
             The new average, and the number of rows in the whole step.
         """
         with no_autocast(average):
-            return torch.addmm(average, a.T, b, beta=decay, alpha=(1 - decay) / len(a)), len(a)
+            return torch.addmm(average, a.T, b, beta=decay, alpha=(1 - decay) / len(a), out=out), len(a)
 
     def average_(self, means: Sequence[Tensor]) -> None:
         """Turn means over the samples held here into means over the whole step, in place."""

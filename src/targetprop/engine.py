@@ -17,13 +17,13 @@ from targetprop.checks import (
 from targetprop.decoders import OptimizerFactory
 from targetprop.derivatives import check_derivatives
 from targetprop.engine_state import collect_state, gather_layers, restore_state
-from targetprop.finite import RunningStatistics, not_finite
+from targetprop.finite import RunningStatistics
 from targetprop.layers import Model, Record, build_chain, check_whereabouts, evaluating, run_forward, whereabouts
 from targetprop.methods import Method
 from targetprop.methods import method as find_method
 from targetprop.output_target import Loss
 from targetprop.parallel import Placement, connect
-from targetprop.step import Parts, restore, take_step
+from targetprop.step import Parts, learn, take_step
 from targetprop.step_report import StepReport, settle
 
 OnDivergence = Literal["raise", "skip"]
@@ -174,16 +174,12 @@ class TargetPropagation:
             FloatingPointError: an activation or a decoder's loss is not finite; no decoder was changed then.
         """
         self._check_batch(x)
-        parts = self._parts
-        draws = {name: generator.get_state() for name, generator in parts.generators.items()}
         with torch.no_grad():
             record = run_forward(self.chain, x, self.peers)
-        learned = self.method.decoder.propose(self.bank, record, self.decoder_optimizer, parts.generators)
-        if problem := not_finite([*record.looks(x), *learned.looks], self.peers):
-            restore(parts.generators, draws)
+        loss, problem = learn(self._parts, record, record.looks(x))
+        if problem:
             raise FloatingPointError(problem)
-        learned.apply()
-        return self.peers.whole_report(StepReport(x, x, learned.loss), record.batch, measure=False).decoder_loss
+        return self.peers.whole_report(StepReport(x, x, loss), record.batch, measure=False).decoder_loss
 
     def gather(self) -> None:
         """Give every process of a placement the layers as their owners have them, to evaluate or save the model.

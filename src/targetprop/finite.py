@@ -11,7 +11,6 @@ True
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 from math import isfinite
 
 import torch
@@ -27,19 +26,19 @@ BAD_TARGET = "the target of layer {} is NaN or infinite; lower output_target.bet
 BAD_GRADIENT = "the gradient of {} is NaN or infinite; look for roots, logarithms and divisions at zero"
 
 
-@dataclass(frozen=True, eq=False)
 class Look:
-    """Tensors that must be finite.
+    """Tensors that must be finite, of which nothing but their norms is kept.
 
-    Attributes:
+    Args:
         problem: what is wrong if they are not, with a pair of braces for the name.
         values: the tensors; integers are finite.
         name: whose they are.
     """
 
-    problem: str
-    values: tuple[Tensor, ...]
-    name: str = ""
+    def __init__(self, problem: str, values: Iterable[Tensor], name: str = "") -> None:
+        """Measure the tensors."""
+        self.problem, self.name = problem, name
+        self.norms = [_norm(value.detach()) for value in values if value.is_floating_point()]
 
     @property
     def sentence(self) -> str:
@@ -57,11 +56,10 @@ def not_finite(looks: Iterable[Look], peers: Peers) -> str | None:
     Returns:
         None if all is finite in all processes; otherwise the first problem.
     """
-    found = [(look, [_norm(v.detach()) for v in look.values if v.is_floating_point()]) for look in looks]
-    if isfinite(peers.sum_norms([norm for _, norms in found for norm in norms])):
+    looks = list(looks)
+    if isfinite(peers.sum_norms([norm for look in looks for norm in look.norms])):
         return None
-    broken = (look for look, norms in found if not all(isfinite(float(norm)) for norm in norms))
-    first = next(broken, None)
+    first = next((look for look in looks if not all(isfinite(float(norm)) for norm in look.norms)), None)
     problem = peers.first_problem(None if first is None else (_turn(first), first.sentence))
     return problem or "the numbers of the step are too large to be summed; scale the inputs down"
 

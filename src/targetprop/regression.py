@@ -69,21 +69,25 @@ class Covariance(nn.Module):
         self.register_buffer("count", torch.zeros((), dtype=torch.long, device="cpu"))
 
     @torch.no_grad()
-    def observe(self, a: Tensor, batch: Batch) -> Moments:
-        """Say what the moments are after a batch; nothing is kept.
+    def observe(self, a: Tensor, batch: Batch, *, keep: bool = False) -> Moments:
+        """Say what the moments are after a batch.
 
         Args:
             a: rows, shape ``(r, width)``, small enough to be squared: who calls has looked (`targetprop.finite`).
             batch: which samples of the step they belong to.
+            keep: take the moments over at once, which saves the memory of a second average.
 
         Returns:
-            The moments, to be solved with and kept.
+            The moments, to be solved with and, if that was not asked for, to be kept.
         """
         a = a.to(self.average.dtype)  # under autocast activations have fewer digits
-        average, rows = batch.move_average(self.average, a, a, self.decay)
+        average, rows = batch.move_average(self.average, a, a, self.decay, out=self.average if keep else None)
         count = int(self.count) + 1
         factor = self._factorise(average, count, rows) if (count - 1) % self.every == 0 else self.factor
-        return Moments(average, factor, count, rows)
+        moments = Moments(average, factor, count, rows)
+        if keep:
+            self.keep(moments)
+        return moments
 
     @torch.no_grad()
     def keep(self, moments: Moments) -> None:

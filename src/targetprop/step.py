@@ -1,6 +1,6 @@
 """One step, from a batch to ``.grad``: stages return what they found, and only what passes a stop changes anything."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -8,13 +8,14 @@ import torch
 from torch import Tensor, nn
 
 from targetprop.decoders import Bank
-from targetprop.finite import not_finite
-from targetprop.layers import Chain, run_forward
+from targetprop.finite import BAD_TARGET, Look, not_finite
+from targetprop.layers import Chain, Record, run_forward
 from targetprop.methods import Method
 from targetprop.output_target import Loss
 from targetprop.peers import Peers
 from targetprop.step_report import StepReport, report_changes
 from targetprop.targets import propagate
+from targetprop.updates import from_top
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,30 +55,44 @@ def take_step(parts: Parts, x: Tensor, y: Any, *, measure: bool) -> StepReport:
     Returns:
         The report.
     """
-    method, bank, peers = parts.method, parts.bank, parts.peers
+    method, peers = parts.method, parts.peers
     record = run_forward(parts.chain, x, peers, keep_inner=method.update.needs_inner)
     change = method.output_target(record.output, y, parts.loss, record.batch)
-    draws = {name: generator.get_state() for name, generator in parts.generators.items()}
-    learned = method.decoder.propose(bank, record, parts.decoder_optimizer, parts.generators)
-    report = StepReport(change.loss, record.output)
-    if problem := not_finite([*record.looks(x), *change.looks(), *learned.looks], peers):
-        restore(parts.generators, draws)
-        return replace(report, skipped=problem)
-    learned.apply()
+    decoder_loss, problem = learn(parts, record, [*record.looks(x), *change.looks()])
+    report = StepReport(change.loss, record.output, skipped=problem)
+    if problem:
+        return report
     with torch.no_grad():
-        targets = propagate(record, bank, change.delta, method.inversion, method.propagation, peers, measure=measure)
+        targets = propagate(
+            record, parts.bank, change.delta, method.inversion, method.propagation, peers, measure=measure
+        )
         deltas = method.influence(targets.deltas, change.delta)
-        taken = report_changes(report, record, learned.loss, targets, deltas, change.delta, measure=measure)
+        taken = report_changes(report, record, decoder_loss, targets, deltas, change.delta, measure=measure)
         taken = peers.whole_report(taken, record.batch, measure=measure)
-    gradients = method.update.gradients(record, deltas, change.scale, parts.update_state)
+    seen, layers, batch, scale = look_at_targets(record, deltas), from_top(record, deltas), record.batch, change.scale
+    del record, change, targets, deltas  # what a layer has used is freed before the next one's gradient is made
+    if method.update.remembers and (problem := not_finite(seen, peers)):
+        return replace(report, skipped=problem)
+    gradients = method.update.gradients(layers, batch, scale, parts.update_state)
     peers.sum_gradients(list(gradients.values.values()))
-    if problem := not_finite(gradients.looks(record, deltas), peers):
+    if problem := not_finite([*seen, *gradients.looks(parts.chain.layers)], peers):
         return replace(report, skipped=problem)
     gradients.add_to_grad()
     return taken
 
 
-def restore(generators: Mapping[str, torch.Generator], draws: Mapping[str, Tensor]) -> None:
-    """Put random numbers back where they were."""
-    for name, state in draws.items():
-        generators[name].set_state(state)
+def learn(parts: Parts, record: Record, looks: Iterable[Look]) -> tuple[Tensor | None, str | None]:
+    """Let the decoders learn if all is finite; returns their loss before, if any, or why nothing was changed."""
+    draws = {name: generator.get_state() for name, generator in parts.generators.items()}
+    learned = parts.method.decoder.propose(parts.bank, record, parts.decoder_optimizer, parts.generators)
+    if problem := not_finite([*looks, *learned.looks], parts.peers):
+        for name, state in draws.items():
+            parts.generators[name].set_state(state)
+        return None, problem
+    learned.apply()
+    return learned.loss, None
+
+
+def look_at_targets(record: Record, deltas: list[Tensor]) -> list[Look]:
+    """Look at the change of every layer."""
+    return [Look(BAD_TARGET, (delta,), layer.name) for layer, delta in zip(record.layers, deltas, strict=True)]

@@ -69,5 +69,6 @@ def update_gradients(
     """Let a copy of the run's update compute the gradients of every layer; the record is used up."""
     state = engine.method.update.build(engine.chain)
     state.load_state_dict(engine.state_dict()["update"])
-    found = engine.method.update.gradients(record, deltas, scale, state).values
+    layers = zip(reversed(record.layers), reversed(deltas), strict=True)
+    found = engine.method.update.gradients(layers, record.batch, scale, state).values
     return [[found.get(p, torch.zeros_like(p)) for p in layer.layer.parameters()] for layer in record.layers]

@@ -97,12 +97,14 @@ class BatchShard(Batch):
         self.sum_([total])
         return (total[0] / total[1]).to(values.dtype)
 
-    def move_average(self, average: Tensor, a: Tensor, b: Tensor, decay: float) -> tuple[Tensor, int]:
+    def move_average(
+        self, average: Tensor, a: Tensor, b: Tensor, decay: float, out: Tensor | None = None
+    ) -> tuple[Tensor, int]:
         """Sum the product over ranks first; see `Batch.move_average`."""
         product = torch.zeros_like(average).addmm_(a.T, b)  # in place, which autocast leaves alone
         rows = torch.tensor([len(a)], device=average.device)
         self.sum_([product, rows])
-        return torch.add(decay * average, product, alpha=(1 - decay) / int(rows)), int(rows)
+        return torch.add(decay * average, product, alpha=(1 - decay) / int(rows), out=out), int(rows)
 
     def average_(self, means: Sequence[Tensor]) -> None:
         """Weigh each rank's means by its samples; see `Batch.average_`."""

@@ -4,7 +4,7 @@ from targetprop.updates.base import LinearUpdate, Regression, Update, state_key
 from targetprop.updates.delta_rule import DeltaRule
 from targetprop.updates.gradient import Gradient
 from targetprop.updates.least_squares import LeastSquares
-from targetprop.updates.local_gradients import LocalGradients
+from targetprop.updates.local_gradients import LocalGradients, from_top
 
 UPDATES: dict[str, type[Update]] = {update.name: update for update in (Gradient, DeltaRule, LeastSquares)}
 
@@ -17,5 +17,6 @@ __all__ = [
     "LocalGradients",
     "Regression",
     "Update",
+    "from_top",
     "state_key",
 ]

@@ -1,7 +1,7 @@
 """What an update is, and the parts that updates of linear maps share."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -10,11 +10,12 @@ from torch import Tensor, nn
 
 from targetprop.batch import Batch
 from targetprop.decoders import ELEMENTWISE
-from targetprop.layers import Chain, Layer, LayerRecord, Record
+from targetprop.layers import Chain, Layer, LayerRecord
 from targetprop.settings import check_ranges, check_types
 from targetprop.updates.local_gradients import LocalGradients
 
 Pullback = Literal["inverse", "transpose"]
+Changes = Iterable[tuple[LayerRecord, Tensor]]
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,11 @@ class Update(ABC):
         """Whether the update looks at the modules inside a layer."""
         return False
 
+    @property
+    def remembers(self) -> bool:
+        """Whether `gradients` changes the update's state, so that the changes have to be finite before."""
+        return False
+
     def build(self, chain: Chain) -> nn.ModuleDict:
         """Make the update's state.
 
@@ -44,12 +50,12 @@ class Update(ABC):
         return nn.ModuleDict()
 
     @abstractmethod
-    def gradients(self, record: Record, deltas: list[Tensor], scale: float, state: nn.ModuleDict) -> LocalGradients:
-        """Compute the gradient of every ``θ_l``; nothing is changed, but each layer's graph is used up.
+    def gradients(self, layers: Changes, batch: Batch, scale: float, state: nn.ModuleDict) -> LocalGradients:
+        """Compute the gradient of every ``θ_l``; each layer's graph is used up.
 
         Args:
-            record: the forward pass, with its graphs.
-            deltas: ``Δ_l`` of its layers, shapes of ``h_l``.
+            layers: each layer's record with its graph, and ``Δ_l``, shape of ``h_l``; from the top down, and only once.
+            batch: which samples of the step these are.
             scale: ``β n``: what makes the result a mean over the batch, independent of ``β`` to first order.
             state: what `build` returned.
 
@@ -125,10 +131,10 @@ class LinearUpdate(Update):
                     )
         return nn.ModuleDict()
 
-    def gradients(self, record: Record, deltas: list[Tensor], scale: float, state: nn.ModuleDict) -> LocalGradients:
+    def gradients(self, layers: Changes, batch: Batch, scale: float, state: nn.ModuleDict) -> LocalGradients:
         """Solve for the linear map of each layer, from the top down; see `Update.gradients`."""
         found = LocalGradients()
-        for layer, delta in zip(reversed(record.layers), reversed(deltas), strict=True):
+        for layer, delta in layers:
             index, parameters = linear_index(layer.layer), list(layer.layer.parameters())
             if index is None:
                 found.note(parameters, gradient(layer, delta, scale, parameters))
@@ -138,7 +144,7 @@ class LinearUpdate(Update):
             own = {id(p) for p in linear.parameters()}
             rest = [p for p in parameters if id(p) not in own]
             found.note(rest, gradient(layer, delta, scale, rest, keep_graph=True))
-            change = self.solve(self._regression(layer, delta, index, scale, record.batch), state, found.remembers)
+            change = self.solve(self._regression(layer, delta, index, scale, batch), state)
             found.note([linear.weight], [-change[:, : linear.in_features].to(linear.weight.dtype)])
             if linear.bias is not None:
                 found.note([linear.bias], [-change[:, -1].to(linear.bias.dtype)])
@@ -162,13 +168,12 @@ class LinearUpdate(Update):
         return slope * ordered / torch.where(raised == 0, torch.ones_like(raised), raised)
 
     @abstractmethod
-    def solve(self, asked: Regression, state: nn.ModuleDict, remember: list[Callable[[], None]]) -> Tensor:
+    def solve(self, asked: Regression, state: nn.ModuleDict) -> Tensor:
         """Find the change of the map's parameters.
 
         Args:
             asked: the regression.
             state: what `build` returned.
-            remember: to be given what takes the memory of this batch over.
 
         Returns:
             This process' part of ``ΔW`` divided by ``β``, with the bias as the last column, shape ``(k, d)``; the parts

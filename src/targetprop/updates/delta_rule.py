@@ -1,6 +1,5 @@
 """Delta rule: the smallest change of the weights that moves one sample by ``Δ`` (Bengio 2020, arXiv:2007.15139)."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -23,7 +22,7 @@ class DeltaRule(LinearUpdate):
 
     name: ClassVar[str] = "delta-rule"
 
-    def solve(self, asked: Regression, state: nn.ModuleDict, remember: list[Callable[[], None]]) -> Tensor:
+    def solve(self, asked: Regression, state: nn.ModuleDict) -> Tensor:
         """Average the outer products; see `LinearUpdate.solve`."""
         size = asked.a.square().sum(1, keepdim=True)
         return (asked.dz / asked.scale).T @ (asked.a / size.clamp_min(1e-12))

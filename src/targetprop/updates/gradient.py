@@ -3,11 +3,10 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
-from targetprop.layers import Record
-from targetprop.updates.base import Update
+from targetprop.batch import Batch
+from targetprop.updates.base import Changes, Update, gradient
 from targetprop.updates.local_gradients import LocalGradients
 
 
@@ -17,12 +16,10 @@ class Gradient(Update):
 
     name: ClassVar[str] = "gradient"
 
-    def gradients(self, record: Record, deltas: list[Tensor], scale: float, state: nn.ModuleDict) -> LocalGradients:
-        """Compute ``−J_θᵀ Δ / (β n)``, of all layers in one call, as their graphs are separate; see `Update`."""
+    def gradients(self, layers: Changes, batch: Batch, scale: float, state: nn.ModuleDict) -> LocalGradients:
+        """Compute ``−J_θᵀ Δ / (β n)``; see `Update.gradients`."""
         found = LocalGradients()
-        open_ = [(layer, delta) for layer, delta in zip(record.layers, deltas, strict=True) if layer.y.requires_grad]
-        parameters = [p for layer, _ in open_ for p in layer.layer.parameters()]
-        if parameters:
-            outputs, starts = [layer.y for layer, _ in open_], [delta * (-1 / scale) for _, delta in open_]
-            found.note(parameters, torch.autograd.grad(outputs, parameters, starts, allow_unused=True))
+        for layer, delta in layers:
+            parameters = list(layer.layer.parameters())
+            found.note(parameters, gradient(layer, delta, scale, parameters))
         return found

@@ -3,9 +3,7 @@ r"""Least squares: the local regression solved instead of stepped, ``ΔW = (Σ �
 With small gradient-like targets it is gradient descent on neurons (FOOF, Benzing 2022, arXiv:2201.12250).
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from typing import ClassVar
 
 import torch
@@ -55,6 +53,11 @@ class LeastSquares(LinearUpdate):
                 f" {self.damping}, {self.shrinkage}, {self.decay} and {self.every}"
             )
 
+    @property
+    def remembers(self) -> bool:
+        """Whether the update keeps running covariances: it does."""
+        return True
+
     def build(self, chain: Chain) -> nn.ModuleDict:
         """Make one running covariance per linear map; see `Update.build`."""
         check_digits((p for layer in chain.layers for p in layer.parameters()), "least squares")
@@ -69,12 +72,11 @@ class LeastSquares(LinearUpdate):
                 state[state_key(layer.name)] = covariance.to(linear.weight)
         return state
 
-    def solve(self, asked: Regression, state: nn.ModuleDict, remember: list[Callable[[], None]]) -> Tensor:
+    def solve(self, asked: Regression, state: nn.ModuleDict) -> Tensor:
         """Solve the damped normal equations; see `LinearUpdate.solve`."""
         covariance, a, dz, batch = state[state_key(asked.name)], asked.a, asked.dz, asked.batch
         assert isinstance(covariance, Covariance)
-        moments, scale = covariance.observe(a, batch), asked.scale
-        remember.append(partial(covariance.keep, moments))
+        moments, scale = covariance.observe(a, batch, keep=True), asked.scale
         if self.unit_scale:
             size = batch.mean(dz.square()).sqrt() * (len(state) if self.shared else 1)
             size = size.masked_fill(size == torch.inf, torch.nan)  # an overflow is to be seen, not divided by
