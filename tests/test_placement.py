@@ -8,7 +8,6 @@ import ranks_worker
 from targetprop.inversion.columns import Columns
 from targetprop.parallel.layer_owners import marks, stretches
 
-pytestmark = pytest.mark.xdist_group("placement")  # its processes are started once
 CLOSE = {"rtol": 1e-9, "atol": 1e-11}
 
 

@@ -14,8 +14,6 @@ from targetprop.output_target import loss_gradient
 from targetprop.parallel.batch_shard import BatchShard
 from targetprop.parallel.group import Group
 
-pytestmark = pytest.mark.xdist_group("ranks")  # its processes are started once
-
 
 @pytest.fixture(scope="module")
 def two(tmp_path_factory):
