@@ -9,7 +9,7 @@ False
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from math import isfinite
+from math import isfinite, isnan, nan
 from typing import Any
 
 
@@ -46,8 +46,11 @@ class Number:
     @property
     def spread(self) -> str:
         """The value, or the lowest and the highest over seeds."""
-        low, high = (format_number(value) for value in (min(self.values), max(self.values)))
-        return low if low == high else f"{low} to {high}"
+        known = [value for value in self.values if not isnan(value)]
+        if not known:
+            return format_number(nan)
+        low, high, rest = format_number(min(known)), format_number(max(known)), len(self.values) - len(known)
+        return (low if low == high else f"{low} to {high}") + (f"; none for {rest} of the seeds" if rest else "")
 
     def __str__(self) -> str:
         """Print what was measured, and what it must be."""
