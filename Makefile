@@ -37,7 +37,7 @@ types: env
 	$(BIN)/basedpyright --pythonpath $(BIN)/python
 
 check: env
-	$(BIN)/python -m pytest -n 2 --dist loadfile -q
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -q
 
 bench: env ## step time and memory against back-propagation, and MNIST accuracy if DATA=DIR is given
 	$(BIN)/python benchmarks/step_time.py --out benchmarks/results/step_time.json
