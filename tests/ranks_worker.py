@@ -171,7 +171,7 @@ def start(work: Callable[[int, int, str], None], size: int, folder: Path) -> Non
 def _join(rank: int, module: str, work: str, size: int, folder: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group(
-        "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=size, timeout=timedelta(seconds=30)
+        "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=size, timeout=timedelta(seconds=240)
     )
     getattr(import_module(module), work)(rank, size, folder)
     dist.destroy_process_group()
