@@ -1,0 +1,93 @@
+"""The plan of a pass: what is to be done at which torch call. It is made from a recording, and serves until they differ.
+
+>>> import torch
+>>> from torch import nn
+>>> from targetprop.layers.tape import record
+>>> model, x = nn.Sequential(nn.Linear(3, 2), nn.Tanh(), nn.Linear(2, 2)), torch.ones(4, 3)
+>>> plan = make_plan(record(model, lambda: model(x), [x]))
+>>> [(index, action.cut) for index, action in plan.actions.items()]     # layers end at tanh and at the last map
+[(0, None), (1, (0, 0)), (2, (1, 0))]
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from targetprop.layers.segments import Segment, cut
+from targetprop.layers.sites import Site
+from targetprop.layers.tape import Tape
+
+
+@dataclass(frozen=True)
+class Action:
+    """What is to be done at one call.
+
+    Attributes:
+        layer: number of the segment that the call belongs to.
+        sites: where its backward pass has to read mirrors.
+        gains: whether its backward pass has to read copies of other parameters.
+        cut: the segment that ends with an output of it, and the number of that output; None if none does.
+        derived: which of its outputs are made from parameters alone and used by several segments.
+    """
+
+    layer: int
+    sites: tuple[Site, ...] = ()
+    gains: bool = False
+    cut: tuple[int, int] | None = None
+    derived: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """What a pass does beside running the model.
+
+    Attributes:
+        segments: the layers, and the stretch from the last of them to the loss.
+        actions: by index of the torch call.
+        plain: whether the model's output is the last layer's, and the loss is a function of it alone.
+        total: how many torch calls are to be made: the model's, or where it is not plain those of the loss as well.
+        signature: a hash of their names.
+        custom: whether autograd functions of the user's are among them.
+        problems: why the model cannot be trained.
+    """
+
+    segments: tuple[Segment, ...]
+    actions: dict[int, Action]
+    plain: bool
+    total: int
+    signature: int
+    custom: bool
+    problems: tuple[str, ...]
+
+    @property
+    def layers(self) -> tuple[Segment, ...]:
+        """The segments that are layers."""
+        return self.segments[:-1]
+
+
+def make_plan(tape: Tape, style: str = "post-activation", ends: Sequence[int] | None = None) -> Plan:
+    """Plan passes like a recorded one.
+
+    Args:
+        tape: the recording.
+        style: the rule by which it is cut.
+        ends: the user's own cuts; see `targetprop.layers.segments.cut`.
+
+    Returns:
+        The plan.
+    """
+    segments = cut(tape, style, ends)
+    last = segments[-1]
+    end = segments[-2].end if len(segments) > 1 else None
+    plain = end is not None and tape.output is end and not (last.parameters or last.sites)
+    actions: dict[int, Action] = {}
+    shared = {id(value) for segment in segments for value in segment.derived}
+    for number, segment in enumerate(segments):
+        for call in segment.calls:
+            derived = tuple(value.output for value in call.outputs if id(value) in shared)
+            if call.sites or call.gains or derived:
+                actions[call.index] = Action(number, call.sites, call.gains, derived=derived)
+        if segment.end is not None and segment.end.made is not None:
+            action = actions.get(segment.end.made, Action(number))
+            actions[segment.end.made] = replace(action, cut=(number, segment.end.output))
+    total, signature = (tape.total, tape.signature) if plain else tape.whole
+    return Plan(tuple(segments), actions, plain, total, signature, tape.custom, tuple(dict.fromkeys(tape.problems)))

@@ -1,0 +1,186 @@
+r"""Cutting a recorded pass into layers.
+
+After every call, count the values that lead to parameters, depend on the data, and are still needed for the loss. Where
+there is exactly one, a layer can end: it is an activation ``h_l`` that all that follows is a function of. Calls between
+two such places are grouped so that every layer has a map, by one of two rules:
+
+* *post-activation*, ``f(h) = σ(Wh + b)``: a layer starts at each map (Lee 2015, Ernoult 2022);
+* *pre-activation*, ``f(h) = Wσ(h) + b``: a layer ends at each map (Bengio 2020); linear in its parameters.
+
+What feeds a layer from beside, such as masks, positions or the raw input, is no target.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import pairwise
+
+from targetprop.layers.sites import Site
+from targetprop.layers.tape import LOOKUPS, Call, Tape, Value
+
+
+
+@dataclass(frozen=True, eq=False)
+class Segment:
+    """A stretch of calls that makes up a layer ``f_l``.
+
+    Attributes:
+        name: common path of the modules that hold its maps.
+        calls: the calls, in order.
+        end: the value ``h_l`` that it ends with; None for what follows the last cut, up to the loss.
+        derived: values made from parameters alone that other segments use too.
+        parameters: names of the parameters that it uses, directly or through values made from parameters alone.
+    """
+
+    name: str
+    calls: tuple[Call, ...]
+    end: Value | None
+    parameters: tuple[str, ...] = ()
+    derived: tuple[Value, ...] = ()
+
+    @property
+    def sites(self) -> list[Site]:
+        """The sites of its maps."""
+        return [site for call in self.calls for site in call.sites]
+
+
+@dataclass(eq=False)
+class _Atom:
+    """Calls between two places where a layer could end."""
+
+    calls: list[Call]
+    end: Value
+    maps: bool = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.maps = any(call.sites or _looks_up(call) for call in self.calls)
+
+
+def cut(tape: Tape, style: str = "post-activation", ends: Sequence[int] | None = None) -> list[Segment]:
+    """Cut a tape into layers.
+
+    Args:
+        tape: the recorded pass, up to the loss.
+        style: "post-activation" or "pre-activation".
+        ends: the user's own cuts: indices of the last torch call of each layer; None to group by `style`.
+
+    Returns:
+        The segments in order; the last one, without an end, leads to what the function returned, and may be empty.
+    """
+    needed = _needed(tape)
+    atoms, rest = _atoms(needed, _last_uses(needed, tape.results), tape.total)
+    groups = _group(atoms, style) if ends is None else _group_at(atoms, ends)
+    found = [*_numbered([_segment(group) for group in groups]), Segment("loss", tuple(rest), None)]
+    return _with_parameters(found, needed)
+
+
+def _needed(tape: Tape) -> list[Call]:
+    """Keep the calls that lead to the results; caches and maps of attention that nobody uses are left out."""
+    wanted = {id(value) for value in tape.results}
+    kept: list[Call] = []
+    for call in reversed(tape.calls):
+        if any(id(value) in wanted for value in call.outputs):
+            kept.append(call)
+            wanted.update(id(value) for value in call.inputs)
+    return kept[::-1]
+
+
+def _last_uses(calls: Iterable[Call], results: Iterable[Value]) -> dict[int, float]:
+    uses = {id(value): float(call.index) for call in calls for value in call.inputs}
+    return uses | {id(value): float("inf") for value in results}
+
+
+def _atoms(calls: list[Call], last: dict[int, float], total: int) -> tuple[list[_Atom], list[Call]]:
+    """Split the model's calls where one value is alive that a layer can end with; what is left leads to the loss."""
+    atoms: list[_Atom] = []
+    open_calls: list[Call] = []
+    alive: dict[int, Value] = {}
+    for place, call in enumerate(calls):
+        open_calls.append(call)
+        begun = any(v.labels for v in call.inputs) and any(v.data and v.trained for v in call.inputs)
+        if begun or call.index >= total:  # the loss begins where activations meet labels, or after the model
+            return atoms, [*open_calls, *calls[place + 1 :]]
+        alive |= {id(v): v for v in call.outputs if v.data and v.trained and last.get(id(v), -1) > call.index}
+        alive = {key: value for key, value in alive.items() if last[key] > call.index}
+        following = calls[place + 1].index if place + 1 < len(calls) else float("inf")
+        if len(alive) == 1 and following > call.index:
+            (value,) = alive.values()
+            if value.made == call.index and value.fixed and len(value.shape) > 0:
+                atoms.append(_Atom(open_calls, value))
+                open_calls = []
+    return atoms, open_calls
+
+
+def _group(atoms: list[_Atom], style: str) -> list[list[_Atom]]:
+    groups: list[list[_Atom]] = []
+    for atom in atoms:
+        full = bool(groups) and any(a.maps for a in groups[-1])
+        if not groups or (full and (atom.maps or style == "pre-activation")):
+            groups.append([])
+        groups[-1].append(atom)
+    if len(groups) > 1 and not any(a.maps for a in groups[-1]):
+        groups[-2:] = [groups[-2] + groups[-1]]
+    return groups
+
+
+def _group_at(atoms: list[_Atom], ends: Sequence[int]) -> list[list[_Atom]]:
+    edges = [-1, *ends, max((a.calls[-1].index for a in atoms), default=0)]
+    groups = [[a for a in atoms if low < a.calls[-1].index <= high] for low, high in pairwise(edges)]
+    return [group for group in groups if group]
+
+
+def _segment(group: list[_Atom]) -> Segment:
+    calls = tuple(call for atom in group for call in atom.calls)
+    mapped = [c.path for c in calls if c.sites] or [c.path for c in calls if _looks_up(c)]
+    paths = mapped or [c.path for c in calls if any(v.trained and not v.data for v in c.inputs)]
+    return Segment(_common(paths or [calls[-1].path]), calls, group[-1].end)
+
+
+def _looks_up(call: Call) -> bool:
+    return call.name in LOOKUPS and any(v.data for v in call.outputs)
+
+
+def _common(paths: list[str]) -> str:
+    parts = [path.split(".") for path in paths if path]
+    shared: list[str] = []
+    for column in zip(*parts, strict=False):
+        if len(set(column)) > 1:
+            break
+        shared.append(column[0])
+    return ".".join(shared)
+
+
+def _with_parameters(segments: list[Segment], calls: list[Call]) -> list[Segment]:
+    """Say which parameters each segment uses, and which values made from parameters alone it shares with others."""
+    makers = {id(v): call for call in calls for v in call.outputs}
+    users: dict[int, set[int]] = {}
+    own: list[list[Value]] = []
+    for number, segment in enumerate(segments):
+        own.append([])
+        used = [v for c in segment.calls if any(o.data for o in c.outputs) for v in c.inputs if v.trained and not v.data]
+        while used:
+            value = used.pop()
+            if number not in users.setdefault(id(value), set()):
+                users[id(value)].add(number)
+                own[-1].append(value)
+                used += [v for v in makers[id(value)].inputs if v.trained] if id(value) in makers else []
+    shared = {key for key, numbers in users.items() if len(numbers) > 1}
+    return [
+        replace(
+            segment,
+            parameters=tuple(dict.fromkeys(v.parameter for v in values if v.parameter)),
+            derived=tuple(v for v in values if not v.parameter and id(v) in shared),
+        )
+        for segment, values in zip(segments, own, strict=True)
+    ]
+
+
+def _numbered(segments: list[Segment]) -> list[Segment]:
+    """Give every segment a name of its own."""
+    seen: dict[str, int] = {}
+    named: list[Segment] = []
+    for segment in segments:
+        name = segment.name or "model"
+        seen[name] = seen.get(name, 0) + 1
+        name = name if seen[name] == 1 else f"{name}@{seen[name]}"
+        named.append(replace(segment, name=name))
+    return named

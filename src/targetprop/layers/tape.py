@@ -1,0 +1,363 @@
+"""The tape: which torch calls a forward pass makes, and which values flow between them.
+
+A model is recorded by running it once, as it is written. Any Python may stand in its ``forward``; what counts is which
+tensors feed which calls.
+
+>>> import torch
+>>> from torch import nn
+>>> model, x = nn.Sequential(nn.Linear(3, 2), nn.Tanh()), torch.ones(4, 3)
+>>> tape = record(model, lambda: model(x), [x])
+>>> [(call.name, call.path) for call in tape.calls]
+[('linear', '0'), ('tanh', '1')]
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
+from torch.nn import functional
+from torch.nn.modules import module as module_hooks
+from torch.overrides import TorchFunctionMode
+
+from targetprop.layers.sites import Site, at, composite_kernels, find_sites, memory, tensors_in
+
+_LIKE = {"empty_like", "zeros_like", "ones_like", "full_like", "rand_like", "randn_like"}
+LOOKUPS = {"embedding", "embedding_bag"}
+_CUSTOM = ".apply"  # ends the names of autograd functions that users write
+_NOT_TENSORS = {"__set__", "backward"}
+
+
+@dataclass(eq=False)
+class Value:
+    """One tensor at one time.
+
+    Attributes:
+        shape: its shape.
+        data: whether it depends on the model's inputs.
+        trained: whether autograd leads from it to trainable parameters.
+        made: index of the call that made it; None for inputs, parameters and constants.
+        output: its number among the outputs of that call.
+        labels: whether it depends on labels.
+        parameter: name, if it is a parameter.
+        fixed: whether nothing writes into its memory later, and it goes by one name.
+    """
+
+    shape: torch.Size
+    data: bool
+    trained: bool
+    made: int | None = None
+    output: int = 0
+    labels: bool = False
+    parameter: str | None = None
+    fixed: bool = True
+
+
+@dataclass(eq=False)
+class Call:
+    """One torch call.
+
+    Attributes:
+        index: its number among all torch calls of the pass, counted from 0.
+        name: the function's name.
+        path: name of the module that made it.
+        inputs: the values that it was given.
+        outputs: the values that it made.
+        sites: where it uses weights.
+        gains: whether its backward pass reads other parameters, such as the gain of a norm.
+        random: whether it drew random numbers.
+    """
+
+    index: int
+    name: str
+    path: str
+    inputs: list[Value]
+    outputs: list[Value] = field(default_factory=list)
+    sites: tuple[Site, ...] = ()
+    gains: bool = False
+    random: bool = False
+
+
+@dataclass(eq=False)
+class Tape:
+    """A recorded pass.
+
+    Attributes:
+        calls: the calls that made a value of tensors.
+        results: the values in the loss, or in the output where there is none, that lead to parameters.
+        output: the model's output, if it is one tensor.
+        total: how many torch calls the model made.
+        signature: a hash of their names in order.
+        whole: both, the calls of the loss included.
+        problems: why the model cannot be trained, with the module's name and the way out.
+        ends: indices of the last torch call before a module returned, by its name.
+        custom: whether autograd functions of the user's were called.
+    """
+
+    calls: list[Call] = field(default_factory=list)
+    results: list[Value] = field(default_factory=list)
+    output: Value | None = None
+    total: int = 0
+    signature: int = 0
+    whole: tuple[int, int] = (0, 0)
+    problems: list[str] = field(default_factory=list)
+    ends: dict[str, list[int]] = field(default_factory=dict)
+    custom: bool = False
+
+
+class CountedMode(TorchFunctionMode):
+    """Numbers torch calls; the same sequence of calls has the same signature."""
+
+    def __init__(self) -> None:
+        """Start before the first call."""
+        super().__init__()
+        self.count, self.signature = 0, 0
+
+    def opens(self, func: Callable[..., Any]) -> bool:
+        """Say whether a function is written in Python and hides maps, so that its calls should be seen."""
+        return func is functional.multi_head_attention_forward
+
+    def run_opened(self, func: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        """Run such a function under the mode."""
+        asked = functional.has_torch_function
+        functional.has_torch_function = lambda *_: False
+        try:
+            with self:
+                return func(*args, **kwargs)
+        finally:
+            functional.has_torch_function = asked
+
+    @contextmanager
+    def seeing_custom(self) -> Iterator[None]:
+        """Let the mode see the autograd functions that users write, which are no torch calls."""
+        original = torch.autograd.Function.__dict__["apply"]
+
+        def apply(cls: type, *args: Any, **kwargs: Any) -> Any:
+            def call(*args: Any, **kwargs: Any) -> Any:
+                return original.__get__(None, cls)(*args, **kwargs)
+
+            call.__name__ = f"{cls.__name__}{_CUSTOM}"
+            with torch._C.DisableTorchFunction():
+                return self.__torch_function__(call, (), args, kwargs)
+
+        torch.autograd.Function.apply = classmethod(apply)  # pyright: ignore[reportAttributeAccessIssue]
+        try:
+            yield
+        finally:
+            torch.autograd.Function.apply = original
+
+    def number(self, func: Callable[..., Any]) -> int:
+        """Give the next call its number."""
+        index = self.count
+        self.count = index + 1
+        self.signature = hash((self.signature, func.__name__))
+        return index
+
+
+def record(
+    model: nn.Module,
+    run: Callable[[], Any],
+    inputs: Sequence[Tensor],
+    finish: Callable[[Any], Any] | None = None,
+    labels: Sequence[Tensor] = (),
+) -> Tape:
+    """Record the torch calls of a forward pass.
+
+    Args:
+        model: whose parameters are trained, and whose modules are named.
+        run: runs it on the inputs.
+        inputs: the tensors that stand for data.
+        finish: computes the loss from what `run` returned.
+        labels: the tensors that stand for labels.
+
+    Returns:
+        The tape.
+    """
+    recorder = Recorder(model, inputs, labels)
+    eager = torch.compiler.set_stance("force_eager")
+    with torch.enable_grad(), recorder.following_modules(), recorder.seeing_custom(), eager, recorder:
+        output = run()
+        tape = recorder.tape
+        tape.total, tape.signature = recorder.count, recorder.signature
+        tape.output = recorder.value(output) if isinstance(output, Tensor) else None
+        result = output if finish is None else finish(output)
+    tape.results = [value for t in tensors_in(result) if (value := recorder.value(t)).trained]
+    tape.whole = recorder.count, recorder.signature
+    return tape
+
+
+class Recorder(CountedMode):
+    """Sees every torch call.
+
+    Args:
+        model: whose parameters are trained, and whose modules are named.
+        inputs: the tensors that stand for data.
+        labels: the tensors that stand for labels.
+    """
+
+    def __init__(self, model: nn.Module, inputs: Sequence[Tensor], labels: Sequence[Tensor]) -> None:
+        """Start an empty tape."""
+        super().__init__()
+        self.tape = Tape()
+        self._modules = {id(module): name for name, module in model.named_modules()}
+        self._parameters = {id(p): name for name, p in model.named_parameters()}
+        self._weights = {memory(p): name for name, p in model.named_parameters()}
+        self._path = [""]
+        self._values: dict[int, Value] = {}
+        self._old: set[int] = set()  # tensors written in place that go by another name since
+        self._sharing: dict[int, list[Tensor]] = {}  # tensors by memory; also keeps them, so that no id is used twice
+        for t in inputs:
+            self._add(t, Value(t.shape, data=True, trained=t.requires_grad))
+        for t in labels:
+            self._add(t, Value(t.shape, data=False, trained=False, labels=True))
+
+    def value(self, t: Tensor) -> Value:
+        """Find what a tensor is at this time."""
+        value = self._values.get(id(t))
+        if value is None:
+            if t.grad_fn is not None:
+                made = t.grad_fn.name()
+                self._refuse(f"a value made by {made} was not seen being computed; its gradients would be incomplete")
+            value = Value(t.shape, data=False, trained=t.requires_grad, parameter=self._parameters.get(id(t)))
+            self._add(t, value)
+        elif id(t) in self._old:
+            value.fixed = False
+        return value
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Run a call and write down what it did."""
+        kwargs = kwargs or {}
+        if self.opens(func):
+            return self.run_opened(func, args, kwargs)
+        index, name = self.number(func), func.__name__
+        given = list(tensors_in((args, kwargs)))
+        if name in _NOT_TENSORS or (name == "__get__" and func.__self__ is Tensor.grad):  # pyright: ignore
+            return func(*args, **kwargs)
+        call = Call(index, name, self._path[-1], [self.value(t) for t in given])
+        data = name not in _LIKE and any(v.data or (v.labels and name in LOOKUPS) for v in call.inputs)
+        versions, drawn = [t._version for t in given], _random_states() if data else []
+        if data and torch.is_grad_enabled():
+            out = self._run(call, func, args, kwargs, given)
+        else:
+            out = func(*args, **kwargs)
+        call.random = any(not torch.equal(a, b) for a, b in zip(drawn, _random_states(), strict=False))
+        written = [t for t, version in zip(given, versions, strict=True) if t._version != version]
+        return self._note(call, out, written, data)
+
+    def _run(self, call: Call, func: Callable[..., Any], args: Any, kwargs: Any, given: list[Tensor]) -> Any:
+        """Run a call that works on data, and see which parameters it keeps for its backward pass."""
+        sites = find_sites(call.name, args, kwargs, self._is_weight, self._key)
+        weights = {memory(at(site.weight, args, kwargs)): site for site in sites}
+        beside = {memory(t) for t, v in zip(given, call.inputs, strict=True) if v.trained and not v.data}
+        if call.name.endswith(_CUSTOM):
+            self.tape.custom = True
+            if beside:
+                self._refuse(
+                    f"{call.name.removesuffix(_CUSTOM)} is an autograd.Function that takes parameters, which its"
+                    " backward pass may read; let it take activations alone, and apply the parameters outside of it"
+                )
+        if not (weights or beside):
+            return func(*args, **kwargs)
+        if torch._C._autograd._top_saved_tensors_default_hooks(False) is not None:
+            self._refuse(
+                "gradient checkpointing, or another hook on saved tensors, is active; turn it off, such as by"
+                " model.gradient_checkpointing_disable()"
+            )
+        kept: set[int] = set()
+
+        def pack(t: Tensor) -> Tensor:
+            kept.add(memory(t))
+            return t
+
+        with saved_tensors_hooks(pack, lambda t: t), composite_kernels(sites):
+            out = func(*args, **kwargs)
+        through = any(v.data and v.trained for v in call.inputs)
+        recurrent = any(site.kind == "recurrent" for site in sites)  # these keep no weight of a state without gradient
+        call.sites = tuple(
+            replace(site, needed=through, copied=through and not recurrent and key not in kept)
+            for key, site in weights.items()
+        )
+        call.gains = through and bool(kept & (beside - weights.keys()))
+        if through and recurrent and not kept & weights.keys():
+            self._refuse(f"{call.name} keeps copies of its weights that no mirror can stand in for")
+        return out
+
+    def _is_weight(self, t: Tensor) -> bool:
+        value = self.value(t)
+        return not value.data and (value.trained or memory(t) in self._weights)
+
+    def _key(self, t: Tensor) -> str:
+        """Name a weight: a parameter by its own name, one computed from parameters by the module that uses it."""
+        return self._weights.get(memory(t)) or f"{self._path[-1]}.effective {'×'.join(map(str, t.shape))}"
+
+    def _note(self, call: Call, out: Any, written: list[Tensor], data: bool) -> Any:
+        labels = any(v.labels for v in call.inputs) and call.name not in LOOKUPS
+        for number, t in enumerate(tensors_in(out)):
+            if id(t) not in self._values:
+                value = Value(t.shape, data, t.requires_grad, call.index, number, labels)
+                self._add(t, value)
+                call.outputs.append(value)
+        for t in written:
+            out = self._write(call, t, out, data, labels)
+        if call.outputs:
+            self.tape.calls.append(call)
+        return out
+
+    def _write(self, call: Call, t: Tensor, out: Any, data: bool, labels: bool) -> Any:
+        """Note that a call wrote into the memory of a tensor: all that share it have another value now."""
+        if self.value(t).parameter:
+            return out
+        value = Value(t.shape, data or self.value(t).data, t.requires_grad, call.index, 0, labels)
+        for other in self._sharing[memory(t)]:
+            before = self._values[id(other)]
+            if before.made != call.index:
+                before.fixed = False
+                call.inputs.append(before)
+                value.data, value.trained = value.data or before.data, value.trained or before.trained
+            self._values[id(other)] = value
+        call.outputs.append(value)
+        if out is not t or not t.requires_grad:  # the caller goes on with the old name
+            value.fixed = False
+            return out
+        with torch._C.DisableTorchFunction():
+            out = t.view_as(t)  # whoever goes on with the old name is seen by that
+        self._old.update(map(id, self._sharing[memory(t)]))
+        self._add(out, value)
+        return out
+
+    def _add(self, t: Tensor, value: Value) -> None:
+        self._values[id(t)] = value
+        self._sharing.setdefault(memory(t), []).append(t)
+
+    def _refuse(self, problem: str) -> None:
+        self.tape.problems.append(f"{self._path[-1] or 'the model'}: {problem}")
+
+    @contextmanager
+    def following_modules(self) -> Iterator[None]:
+        """Follow which module is running."""
+
+        def enter(module: nn.Module, args: Any) -> None:
+            self._path.append(self._modules.get(id(module), self._path[-1]))
+
+        def leave(module: nn.Module, args: Any, output: Any) -> None:
+            self.tape.ends.setdefault(self._path.pop(), []).append(self.count - 1)
+
+        handles = [
+            module_hooks.register_module_forward_pre_hook(enter),
+            module_hooks.register_module_forward_hook(leave, always_call=True),
+        ]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+
+def _random_states() -> list[Tensor]:
+    states = [torch.get_rng_state()]
+    return states + (torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else [])
