@@ -14,11 +14,24 @@ from targetprop.checks import (
     check_optimizer,
     check_sweeps,
 )
-from targetprop.decoders import OptimizerFactory
+from targetprop.decoders import MirrorBank, OptimizerFactory
 from targetprop.derivatives import check_derivatives
 from targetprop.engine_state import collect_state, gather_layers, restore_state
 from targetprop.finite import RunningStatistics
-from targetprop.layers import Model, Record, build_chain, check_whereabouts, evaluating, run_forward, whereabouts
+from targetprop.inversion import Difference, Direct
+from targetprop.layers import (
+    Chain,
+    Model,
+    Network,
+    Record,
+    build_chain,
+    check_whereabouts,
+    evaluating,
+    explained,
+    run_forward,
+    whereabouts,
+)
+from targetprop.layers.sites import tensors_in
 from targetprop.methods import Method
 from targetprop.methods import method as find_method
 from targetprop.output_target import Loss
@@ -27,6 +40,7 @@ from targetprop.step import Parts, learn, take_step
 from targetprop.step_report import StepReport, settle
 
 OnDivergence = Literal["raise", "skip"]
+_NOTHING = object()
 _STREAMS = 0x9E3779B1  # seeds of the layers' generators lie so far apart
 
 
@@ -106,19 +120,22 @@ class TargetPropagation:
         self.method = find_method(method) if isinstance(method, str) else method
         _check(loss, self.method, decoders, seed, on_divergence, example_input)
         self.model, self.loss, self.on_divergence = model, loss, on_divergence
-        self.chain = build_chain(model, self.method.cut)
-        check_sweeps(self.method, len(self.chain))
+        mirrors = self.method.decoder.mirrors
+        self.chain = Network(model, self.method.cut, loss) if mirrors else build_chain(model, self.method.cut)
         self._whereabouts = whereabouts(self.chain)
-        check_whereabouts(example_input, self._whereabouts, self._whereabouts)
-        self.peers = connect(process_group, placement, self.method, example_input.device)
+        first = next(tensors_in(example_input))
+        check_whereabouts(first, self._whereabouts, self._whereabouts)
+        self.peers = connect(process_group, placement, self.method, first.device)
         self.peers.check_modules(self.chain.modules())
         seed = self.peers.first(torch.initial_seed() if seed is None else seed)
         with evaluating(self.chain):
             example = self._example(example_input)
-            with torch.random.fork_rng(devices=[] if example_input.device.type == "cpu" else None):
+            check_sweeps(self.method, len(self.chain))
+            with torch.random.fork_rng(devices=[] if first.device.type == "cpu" else None):
                 torch.manual_seed(seed % 2**63)
                 self.bank = self.method.decoder.build(self.chain, example, decoders or {})
-            check_derivatives(self.chain, example, self.bank, self.method.inversion.needs_decoder)
+            if isinstance(self.chain, Chain):
+                check_derivatives(self.chain, example, self.bank, self.method.inversion.needs_decoder)
         trainable = [p for p in self.bank.parameters() if p.requires_grad]
         make = decoder_optimizer or self.method.decoder.make_optimizer
         self.decoder_optimizer = make(trainable) if trainable else None
@@ -126,13 +143,14 @@ class TargetPropagation:
             check_optimizer(self.decoder_optimizer)
         self.peers.settle(self.chain, example, self.bank, self.decoder_optimizer)
         generators = {
-            name: torch.Generator(device=example_input.device).manual_seed((seed + index * _STREAMS) % 2**63)
-            for index, name in enumerate(self.chain.names[1:], start=1)
+            name: torch.Generator(device=first.device).manual_seed((seed + index * _STREAMS) % 2**63)
+            for index, name in enumerate(self.bank.names, start=1)
         }
-        update_state = self.method.update.build(self.chain)
+        update_state = self.method.update.build(self.chain, example)
         self._parts = Parts(
-            self.method, self.chain, loss, self.bank, self.decoder_optimizer, generators, update_state, self.peers
-        )
+            self.method, self.chain, self._forward, loss, self.bank, self.decoder_optimizer, generators, update_state,
+            self.peers,
+        )  # fmt: skip
         self.peers.start_alike(self._named_tensors())
 
     def backward(self, x: Tensor, y: Any, *, measure: bool = False) -> StepReport:
@@ -174,8 +192,7 @@ class TargetPropagation:
             FloatingPointError: an activation or a decoder's loss is not finite; no decoder was changed then.
         """
         self._check_batch(x)
-        with torch.no_grad():
-            record = run_forward(self.chain, x, self.peers)
+        record = self._forward(x)
         loss, problem = learn(self._parts, record, record.looks(x))
         if problem:
             raise FloatingPointError(problem)
@@ -218,21 +235,40 @@ class TargetPropagation:
         ]
         return "\n".join([str(self.method), *rows])
 
-    def _check_batch(self, x: Tensor, y: Any = None) -> None:
-        check_batch(x, may_be_empty=True)
-        check_whereabouts(x, whereabouts(self.chain), self._whereabouts)
+    def _check_batch(self, x: Any, y: Any = None) -> None:
+        for tensor in tensors_in(x) if isinstance(self.chain, Network) else (x,):
+            check_batch(tensor, may_be_empty=True)
+            check_whereabouts(tensor, whereabouts(self.chain), self._whereabouts)
         self.peers.check_modules(self.chain.modules())
         self.peers.check_same(x, y)
 
-    def _example(self, x: Tensor) -> Record:
-        with torch.no_grad():
-            return run_forward(self.chain, x[:2], keep_inner=True, what=f"example_input of shape {tuple(x.shape)}")
+    def _forward(self, x: Any, y: Any = _NOTHING, *, measure: bool = False) -> Record:
+        """Run the model into a record of its layers, with labels if there are any."""
+        labelled = y is not _NOTHING
+        if isinstance(self.chain, Chain):
+            with torch.set_grad_enabled(labelled):
+                return run_forward(self.chain, x, self.peers, keep_inner=labelled and self.method.update.needs_inner)
+        method = self.method
+        repeats = measure or not isinstance(method.inversion, Difference | Direct)
+        assert isinstance(self.bank, MirrorBank)
+        with explained(next(tensors_in(x)), whereabouts(self.chain)):
+            return self.chain.run(
+                x, y if labelled else None, self.bank.mirror, self.peers, repeats=repeats, labelled=labelled
+            )
+
+    def _example(self, x: Any) -> Record:
+        shape = tuple(next(tensors_in(x)).shape)
+        what = f"example_input of shape {shape}"
+        if isinstance(self.chain, Chain):
+            with torch.no_grad():
+                return run_forward(self.chain, x[:2], keep_inner=True, what=what)
+        with explained(next(tensors_in(x)), whereabouts(self.chain), what):
+            return self.chain.example(x)
 
     def _named_tensors(self) -> dict[str, Tensor]:
-        modules = (*(module for layer in self.chain.layers for module in layer.modules), self.bank)
         named: dict[str, Tensor] = {}
-        for index, module in enumerate(modules):
-            named |= {f"{index}.{name}": t for name, t in (*module.named_parameters(), *module.named_buffers())}
+        for index, module in enumerate((*self.chain.modules(), self.bank)):
+            named |= {f"{index}.{name}": t for name, t in (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False))}
         return named
 
 
@@ -240,4 +276,5 @@ def _check(loss: Any, method: Any, decoders: Any, seed: Any, on_divergence: Any,
     if on_divergence not in get_args(OnDivergence):
         raise ValueError(f"on_divergence must be 'raise' or 'skip'; got {on_divergence!r}")
     check_arguments(loss, method, decoders, seed)
-    check_batch(example_input, "example_input")
+    for tensor in tensors_in(example_input) if method.decoder.mirrors else (example_input,):
+        check_batch(tensor, "example_input")

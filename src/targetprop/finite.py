@@ -71,6 +71,7 @@ def _turn(look: Look) -> int:
 
 
 def _norm(values: Tensor) -> Tensor:
+    values = values if values.layout == torch.strided else values.coalesce().values()
     dtype = torch.promote_types(values.dtype, torch.float32)
     return torch.linalg.vector_norm(values, dtype=dtype) if values.dim() else values.to(dtype)
 

@@ -11,6 +11,7 @@ gradient descent. Scaled by the squared influence ``‖Δ_L‖²/‖Δ_l‖²``,
 """
 
 from dataclasses import dataclass
+from math import gcd
 
 import torch
 from torch import Tensor
@@ -30,9 +31,11 @@ def normalise(delta: Tensor, delta_out: Tensor, limit: float = float("inf")) -> 
     Returns:
         The scaled change, shape of ``delta``; a zero change stays zero.
     """
-    size, size_out = sample_norm(delta), sample_norm(delta_out)
+    n = gcd(len(delta), len(delta_out))  # a layer may fold positions into samples
+    flat = delta.reshape(n, -1)
+    size, size_out = sample_norm(flat), sample_norm(delta_out.reshape(n, -1))
     influence = torch.where(size > 0, size_out / size, torch.zeros_like(size))
-    return delta * per_sample(influence * influence.clamp(max=limit), delta)
+    return (flat * per_sample(influence * influence.clamp(max=limit), flat)).reshape(delta.shape)
 
 
 @dataclass(frozen=True)

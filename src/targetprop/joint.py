@@ -5,14 +5,14 @@ The layers of a sweep do not wait for each other, and after ``L − 1`` sweeps t
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from targetprop.decoders import Bank
 from targetprop.inversion import Evaluation, InputSpace, Outcome, Problem, iterate
-from targetprop.layers import Record
+from targetprop.layers import Pulled, Record
 from targetprop.peers import Peers
 
 
@@ -25,11 +25,13 @@ class Targets:
         outcomes: how the inversion ended that gave each ``Δ_l``, by name of the layer that was inverted; joint sweeps
             have one, named ``"all"``.
         from_output: whether every inversion began at the output, not at the layer above.
+        pulled: what came out of the backward pass of a layer with the target below it, by layer name.
     """
 
     deltas: list[Tensor]
     outcomes: dict[str, Outcome]
     from_output: bool = False
+    pulled: dict[str, Pulled] = field(default_factory=dict)
 
 
 def joint(record: Record, bank: Bank, delta: Tensor, inversion: InputSpace, peers: Peers, *, measure: bool) -> Targets:

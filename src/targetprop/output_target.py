@@ -13,8 +13,8 @@ tensor([[-0.5000, -1.0000]])
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import torch
@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from targetprop.batch import Batch
 from targetprop.finite import BAD_LOSS, Look
+from targetprop.layers import LossGradient
 from targetprop.settings import check_ranges, check_types
 
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -36,15 +37,17 @@ class OutputChange:
         delta: ``Δ_L``, shape of the output.
         scale: what the update divides by, so that the output layer's gradient is back-propagation's: ``β n``, or ``β``
             with ``reduction="sum"``.
+        beside: gradients of parameters that the loss reaches by another way than the layers.
     """
 
     loss: Tensor
     delta: Tensor
     scale: float
+    beside: Mapping[Tensor, Tensor] = field(default_factory=dict)
 
     def looks(self) -> tuple[Look, ...]:
         """Say what of it must be finite."""
-        return (Look(BAD_LOSS, (self.loss, self.delta)),)
+        return (Look(BAD_LOSS, (self.loss, self.delta, *self.beside.values())),)
 
 
 @dataclass(frozen=True)
@@ -68,7 +71,11 @@ class OutputTarget(ABC):
         if not self.beta > 0:
             raise ValueError(f"beta must be > 0; got {self.beta}")
 
-    def __call__(self, output: Tensor, y: Any, loss: Loss, batch: Batch | None = None) -> OutputChange:
+    needs_output: ClassVar[bool] = False  # whether it has to know how the loss depends on the output
+
+    def __call__(
+        self, output: Tensor, y: Any, loss: Loss, batch: Batch | None = None, found: LossGradient | None = None
+    ) -> OutputChange:
         """Evaluate the loss and the change of the output.
 
         Args:
@@ -76,14 +83,25 @@ class OutputTarget(ABC):
             y: whatever the loss compares it with.
             loss: the user's loss.
             batch: which samples of the step these are; all of them if None.
+            found: the loss and its gradients, where it is more than a function of ``output``.
 
         Returns:
             Loss and ``Δ_L``.
+
+        Raises:
+            ValueError: the target needs a loss that is a function of the output alone.
         """
         batch = Batch(len(output)) if batch is None else batch
-        value, gradient = batch.loss(*loss_gradient(output, y, loss), output, y, loss)
+        if found is not None and self.needs_output:
+            raise ValueError(
+                f"output target {self.name!r} needs a model that returns one tensor and a loss of that tensor alone;"
+                " choose the output target 'gradient'"
+            )
+        found = LossGradient(*loss_gradient(output, y, loss), {}) if found is None else found
+        value, gradient = batch.loss(found.value, found.output, output, y, loss)
         n = 1 if getattr(loss, "reduction", "mean") == "sum" else batch.total
-        return OutputChange(value, self.beta * self.direction(output, y, loss, n * gradient), self.beta * n)
+        delta = self.beta * self.direction(output, y, loss, n * gradient)
+        return OutputChange(value, delta, self.beta * n, found.beside)
 
     @abstractmethod
     def direction(self, output: Tensor, y: Tensor, loss: Loss, gradient: Tensor) -> Tensor:
@@ -161,6 +179,7 @@ class GaussNewtonStep(OutputTarget):
 
     damping: float = 0.1
     name: ClassVar[str] = "gauss-newton"
+    needs_output: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         """Check the settings; a wrong one raises `ValueError`."""
@@ -213,6 +232,7 @@ class LabelTarget(OutputTarget):
 
     beta: float = 1.0
     name: ClassVar[str] = "label"
+    needs_output: ClassVar[bool] = True
 
     def direction(self, output: Tensor, y: Tensor, loss: Loss, gradient: Tensor) -> Tensor:
         """Compare with the label; see `OutputTarget.direction`."""

@@ -1,6 +1,6 @@
 """One step, from a batch to ``.grad``: stages return what they found, and only what passes a stop changes anything."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from targetprop.decoders import Bank
 from targetprop.finite import BAD_TARGET, Look, not_finite
-from targetprop.layers import Chain, Record, run_forward
+from targetprop.layers import Chain, Network, Record
 from targetprop.methods import Method
 from targetprop.output_target import Loss
 from targetprop.peers import Peers
@@ -25,16 +25,18 @@ class Parts:
     Attributes:
         method: the recipe.
         chain: the layers.
+        forward: runs the model on inputs, with labels if there are any, into a record of its layers.
         loss: the user's loss.
         bank: the decoders.
         decoder_optimizer: over their parameters; None if there are none to be trained by one.
-        generators: source of the noise of each layer, by name.
+        generators: source of the noise of each decoder, by name.
         update_state: what the update remembers.
         peers: the processes that take the step together.
     """
 
     method: Method
-    chain: Chain
+    chain: Chain | Network
+    forward: Callable[..., Record]
     loss: Loss
     bank: Bank
     decoder_optimizer: torch.optim.Optimizer | None
@@ -43,12 +45,12 @@ class Parts:
     peers: Peers
 
 
-def take_step(parts: Parts, x: Tensor, y: Any, *, measure: bool) -> StepReport:
+def take_step(parts: Parts, x: Any, y: Any, *, measure: bool) -> StepReport:
     """Take a step if all its numbers are finite; otherwise change nothing and say why.
 
     Args:
         parts: what the step works with.
-        x: input, shape ``(n, …)``.
+        x: input, shape ``(n, …)``, or several of them.
         y: what the loss compares the output with.
         measure: fill in the norms and the residuals of every inversion, also where the step does not need them.
 
@@ -56,26 +58,31 @@ def take_step(parts: Parts, x: Tensor, y: Any, *, measure: bool) -> StepReport:
         The report.
     """
     method, peers = parts.method, parts.peers
-    record = run_forward(parts.chain, x, peers, keep_inner=method.update.needs_inner)
-    change = method.output_target(record.output, y, parts.loss, record.batch)
+    record = parts.forward(x, y, measure=measure)
+    found = None if record.loss is None else record.loss(y)
+    change = method.output_target(record.output, y, parts.loss, record.batch, found)
     decoder_loss, problem = learn(parts, record, [*record.looks(x), *change.looks()])
     report = StepReport(change.loss, record.output, skipped=problem)
     if problem:
         return report
     with torch.no_grad():
         targets = propagate(
-            record, parts.bank, change.delta, method.inversion, method.propagation, peers, measure=measure
-        )
+            record, parts.bank, change.delta, method.inversion, method.propagation, peers, measure=measure,
+            on_the_way=method.update.on_the_way and not method.influence.normalise,
+        )  # fmt: skip
         deltas = method.influence(targets.deltas, change.delta)
         taken = report_changes(report, record, decoder_loss, targets, deltas, change.delta, measure=measure)
         taken = peers.whole_report(taken, record.batch, measure=measure)
-    seen, layers, batch, scale = look_at_targets(record, deltas), from_top(record, deltas), record.batch, change.scale
+    seen, layers = look_at_targets(record, deltas), from_top(record, deltas, targets.pulled)
+    batch, scale, beside, derived = record.batch, change.scale, change.beside, record.derived
     del record, change, targets, deltas  # what a layer has used is freed before the next one's gradient is made
     if method.update.remembers and (problem := not_finite(seen, peers)):
         return replace(report, skipped=problem)
     gradients = method.update.gradients(layers, batch, scale, parts.update_state)
+    gradients.note("loss", list(beside), list(beside.values()))
+    gradients.settle(derived)
     peers.sum_gradients(list(gradients.values.values()))
-    if problem := not_finite([*seen, *gradients.looks(parts.chain.layers)], peers):
+    if problem := not_finite([*seen, *gradients.looks()], peers):
         return replace(report, skipped=problem)
     gradients.add_to_grad()
     return taken

@@ -6,14 +6,15 @@ r"""From the output's target to every layer's: ``ĥ_L → ĥ_{L-1} → … → �
 """
 
 from functools import reduce
+from math import gcd
 from typing import Literal
 
 from torch import Tensor
 
-from targetprop.decoders import Bank
-from targetprop.inversion import InputSpace, Inversion, Map, Outcome, Problem, solve
+from targetprop.decoders import Bank, Inverse, MirrorBank
+from targetprop.inversion import Difference, InputSpace, Inversion, Map, Outcome, Problem, solve
 from targetprop.joint import Targets, joint
-from targetprop.layers import Record
+from targetprop.layers import LayerRecord, Pulled, Record
 from targetprop.peers import Peers
 
 Propagation = Literal["layerwise", "joint", "composite", "backprop"]
@@ -28,6 +29,7 @@ def propagate(
     peers: Peers | None = None,
     *,
     measure: bool = False,
+    on_the_way: bool = False,
 ) -> Targets:
     """Carry the output's change down to every layer.
 
@@ -39,6 +41,7 @@ def propagate(
         propagation: "layerwise", "joint" or "composite".
         peers: the processes that work on other layers; this one alone if None.
         measure: measure residuals that the rule does not need itself.
+        on_the_way: make the gradients of the parameters with the targets, where one backward pass gives both.
 
     Returns:
         The changes and the outcomes.
@@ -51,22 +54,47 @@ def propagate(
         return joint(record, bank, delta, inversion, peers, measure=measure)
     if propagation == "composite":
         return _composite(record, bank, delta, inversion, measure=measure)
-    return _layerwise(record, bank, delta, inversion, peers, measure=measure)
+    once = on_the_way and not measure and isinstance(inversion, Difference)
+    return _layerwise(record, bank, delta, inversion, peers, measure=measure, once=once)
 
 
 def _layerwise(
-    record: Record, bank: Bank, delta: Tensor, inversion: Inversion, peers: Peers, *, measure: bool
+    record: Record, bank: Bank, delta: Tensor, inversion: Inversion, peers: Peers, *, measure: bool, once: bool
 ) -> Targets:
     deltas: list[Tensor] = [peers.receive_change(delta)]
     outcomes: dict[str, Outcome] = {}
+    pulled: dict[str, Pulled] = {}
     for layer in reversed(record.inverted):
-        g = bank.inverse(layer) if inversion.needs_decoder else _no_decoder
-        solution = solve(Problem(layer.f, g, deltas[-1], layer.x, layer.h), inversion, measure=measure)
-        deltas.append(solution.delta)
+        if once and isinstance(bank, MirrorBank):
+            g = bank.inverse_once(layer, pulled)
+        else:
+            g = bank.inverse(layer) if inversion.needs_decoder else _no_decoder
+        solution = solve(_by_sample(layer, g, deltas[-1]), inversion, measure=measure)
+        deltas.append(solution.delta.reshape(layer.x.shape))
         outcomes[layer.name] = solution.outcome
     if not record.from_first:
         peers.send_change(deltas.pop())
-    return Targets(deltas[::-1], outcomes)
+    return Targets(deltas[::-1], outcomes, pulled=pulled)
+
+
+def _by_sample(layer: LayerRecord, g: Map, change: Tensor) -> Problem:
+    """Pose a layer's inversion with as many samples at its input as at its output, of which each may have several."""
+    x, h = layer.x, layer.h
+    n = gcd(len(x), len(h))
+    if n == len(x) == len(h) and min(x.dim(), h.dim()) > 1:
+        return Problem(layer.f, g, change, x, h)
+
+    def forward(values: Tensor) -> Tensor:
+        return layer.f(values.reshape(x.shape)).reshape(n, -1)
+
+    def decode(y: Tensor) -> Tensor:
+        return g(y.reshape(h.shape)).reshape(n, -1)
+
+    def difference(y: Tensor, moved: Tensor) -> Tensor:
+        found = g.difference(y.reshape(h.shape), moved.reshape(h.shape)) if isinstance(g, Inverse) else None
+        return (g((y + moved).reshape(h.shape)) - g(y.reshape(h.shape)) if found is None else found).reshape(n, -1)
+
+    return Problem(forward, Inverse(decode, difference), change.reshape(n, -1), x.reshape(n, -1), h.reshape(n, -1))
 
 
 def _composite(record: Record, bank: Bank, delta: Tensor, inversion: Inversion, *, measure: bool) -> Targets:

@@ -47,7 +47,7 @@ class Altered(Objective):
 class _AlteredBank(Bank):
     def __init__(self, bank: Bank, alter: Alter) -> None:
         super().__init__()
-        self.bank, self.alter = bank, alter
+        self.bank, self.alter, self.names = bank, alter, bank.names
 
     def inverse(self, layer: LayerRecord) -> Inverse:
         return self.alter(self.bank.inverse(layer))

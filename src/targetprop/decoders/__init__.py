@@ -10,7 +10,9 @@ from targetprop.decoders.global_reconstruction import DirectFeedback, GlobalReco
 from targetprop.decoders.layer import Inverse, LayerDecoder
 from targetprop.decoders.linearised import LinearisedDecoder
 from targetprop.decoders.mirror import WeightMirror
+from targetprop.decoders.mirror_bank import MirrorBank
 from targetprop.decoders.objective import Learned, Objective, OptimizerFactory
+from targetprop.decoders.probes import unfold
 from targetprop.decoders.pullback import pulled_back, register_pullback
 from targetprop.decoders.registry import ModuleDecoder, Style, find_builder, register_decoder
 from targetprop.decoders.residual import IdentityDecoder
@@ -44,6 +46,7 @@ __all__ = [
     "LayerDecoder",
     "Learned",
     "LinearisedDecoder",
+    "MirrorBank",
     "ModuleDecoder",
     "NoDecoder",
     "Objective",
@@ -56,4 +59,5 @@ __all__ = [
     "pulled_back",
     "register_decoder",
     "register_pullback",
+    "unfold",
 ]

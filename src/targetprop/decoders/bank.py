@@ -20,7 +20,13 @@ Bindable = LayerDecoder | LinearisedDecoder
 
 
 class Bank(nn.Module):
-    """The decoders of a chain; `composite` serves every bank, `inverse` those that go layer by layer."""
+    """The decoders of a chain; `composite` serves every bank, `inverse` those that go layer by layer.
+
+    Attributes:
+        names: what each decoder is called; the noise that trains it has a source of its own by that name.
+    """
+
+    names: list[str]
 
     @abstractmethod
     def inverse(self, layer: LayerRecord) -> Inverse:
@@ -73,7 +79,7 @@ class LayerBank(Bank):
         self.register_buffer("warm", torch.zeros((), dtype=torch.bool, device="cpu"))
         self.layers = nn.ModuleDict({_key(name): decoder for name, decoder in decoders.items()})
         self.moments = nn.ModuleDict()
-        self.names = names
+        self.names = names[1:]
         self.mirrored: set[str] = set()  # layers whose decoders learn, but by no optimiser
 
     def decoder(self, name: str) -> Bindable:
@@ -142,7 +148,7 @@ class LayerBank(Bank):
     def kinds(self) -> dict[str, str]:
         """Say in a word how each layer is inverted; see `Bank.kinds`."""
         found = {}
-        for name in self.names[1:] if len(self.layers) else []:
+        for name in self.names if len(self.layers) else []:
             decoder = self.decoder(name)
             if isinstance(decoder, LinearisedDecoder):
                 found[name] = f"linearised, w={decoder.w:g}, damping={decoder.damping:g}"

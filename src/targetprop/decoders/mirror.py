@@ -1,58 +1,152 @@
-r"""Weight mirrors: the transpose of every linear map, learned from its own answers to probes, map by map.
+r"""Weight mirrors: a copy of every weight for the way back, learned from its map's own answers to probes.
 
-A map ``f(a) = W a + b`` answers a probe ``ε`` with ``f(ε) − f(0) = W ε``. The decoder's ``V`` is to become ``Wᵀ``; it
-sees probes and answers, never ``W``. With the probes as rows of ``E`` and the answers as rows of ``Z``:
+A map ``f(a) = W a + b`` answers a probe ``ε`` with ``f(ε) − f(0) = W ε``. A mirror ``V`` that has become ``W`` gives
+the layer's transpose; it sees probes and answers, never ``W``. With the probes as rows of ``E`` and the answers as rows
+of ``Z``,
 
-    linear map     ``V ← V + Eᵀ (E Eᵀ + μ I)⁻¹ (Z − E V)``, the nearest ``V`` that explains the answers
-    convolution    a gradient step on ``‖Z − Vᵀ E‖²``, as long as an exact line search makes it
+    ``V ← V + Eᵀ (E Eᵀ + μ I)⁻¹ (Z − E V)``, the nearest ``V`` that explains the answers
+
+where ``V`` is written as what multiplies rows from the right. A convolution is probed by patches of the size of its
+kernel. Products of another form that are linear in ``W`` take a gradient step on ``‖Z − f_V(E)‖²``, as long as an exact
+line search makes it.
 
 The squared error of ``V`` shrinks by ``1 − n/d`` a step, ``n`` probes in ``d`` dimensions; there is no learning rate
 and no optimiser state. A part of the probes is white noise and the rest activities of the batch: local updates
-``ΔW = Σ δ aᵀ`` change ``W`` only along activities, so that is where a decoder falls behind.
+``ΔW = Σ δ aᵀ`` change ``W`` only along activities, so that is where a mirror falls behind.
 
-Since the transpose of a composition is the composition of transposes, this serves whole layers where everything
-between the learned maps is decoded by its own transpose (style "transpose").
+What has no weights pulls changes back by its own derivative, so with mirrors the backward pass of a layer, whatever is
+in it, is the layer's transpose.
 
 Source: weight mirrors, Akrout 2019, arXiv:1904.05391, which learn ``Wᵀ`` from noise by a Hebbian rule; the step is
 Kaczmarz' projection onto the equations of a block of probes.
 """
 
-import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.conv import _ConvNd  # pyright: ignore[reportPrivateUsage]
+from torch.utils._pytree import tree_map
 
 from targetprop.batch import Batch
-from targetprop.decoders.bank import Bank, LayerBank, build_layer_bank
-from targetprop.decoders.conv import ConvDecoder, ConvTransposeDecoder, LearnedMap
-from targetprop.decoders.difference_reconstruction import DifferenceReconstruction
-from targetprop.decoders.layer import LayerDecoder
-from targetprop.decoders.linear import LinearDecoder
-from targetprop.decoders.mirror_step import MirrorStep, mirror_conv, mirror_linear
+from targetprop.decoders.bank import Bank
+from targetprop.decoders.mirror_bank import MirrorBank
 from targetprop.decoders.objective import Generators, Objective
+from targetprop.decoders.probes import Probes, probe
 from targetprop.decoders.proposal import Proposal, Rehearsal, look_at_decoder
-from targetprop.decoders.registry import ModuleDecoder
-from targetprop.decoders.residual import CorrectedDecoder, PathDecoder
 from targetprop.finite import check_digits
-from targetprop.layers import Chain, LayerRecord, Record, ReplayState, Residual, leaves
-from targetprop.precision import at_least_float32, no_autocast
+from targetprop.layers import Chain, MapUse, Record
+from targetprop.layers.sites import same_view
+from targetprop.precision import no_autocast
 
-_COVERAGE = 2.0  # probes of a convolution per dimension of a patch, beyond which more tell little
+_DAMPING = 1e-3  # μ, with probes of unit length
+
+
+@dataclass(frozen=True, eq=False)
+class MirrorStep:
+    """A step of a mirror, worked out and not yet taken.
+
+    Attributes:
+        mirror: ``V`` as a matrix, shape ``(g, d, k)``, or as it is.
+        missed: ``‖Z − E V‖²`` before the step, a scalar.
+        asked: ``‖Z‖²``, a scalar.
+        factors: two matrices whose product is added to ``V``; or what is added, and how many times.
+    """
+
+    mirror: Tensor
+    missed: Tensor
+    asked: Tensor
+    factors: tuple[Tensor, Tensor]
+
+    @property
+    def share(self) -> Tensor:
+        """The share of the answers that ``V`` missed before the step, a scalar."""
+        return self.missed / self.asked.clamp_min(torch.finfo(self.asked.dtype).tiny)
+
+    def take(self) -> None:
+        """Change ``V`` in place."""
+        if self.factors[1].dim() == 0:
+            self.mirror.add_(self.factors[0] * self.factors[1])
+        elif len(self.mirror) == 1:
+            self.mirror[0].addmm_(self.factors[0][0], self.factors[1][0])
+        else:
+            self.mirror.baddbmm_(*self.factors)
+
+
+def project(probes: Probes) -> MirrorStep:
+    """Find the nearest matrix that explains the answers.
+
+    Args:
+        probes: the probes, the answers and the mirror.
+
+    Returns:
+        The step to it.
+
+    >>> w = torch.tensor([[1.0, 2.0, 3.0]]).T
+    >>> v, e = torch.zeros(1, 3, 1), torch.eye(3)[None, :2]
+    >>> step = project(Probes(e, e @ w, v))
+    >>> step.take()
+    >>> step.share, v.flatten().round(decimals=2)
+    (tensor(1.), tensor([1., 2., 0.]))
+    """
+    e, z = probes.e, probes.z
+    missed = z - e @ probes.mirror
+    sizes = missed.square().sum(), z.square().sum()
+    lengths = e.square().sum(2, keepdim=True).clamp_min(torch.finfo(e.dtype).tiny).rsqrt()
+    e, missed = e * lengths, missed * lengths
+    gram = e @ e.mT
+    gram.diagonal(dim1=1, dim2=2).add_(_DAMPING)
+    solved = torch.cholesky_solve(missed, torch.linalg.cholesky_ex(gram).L)
+    return MirrorStep(probes.mirror, *sizes, (e.mT, solved))
+
+
+def descend(use: MapUse, mirror: Tensor, generator: torch.Generator) -> MirrorStep:
+    """Go down the gradient of ``‖Z − f_V(E)‖²`` to the minimum along it, for any product that is linear in ``W``.
+
+    Args:
+        use: the use of the weight; half of its activations are replaced by noise.
+        mirror: ``V``, shape of the weight.
+        generator: source of randomness.
+
+    Returns:
+        The step to the minimum.
+    """
+    assert use.call is not None
+    func, args, kwargs = use.call
+    weight = use.weight
+    mirror = same_view(mirror, use.base, weight)
+
+    def noisy(t: Any) -> Any:
+        if not isinstance(t, Tensor) or not t.is_floating_point() or t is weight or isinstance(t, nn.Parameter):
+            return t
+        noise = torch.empty_like(t).normal_(generator=generator)
+        return torch.cat([t.detach()[: len(t) // 2], noise[len(t) // 2 :]])
+
+    args, kwargs = tree_map(noisy, args), tree_map(noisy, dict(kwargs))
+
+    def answer(v: Tensor) -> Tensor:
+        def put(t: Any) -> Any:
+            return v if t is weight else t
+
+        return func(*tree_map(put, args), **tree_map(put, kwargs))
+
+    z, offset = answer(weight.detach()), answer(torch.zeros_like(weight))
+    with torch.enable_grad():
+        v = mirror.detach().clone().requires_grad_()
+        missed = z - answer(v)
+        (descent,) = torch.autograd.grad(missed.square().sum() / -2, v)
+    missed, response = missed.detach().square().sum(), (answer(descent) - offset).square().sum()
+    length = descent.square().sum() / response.clamp_min(torch.finfo(response.dtype).tiny)
+    return MirrorStep(mirror, missed, (z - offset).square().sum(), (descent, length))
 
 
 @dataclass(frozen=True)
 class WeightMirror(Objective):
-    """Learn ``J_fᵀ`` by mirroring every linear map and convolution of a layer.
-
-    Layers whose decoder learns anything else (a user's own module) are trained by difference reconstruction with
-    ``(w, λ) = (0, 1)``, on noise too.
+    """Learn the transpose of every map by mirroring its weight.
 
     Attributes:
-        probes: probes of every map and step; a convolution takes as many images as its patches need, at most this.
+        probes: most probes of every map and step.
         activity: share of the probes that are activities of the batch, in [0, 1]; the others are white noise.
         updates: steps of every mirror per batch, ≥ 0.
         warmup: further steps on the first batch, for updates whose steps do not shrink with their targets; ``d/probes``
@@ -64,6 +158,7 @@ class WeightMirror(Objective):
     updates: int = 1
     warmup: int = 0
     name: ClassVar[str] = "mirror"
+    mirrors: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         """Check the settings."""
@@ -75,28 +170,35 @@ class WeightMirror(Objective):
             )
 
     def build(self, chain: Chain, example: Record, custom: Mapping[str, nn.Module]) -> Bank:
-        """Build decoders in style "transpose", and set those to zero that will be mirrors; see `Objective.build`."""
-        check_digits((p for layer in chain.layers for p in layer.parameters()), "a mirror")
-        bank = build_layer_bank(chain, example, "transpose", custom)
-        for layer in example.inverted:
-            maps = [part for part, _, _ in mirrored_maps(bank, layer)]
-            own = {id(p) for part in maps for p in part.parameters()}
-            if maps and all(id(p) in own for p in bank.decoder(layer.name).parameters()):
-                bank.mirrored.add(layer.name)
-                for parameter in bank.decoder(layer.name).parameters():
-                    nn.init.zeros_(parameter).requires_grad_(False)
-        return bank
+        """Make a mirror for every weight that a backward pass reads; see `Objective.build`."""
+        if custom:
+            raise ValueError(
+                f"decoders names layer {next(iter(custom))!r}, and mirrors need no decoders; choose a method that learns"
+                " decoders, such as 'dtp'"
+            )
+        uses = [use for use in example.uses() if use.site.needed]
+        check_digits((use.weight for use in uses), "a mirror")
+        return MirrorBank({use.site.key: use.base for use in uses})
 
     def propose(
         self, bank: Bank, record: Record, optimizer: torch.optim.Optimizer | None, generators: Generators
     ) -> Proposal:
-        """Work out a step of every mirror, and of the decoders that are none; see `Objective.propose`."""
-        assert isinstance(bank, LayerBank)
-        rest = _OTHERS.propose(bank, record, optimizer, generators) if self.updates else Proposal()
+        """Work out a step of every mirror; see `Objective.propose`."""
+        assert isinstance(bank, MirrorBank)
+        uses: dict[str, MapUse] = {}
+        for use in record.uses():
+            if use.site.needed:
+                uses.setdefault(use.site.key, use)
         count = self.updates + (0 if bool(bank.warm) else self.warmup)
+        if not count or not uses:
+            return Proposal()
+        mirrors = {key: bank.mirror(key, use.base) for key, use in uses.items()}
         with torch.no_grad(), no_autocast(record.output):
-            earlier = self._rehearse(bank, record, generators, count - 1)
-            steps = list(self._steps(bank, record, generators)) if count else []
+            earlier = Rehearsal(list(mirrors.values())) if count > 1 else None
+            for _ in range(count - 1):
+                for _, step in self._steps(uses, mirrors, generators, record.batch):
+                    step.take()
+            steps = list(self._steps(uses, mirrors, generators, record.batch))
             if earlier is not None:
                 earlier.take_back()
 
@@ -107,89 +209,17 @@ class WeightMirror(Objective):
             for _, step in steps:
                 step.take()
             bank.warm.fill_(True)
-            rest.apply()
 
-        looks = (look_at_decoder(name, "probe's answer", *step.numbers) for name, step in steps)
-        losses = [*(step.share for _, step in steps), *([] if rest.loss is None else [rest.loss])]
-        return Proposal(torch.stack(losses).sum() if losses else None, (*looks, *rest.looks), apply)
+        looks = tuple(look_at_decoder(key, "probe's answer", step.missed) for key, step in steps)
+        return Proposal(torch.stack([step.share for _, step in steps]).sum(), looks, apply)
 
-    def _rehearse(self, bank: LayerBank, record: Record, generators: Generators, count: int) -> Rehearsal | None:
-        """Take all steps but the last one."""
-        if count < 1:
-            return None
-        mirrors = [layer.name for layer in record.inverted if layer.name in bank.mirrored]
-        earlier = Rehearsal([p for name in mirrors for p in bank.decoder(name).parameters()])
-        for _ in range(count):
-            for _, step in list(self._steps(bank, record, generators)):
-                step.take()
-        return earlier
-
-    def _steps(self, bank: LayerBank, record: Record, generators: Generators) -> Iterator[tuple[str, MirrorStep]]:
-        """Work out a step of every mirror; convolutions take a second one, from where the first ends."""
-        for layer in record.inverted if bank.mirrored else ():
-            if layer.name not in bank.mirrored:
-                continue
-            for part, module, state in mirrored_maps(bank, layer):
-                draw, new = _linear_probes if isinstance(part, LinearDecoder) else _conv_probes, None
-                activity = state.per_sample[0]
-                for drawn in draw(module, activity, self.probes, self.activity, generators[layer.name], record.batch):
-                    probes = at_least_float32(drawn)
-                    answers = module(probes) - module(torch.zeros_like(probes[:1]))
-                    if isinstance(part, LinearDecoder):
-                        step = mirror_linear(part.map.weight, probes, answers)
-                    else:
-                        assert isinstance(part, LearnedMap)
-                        step = mirror_conv(part, probes, answers, new)
-                    new = step.new
-                    yield layer.name, step
-
-    def make_optimizer(self, parameters: list[nn.Parameter]) -> torch.optim.Optimizer | None:
-        """Make the optimiser of the decoders that are no mirrors; see `Objective.make_optimizer`."""
-        return _OTHERS.make_optimizer(parameters)
-
-
-_OTHERS = DifferenceReconstruction(w=0.0, damping=1.0, activation="transpose", share=0.5, penalty="matched")
-Map = tuple[ModuleDecoder, nn.Module, ReplayState]
-
-
-def mirrored_maps(bank: LayerBank, layer: LayerRecord) -> Iterator[Map]:
-    """List the learned maps of a layer's decoder beside the modules that they mirror."""
-    decoder = bank.decoder(layer.name)
-    if isinstance(decoder, LayerDecoder):
-        yield from _find(list(decoder.parts), layer.layer.modules, layer.states)
-
-
-def _find(parts: Sequence[nn.Module], modules: Sequence[nn.Module], states: Sequence[ReplayState]) -> Iterator[Map]:
-    for part, module, state in zip(parts, modules, states, strict=False):
-        if isinstance(part, CorrectedDecoder | PathDecoder):
-            assert isinstance(module, Residual)
-            paths = (part,) if isinstance(part, PathDecoder) else (part.shortcut, part.branch)
-            for path in (path for path in paths if isinstance(path, PathDecoder)):
-                inside = [leaf for _, leaf in leaves((module.shortcut, module.branch)[path.place])]
-                yield from _find(list(path.parts), inside, state.inner[path.place].inner)
-        elif isinstance(part, LinearDecoder | ConvDecoder | ConvTransposeDecoder):
-            yield part, module, state
-
-
-def _linear_probes(
-    module: nn.Module, a: Tensor, probes: int, activity: float, generator: torch.Generator, batch: Batch
-) -> Iterator[Tensor]:
-    """White noise and rows of the input drawn at random, in one block; more than its dimensions are of no use."""
-    width = a.shape[-1]
-    count = min(probes, width)
-    active = round(activity * count)
-    noise = torch.empty(count - active, width, dtype=a.dtype, device=a.device).normal_(generator=generator)
-    yield torch.cat([noise, batch.pick(a.reshape(len(a), a.shape[1:-1].numel(), width), active, generator)])
-
-
-def _conv_probes(
-    module: nn.Module, a: Tensor, probes: int, activity: float, generator: torch.Generator, batch: Batch
-) -> Iterator[Tensor]:
-    """Likewise, as many images as the patches of the convolution need."""
-    assert isinstance(module, _ConvNd)
-    patch = module.weight.numel() / module.out_channels
-    count = min(probes, max(1, math.ceil(_COVERAGE * patch * math.prod(module.stride) / math.prod(a.shape[2:]))))
-    if activity < 1:
-        yield torch.empty(count, *a.shape[1:], dtype=a.dtype, device=a.device).normal_(generator=generator)
-    if activity > 0:
-        yield batch.pick(a.unsqueeze(1), count, generator)
+    def _steps(
+        self, uses: Mapping[str, MapUse], mirrors: Mapping[str, Tensor], generators: Generators, batch: Batch
+    ) -> Iterator[tuple[str, MirrorStep]]:
+        """Work out a step of every mirror."""
+        for key, use in uses.items():
+            generator = generators[key]
+            if use.site.kind == "other":
+                yield key, descend(use, mirrors[key], generator)
+            else:
+                yield key, project(probe(use, mirrors[key], self.probes, self.activity, generator, batch))

@@ -61,6 +61,7 @@ class Objective(ABC):
 
     name: ClassVar[str]
     local: ClassVar[bool] = True  # whether a decoder learns from its own layer alone
+    mirrors: ClassVar[bool] = False  # whether layers are pulled back through mirrors of their weights
 
     def __post_init__(self) -> None:
         """Check the settings, by a ``ValueError``."""

@@ -95,7 +95,7 @@ def _weigh(gram: list[list[Tensor]], right: list[Tensor]) -> Tensor:
     # Directions that repeat others share their weight; a sample without any response stays where it is.
     floor = torch.where(largest > 0, _RIDGE * torch.finfo(matrix.dtype).eps * largest, torch.ones_like(largest))
     matrix = matrix + torch.diag_embed(floor.unsqueeze(1).expand(-1, len(right)))
-    return torch.linalg.solve_ex(matrix, torch.stack(right, dim=1).unsqueeze(2))[0].squeeze(2).T
+    return torch.linalg.solve_ex(matrix, torch.stack(right, dim=1).to(matrix.dtype).unsqueeze(2))[0].squeeze(2).T
 
 
 def _dot(a: Tensor, b: Tensor) -> Tensor:

@@ -3,7 +3,8 @@
 from targetprop.layers.accepts import check_whereabouts, explained, whereabouts
 from targetprop.layers.chain import Chain, Cut, Layer, Model, build_chain, leaves, visible
 from targetprop.layers.forward_pass import check_repeatable, evaluating, run_forward
-from targetprop.layers.record import LayerRecord, Record
+from targetprop.layers.network import Network, SegmentLayer
+from targetprop.layers.record import LayerRecord, LossGradient, MapUse, Pulled, Record, linear_index
 from targetprop.layers.replay import ReplayState, record_input, record_modules, register_replay, replay_modules
 from targetprop.layers.residual import Residual
 
@@ -12,9 +13,14 @@ __all__ = [
     "Cut",
     "Layer",
     "LayerRecord",
+    "LossGradient",
+    "MapUse",
     "Model",
+    "Network",
+    "Pulled",
     "Record",
     "ReplayState",
+    "SegmentLayer",
     "Residual",
     "build_chain",
     "check_repeatable",
@@ -22,6 +28,7 @@ __all__ = [
     "evaluating",
     "explained",
     "leaves",
+    "linear_index",
     "record_input",
     "record_modules",
     "register_replay",

@@ -7,13 +7,14 @@ import torch
 from torch import Tensor
 
 from targetprop.layers.chain import Chain
+from targetprop.layers.network import Network
 
 Whereabouts = tuple[torch.device, torch.dtype]
 
 
-def whereabouts(chain: Chain) -> Whereabouts:
+def whereabouts(chain: Chain | Network) -> Whereabouts:
     """Say where a model is and in which precision, by its first parameter."""
-    first = next(p for layer in chain.layers for module in layer.modules for p in module.parameters())
+    first = next(p for module in chain.modules() for p in module.parameters())
     return first.device, first.dtype
 
 

@@ -22,6 +22,7 @@ from torch.nn.modules.dropout import _DropoutNd  # pyright: ignore[reportPrivate
 
 from targetprop.layers.accepts import explained, whereabouts
 from targetprop.layers.chain import Chain, Layer, visible
+from targetprop.layers.network import Network
 from targetprop.layers.record import LayerRecord, Record
 from targetprop.layers.replay import has_replay, record_modules
 from targetprop.peers import Peers
@@ -74,7 +75,7 @@ def _run_layer(layer: Layer, h: Tensor, keep_inner: bool) -> LayerRecord:
 
 
 @contextmanager
-def evaluating(chain: Chain) -> Iterator[None]:
+def evaluating(chain: Chain | Network) -> Iterator[None]:
     """Set every module to eval mode for a while: what runs meanwhile changes no statistics.
 
     Args:
@@ -83,7 +84,7 @@ def evaluating(chain: Chain) -> Iterator[None]:
     Yields:
         Nothing.
     """
-    modes = [(m, m.training) for layer in chain.layers for top in layer.modules for m in top.modules()]
+    modes = [(module, module.training) for module in chain.modules()]
     try:
         for module, _ in modes:
             module.training = False

@@ -9,9 +9,11 @@
 [(0, None), (1, (0, 0)), (2, (1, 0))]
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
+from targetprop.layers.repeat import Repeated, repeated_calls
 from targetprop.layers.segments import Segment, cut
 from targetprop.layers.sites import Site
 from targetprop.layers.tape import Tape
@@ -43,6 +45,7 @@ class Plan:
     Attributes:
         segments: the layers, and the stretch from the last of them to the loss.
         actions: by index of the torch call.
+        repeated: the calls that lead through a layer above the first, by index.
         plain: whether the model's output is the last layer's, and the loss is a function of it alone.
         total: how many torch calls are to be made: the model's, or where it is not plain those of the loss as well.
         signature: a hash of their names.
@@ -52,6 +55,7 @@ class Plan:
 
     segments: tuple[Segment, ...]
     actions: dict[int, Action]
+    repeated: dict[int, Repeated]
     plain: bool
     total: int
     signature: int
@@ -64,7 +68,7 @@ class Plan:
         return self.segments[:-1]
 
 
-def make_plan(tape: Tape, style: str = "post-activation", ends: Sequence[int] | None = None) -> Plan:
+def make_plan(tape: Tape, style: str = "post-activation", ends: Mapping[str, int] | None = None) -> Plan:
     """Plan passes like a recorded one.
 
     Args:
@@ -90,4 +94,8 @@ def make_plan(tape: Tape, style: str = "post-activation", ends: Sequence[int] | 
             action = actions.get(segment.end.made, Action(number))
             actions[segment.end.made] = replace(action, cut=(number, segment.end.output))
     total, signature = (tape.total, tape.signature) if plain else tape.whole
-    return Plan(tuple(segments), actions, plain, total, signature, tape.custom, tuple(dict.fromkeys(tape.problems)))
+    repeated: dict[int, Repeated] = {}
+    for number, (below, segment) in enumerate(pairwise(segments[:-1]), start=1):
+        assert below.end is not None
+        repeated |= {found.call.index: found for found in repeated_calls(number, segment.calls, below.end)}
+    return Plan(tuple(segments), actions, repeated, plain, total, signature, tape.custom, tuple(dict.fromkeys(tape.problems)))

@@ -1,14 +1,56 @@
 """What a forward pass leaves for the stages that follow: a record per layer, and one of all layers."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import GradientEdge
 
 from targetprop.batch import Batch
 from targetprop.finite import BAD_INPUT, BAD_OUTPUT, Look
 from targetprop.layers.chain import Layer
 from targetprop.layers.replay import ReplayState, replay_modules
+from targetprop.layers.sites import Site, tensors_in
+
+
+@dataclass(frozen=True, eq=False)
+class MapUse:
+    """A use of a weight in one pass: ``z = W a + b``, whatever kind of product it is.
+
+    Attributes:
+        site: where and how.
+        weight: the weight ``W``.
+        base: the parameter that it is a view of, or the weight itself.
+        bias: the bias ``b``, if the call adds one that is a parameter.
+        input: the activations ``a``, detached; None where there are several.
+        output: what names ``z`` to autograd; None where it has no gradient.
+        call: the function, its positional and its keyword arguments; None where it is not to be repeated.
+    """
+
+    site: Site
+    weight: Tensor
+    base: Tensor
+    bias: Tensor | None
+    input: Tensor | None
+    output: Tensor | GradientEdge | None
+    call: tuple[Callable[..., Any], Any, Mapping[str, Any]] | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Pulled:
+    """What came out of the backward pass of one layer.
+
+    Attributes:
+        below: the change of its input, shape of ``h_{l-1}``; None where it was not wanted or there is no layer below.
+        gradients: of the parameters that were asked for, in their order.
+        maps: the changes asked of the outputs ``z`` of its maps, in their order; empty where they were not wanted.
+    """
+
+    below: Tensor | None
+    gradients: tuple[Tensor | None, ...]
+    maps: tuple[Tensor | None, ...]
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,7 +68,7 @@ class LayerRecord:
     layer: Layer
     x: Tensor
     y: Tensor
-    states: tuple[ReplayState, ...]
+    states: tuple[ReplayState, ...] = ()
     inner: tuple[Tensor, ...] = ()
 
     @property
@@ -39,6 +81,23 @@ class LayerRecord:
         """The output ``h_l``, detached."""
         return self.y.detach()
 
+    @property
+    def parameters(self) -> tuple[Tensor, ...]:
+        """The trainable parameters ``θ_l``."""
+        return tuple(self.layer.parameters())
+
+    @property
+    def maps(self) -> tuple[MapUse, ...]:
+        """The uses of weights, where the outputs of modules are kept: the one trainable ``nn.Linear`` of the layer."""
+        index = linear_index(self.layer) if self.inner else None
+        if index is None:
+            return ()
+        linear = self.layer.modules[index]
+        assert isinstance(linear, nn.Linear)
+        a = self.x if index == 0 else self.inner[index - 1].detach()
+        site = Site(self.name, "linear", (1,), (0,))
+        return (MapUse(site, linear.weight, linear.weight, linear.bias, a, self.inner[index]),)
+
     def f(self, x: Tensor) -> Tensor:
         """Repeat the layer on another input, with the replay state of the forward pass.
 
@@ -50,10 +109,73 @@ class LayerRecord:
         """
         return replay_modules(self.layer.modules, x, self.states)
 
+    def pull(
+        self,
+        delta: Tensor,
+        *,
+        below: bool = False,
+        gradients: Sequence[Tensor] = (),
+        maps: bool = False,
+        keep_graph: bool = False,
+    ) -> Pulled:
+        """Pull a change of the output back: ``J_θᵀ Δ``, ``J_zᵀ Δ`` and the input's, through the graph of the pass.
+
+        Args:
+            delta: ``Δ_l``, shape of ``h_l``.
+            below: whether the change of the input is wanted.
+            gradients: the parameters whose gradients are wanted.
+            maps: whether the changes asked of the maps' outputs are wanted.
+            keep_graph: whether it will be pulled again.
+
+        Returns:
+            What was wanted.
+        """
+        start, own = self._start if below else None, gradients
+        uses = self.maps if maps else ()
+        wanted: list[Any] = [*([] if start is None else [start]), *own]
+        wanted += [use.output for use in uses if use.output is not None]
+        if not (wanted and self.y.requires_grad):
+            return Pulled(None if start is None else torch.zeros_like(start), (None,) * len(own), (None,) * len(uses))
+        found = list(torch.autograd.grad(self.y, wanted, delta, retain_graph=keep_graph, allow_unused=True))
+        moved = None if start is None else found.pop(0)
+        if start is not None and moved is None:
+            moved = torch.zeros_like(start)
+        changes = iter(found[len(own) :])
+        asked = tuple(None if use.output is None else next(changes) for use in uses)
+        return Pulled(moved, tuple(found[: len(own)]), asked)
+
+    @property
+    def _start(self) -> Tensor | None:
+        """Where the graph begins; layers that have decoders of their own have no such place."""
+        return None
+
     def head(self, rows: int) -> "LayerRecord":
         """Restrict the record to its first ``rows`` samples, without graph."""
         states = tuple(state.each(lambda values: values[:rows]) for state in self.states)
         return replace(self, x=self.x[:rows], y=self.h[:rows], states=states, inner=())
+
+
+def linear_index(layer: Layer) -> int | None:
+    """Find the one trainable ``nn.Linear`` among the modules of a layer; None if there is none, or more than one."""
+    found = [i for i, module in enumerate(layer.modules) if isinstance(module, nn.Linear)]
+    if len(found) != 1 or not all(p.requires_grad for p in layer.modules[found[0]].parameters()):
+        return None
+    return found[0]
+
+
+@dataclass(frozen=True, eq=False)
+class LossGradient:
+    """A loss and what autograd says of it.
+
+    Attributes:
+        value: the loss, a scalar without graph.
+        output: its gradient in ``h_L``, shape of that.
+        beside: its gradients in parameters that it reaches by another way than the layers.
+    """
+
+    value: Tensor
+    output: Tensor
+    beside: dict[Tensor, Tensor]
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,21 +187,33 @@ class Record:
         output: the network's output ``h_L``, detached, shape ``(n, …)``.
         batch: which samples these are.
         from_first: whether the first of these layers is the network's first, which is never inverted.
+        loss: computes the loss and its gradients from labels, where it is more than a function of the output.
+        derived: values made from parameters alone that several layers use: as leaves, and with their graphs.
+        rest: the uses of weights after the last layer, known once the loss was computed.
     """
 
     layers: tuple[LayerRecord, ...]
     output: Tensor
     batch: Batch
     from_first: bool = True
+    loss: "Callable[[Any], LossGradient] | None" = None
+    derived: tuple[tuple[Tensor, Tensor], ...] = ()
+    rest: Sequence[MapUse] = ()
 
     @property
     def inverted(self) -> tuple[LayerRecord, ...]:
         """The layers that are inverted, in forward order."""
         return self.layers[1:] if self.from_first else self.layers
 
-    def looks(self, x: Tensor) -> Iterator[Look]:
+    def uses(self) -> Iterator[MapUse]:
+        """Yield all uses of weights, in forward order."""
+        for layer in self.layers:
+            yield from layer.maps
+        yield from self.rest
+
+    def looks(self, x: Any) -> Iterator[Look]:
         """Look at the network's input and at the activations of every layer."""
-        yield Look(BAD_INPUT, (x,))
+        yield Look(BAD_INPUT, tuple(tensors_in(x)))
         for layer in self.layers:
             yield Look(BAD_OUTPUT, (layer.h, *layer.inner[:-1]), f"layer {layer.name}")
 
@@ -89,4 +223,4 @@ class Record:
             return self
         batch = self.batch.head(samples)
         layers = tuple(layer.head(batch.rows) for layer in self.layers)
-        return Record(layers, self.output[: batch.rows], batch, self.from_first)
+        return replace(self, layers=layers, output=self.output[: batch.rows], batch=batch)

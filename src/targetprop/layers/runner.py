@@ -2,17 +2,19 @@
 
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
-from torch.autograd.graph import GradientEdge, get_gradient_edge
+from torch import Tensor, nn
+from torch.autograd.graph import get_gradient_edge
 from torch.utils._pytree import tree_map
 
 from targetprop.layers.plan import Action, Plan
-from targetprop.layers.sites import Site, at, composite_kernels, memory, reading_mirrors, tensors_in
+from targetprop.layers.record import MapUse
+from targetprop.layers.repeat import Step, keep_step
+from targetprop.layers.sites import Site, at, bias_of, composite_kernels, memory, reading_mirrors, same_view, tensors_in
 from targetprop.layers.tape import CountedMode
 
 Mirror = Callable[[str, Tensor], Tensor | None]
@@ -20,25 +22,6 @@ Mirror = Callable[[str, Tensor], Tensor | None]
 
 class OtherPathError(RuntimeError):
     """The model made other calls than the plan knows."""
-
-
-@dataclass(frozen=True, eq=False)
-class MapUse:
-    """A use of a weight in one pass.
-
-    Attributes:
-        site: where and how.
-        weight: the weight.
-        input: the activations that it was applied to; None where there are several.
-        output: what autograd needs to name the result ``z``; None where it has no gradient.
-        call: the function and its arguments.
-    """
-
-    site: Site
-    weight: Tensor
-    input: Tensor | None
-    output: GradientEdge | None
-    call: tuple[Callable[..., Any], Any, Mapping[str, Any]]
 
 
 @dataclass(eq=False)
@@ -49,13 +32,13 @@ class Stretch:
         start: the activation that it began with, a leaf for autograd; None for the first.
         end: the activation that it ended with, with the graph from there.
         maps: the uses of weights.
-        tensors: values made from parameters alone that other segments use too, as leaves.
+        steps: the calls, to be made again on other inputs; empty unless asked for.
     """
 
     start: Tensor | None = None
     end: Tensor | None = None
     maps: list[MapUse] = field(default_factory=list)
-    tensors: list[Tensor] = field(default_factory=list)
+    steps: list[Step] = field(default_factory=list)
 
 
 class Runner(CountedMode):
@@ -64,16 +47,19 @@ class Runner(CountedMode):
     Args:
         plan: the plan.
         mirror: gives the mirror of a weight by its key; None for the weight itself.
+        parameters: the model's parameters by name.
+        repeats: whether layers will be repeated on other inputs.
     """
 
-    def __init__(self, plan: Plan, mirror: Mirror) -> None:
+    def __init__(self, plan: Plan, mirror: Mirror, parameters: Mapping[str, nn.Parameter], *, repeats: bool) -> None:
         """Start before the first segment."""
         super().__init__()
         self.plan = plan
         self.stretches = [Stretch() for _ in plan.segments]
         self.derived: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
-        self._mirror = mirror
+        self._mirror, self._parameters = mirror, parameters
         self._actions = plan.actions
+        self._repeated = plan.repeated if repeats else {}
 
     def run(self, compute: Callable[[], Any], *, ends: bool) -> Any:
         """Run the model, or its loss.
@@ -105,6 +91,9 @@ class Runner(CountedMode):
         if self.opens(func):
             return self.run_opened(func, args, kwargs or {})
         index = self.number(func)
+        if index in self._repeated:
+            repeated = self._repeated[index]
+            self.stretches[repeated.layer].steps.append(keep_step(repeated, func, args, kwargs or {}))
         action = self._actions.get(index)
         if action is None:
             return func(*args, **(kwargs or {}))
@@ -122,39 +111,43 @@ class Runner(CountedMode):
         return out
 
     def _apply(self, action: Action, func: Callable[..., Any], args: Any, kwargs: Any) -> Any:
-        args, kwargs, casts = _cast(args, kwargs) if action.sites else (args, kwargs, {})
-        weights: dict[int, tuple[Tensor, Callable[[], Tensor]]] = {}
+        """Run a call whose backward pass has to read mirrors, and note its uses of weights."""
+        given = args, kwargs
+        args, kwargs = _cast(args, kwargs) if action.sites else given
         try:
-            for site in action.sites:
-                weight = at(site.weight, args, kwargs)
-                weights[memory(weight)] = (weight, partial(self._mirror_of, site.key, casts.get(id(weight), weight)))
-            if any(site.copied for site in action.sites):
-                out = self._split(action, func, args, kwargs)
-            else:
-                with reading_mirrors(weights, copied=action.gains), composite_kernels(action.sites):
-                    out = func(*args, **kwargs)
+            uses = [self._use(site, given, (args, kwargs)) for site in action.sites]
         except (IndexError, KeyError, AttributeError) as error:
             raise OtherPathError from error
+        weights = {memory(low): (low, partial(self._mirror_of, use)) for use, low in uses}
+        if any(site.copied for site in action.sites):
+            out = self._split({id(low): use for use, low in uses}, func, args, kwargs)
+        else:
+            with reading_mirrors(weights, copied=action.gains), composite_kernels(action.sites):
+                out = func(*args, **kwargs)
         output = get_gradient_edge(out) if isinstance(out, Tensor) and out.requires_grad else None
-        for site in action.sites:
-            given = None if site.input is None else at(site.input, args, kwargs).detach()
-            weight = at(site.weight, args, kwargs)
-            use = MapUse(site, casts.get(id(weight), weight), given, output, (func, args, kwargs))
-            self.stretches[action.layer].maps.append(use)
+        self.stretches[action.layer].maps += [replace(use, output=output, call=(func, *given)) for use, _ in uses]
         return out
 
-    def _split(self, action: Action, func: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+    def _use(self, site: Site, given: Any, lowered: Any) -> tuple[MapUse, Tensor]:
+        """Describe the use of a weight; returns the tensor as well that autograd will keep."""
+        weight, low = at(site.weight, *given), at(site.weight, *lowered)
+        bias = bias_of(site, *given)
+        bias = bias if isinstance(bias, nn.Parameter) and bias.requires_grad else None
+        a = None if site.input is None else at(site.input, *lowered).detach()
+        return MapUse(site, weight, self._parameters.get(site.key, weight), bias, a, None), low
+
+    def _split(self, kept: dict[int, MapUse], func: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         """Compute a product twice: with the weight, for its own gradient, and with the mirror, for the activations'."""
-        kept = {id(at(site.weight, args, kwargs)): site for site in action.sites}
-        mirrors = {i: self._mirror_of(s.key, at(s.weight, args, kwargs)).detach().clone() for i, s in kept.items()}
+        mirrors = {i: self._mirror_of(use).detach().clone() for i, use in kept.items()}
         alone = tree_map(lambda t: t.detach() if isinstance(t, Tensor) and id(t) not in kept else t, (args, kwargs))
         mirrored = tree_map(lambda t: mirrors.get(id(t), t), (args, kwargs))
         moved = func(*mirrored[0], **mirrored[1])
         return func(*alone[0], **alone[1]) + (moved - moved.detach())
 
-    def _mirror_of(self, key: str, weight: Tensor) -> Tensor:
-        mirror = self._mirror(key, weight)
-        return weight if mirror is None else mirror
+    def _mirror_of(self, use: MapUse) -> Tensor:
+        """Give the mirror in the view that the weight is of its parameter."""
+        mirror = self._mirror(use.site.key, use.base)
+        return use.weight if mirror is None else same_view(mirror, use.base, use.weight)
 
     def _share(self, out: Any, index: int, number: int) -> Any:
         """Detach a value made from parameters alone; its users' gradients are carried on at the end."""
@@ -194,23 +187,14 @@ def _replaced(out: Any, number: int, leaf: Tensor) -> Any:
     return walk(out)
 
 
-def _cast(args: Any, kwargs: Any) -> tuple[Any, Any, dict[int, Tensor]]:
+def _cast(args: Any, kwargs: Any) -> tuple[Any, Any]:
     """Do what autocast would do inside the call, so that the copy of the weight that it keeps is known."""
-    first = next(t for t in tensors_in((args, kwargs)))
-    kind = first.device.type
+    kind = next(t for t in tensors_in((args, kwargs))).device.type
     if not torch.is_autocast_enabled(kind):
-        return args, kwargs, {}
-    dtype, casts = torch.get_autocast_dtype(kind), {}
+        return args, kwargs
+    dtype = torch.get_autocast_dtype(kind)
 
-    def lower(tree: Any) -> Any:
-        if isinstance(tree, Tensor):
-            if not tree.is_floating_point() or tree.dtype is dtype:
-                return tree
-            low = tree.to(dtype)
-            casts[id(low)] = tree
-            return low
-        return type(tree)(lower(item) for item in tree) if isinstance(tree, tuple | list) else tree
+    def lower(t: Any) -> Any:
+        return t.to(dtype) if isinstance(t, Tensor) and t.is_floating_point() else t
 
-    return lower(args), {key: lower(value) for key, value in kwargs.items()}, casts
-
-
+    return tree_map(lower, args), tree_map(lower, kwargs)

@@ -10,7 +10,7 @@ two such places are grouped so that every layer has a map, by one of two rules:
 What feeds a layer from beside, such as masks, positions or the raw input, is no target.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 
@@ -55,21 +55,24 @@ class _Atom:
         self.maps = any(call.sites or _looks_up(call) for call in self.calls)
 
 
-def cut(tape: Tape, style: str = "post-activation", ends: Sequence[int] | None = None) -> list[Segment]:
+def cut(tape: Tape, style: str = "post-activation", ends: Mapping[str, int] | None = None) -> list[Segment]:
     """Cut a tape into layers.
 
     Args:
         tape: the recorded pass, up to the loss.
         style: "post-activation" or "pre-activation".
-        ends: the user's own cuts: indices of the last torch call of each layer; None to group by `style`.
+        ends: the user's own cuts: index of the last torch call of each layer by its name; None to group by `style`.
 
     Returns:
         The segments in order; the last one, without an end, leads to what the function returned, and may be empty.
     """
     needed = _needed(tape)
     atoms, rest = _atoms(needed, _last_uses(needed, tape.results), tape.total)
-    groups = _group(atoms, style) if ends is None else _group_at(atoms, ends)
-    found = [*_numbered([_segment(group) for group in groups]), Segment("loss", tuple(rest), None)]
+    if ends is None:
+        layers = _numbered([_segment(group) for group in _group(atoms, style)])
+    else:
+        layers = [replace(_segment(group), name=name) for name, group in _group_at(atoms, ends).items()]
+    found = [*layers, Segment("loss", tuple(rest), None)]
     return _with_parameters(found, needed)
 
 
@@ -122,10 +125,10 @@ def _group(atoms: list[_Atom], style: str) -> list[list[_Atom]]:
     return groups
 
 
-def _group_at(atoms: list[_Atom], ends: Sequence[int]) -> list[list[_Atom]]:
-    edges = [-1, *ends, max((a.calls[-1].index for a in atoms), default=0)]
+def _group_at(atoms: list[_Atom], ends: Mapping[str, int]) -> dict[str, list[_Atom]]:
+    edges = [-1, *ends.values()]
     groups = [[a for a in atoms if low < a.calls[-1].index <= high] for low, high in pairwise(edges)]
-    return [group for group in groups if group]
+    return {name: group for name, group in zip(ends, groups, strict=True) if group}
 
 
 def _segment(group: list[_Atom]) -> Segment:

@@ -62,7 +62,8 @@ def placed_tensors(tree: Any, place: Place = ()) -> Iterator[tuple[Place, Tensor
         for key, item in tree.items():
             yield from placed_tensors(item, (*place, key))
     elif isinstance(tree, slice):
-        yield from placed_tensors((tree.start, tree.stop, tree.step), place)
+        for bound in ("start", "stop", "step"):
+            yield from placed_tensors(getattr(tree, bound), (*place, bound))
     elif hasattr(tree, "__dataclass_fields__") and not isinstance(tree, type):
         yield from placed_tensors(vars(tree), place)
 
@@ -78,6 +79,13 @@ def at(place: Place, args: Any, kwargs: Mapping[str, Any]) -> Any:
 def memory(t: Tensor) -> int:
     """Identify the memory of a tensor."""
     return t.untyped_storage().data_ptr() if t.layout == torch.strided else id(t)
+
+
+def bias_of(site: Site, args: Any, kwargs: Mapping[str, Any]) -> Tensor | None:
+    """Find the bias that a call adds to the product."""
+    if site.kind in ("linear", "conv", "conv-transpose"):
+        return args[2] if len(args) > 2 else kwargs.get("bias")
+    return args[0] if site.weight == (2,) and site.kind == "matmul" else None
 
 
 def find_sites(
@@ -129,23 +137,36 @@ def _plain_product(weights: list[tuple[Place, Tensor]], placed: list[tuple[Place
     return len(weights) == 1 and len(placed) == 2 and weights[0][1].dim() == 2 and weights[0][0] == placed[1][0]
 
 
+def same_view(mirror: Tensor, base: Tensor, weight: Tensor) -> Tensor:
+    """View a mirror as a weight views its parameter.
+
+    Args:
+        mirror: ``V``, shape of the parameter.
+        base: the parameter.
+        weight: the parameter, or a view of it.
+
+    Returns:
+        A view of ``V``, shape of the weight; a copy where the two are laid out in other ways.
+    """
+    if weight.shape == mirror.shape and weight.stride() == base.stride():
+        return mirror
+    if mirror.stride() != base.stride():
+        mirror = torch.empty_strided(base.shape, base.stride(), dtype=mirror.dtype, device=mirror.device).copy_(mirror)
+    offset = mirror.storage_offset() + weight.storage_offset() - base.storage_offset()
+    return mirror.as_strided(weight.shape, weight.stride(), offset)
+
+
 @dataclass(frozen=True, eq=False)
 class _Mirrored:
     """A view of a weight that autograd keeps, to be handed out as the same view of the mirror."""
 
     mirror: Callable[[], Tensor]
-    size: torch.Size
-    stride: tuple[int, ...]
-    offset: int
-    dtype: torch.dtype
-    base: tuple[torch.Size, tuple[int, ...]]
+    weight: Tensor
+    kept: Tensor
 
     def view(self) -> Tensor:
         """Give the view of the mirror."""
-        v, (size, stride) = self.mirror().detach(), self.base
-        if v.stride() != stride:
-            v = torch.empty_strided(size, stride, dtype=v.dtype, device=v.device).copy_(v)
-        return v.to(self.dtype).as_strided(self.size, self.stride, v.storage_offset() + self.offset)
+        return same_view(self.mirror().detach().to(self.kept.dtype), self.weight, self.kept)
 
 
 @contextmanager
@@ -165,10 +186,8 @@ def reading_mirrors(weights: Mapping[int, tuple[Tensor, Callable[[], Tensor]]], 
         found = weights.get(memory(t))
         if found is None:
             return t.detach().clone() if copied and t.requires_grad and t.is_leaf else t
-        weight, mirror = found
         kept.add(memory(t))
-        offset = t.storage_offset() - weight.storage_offset()
-        return _Mirrored(mirror, t.size(), t.stride(), offset, t.dtype, (weight.size(), weight.stride()))
+        return _Mirrored(found[1], found[0].detach(), t.detach())
 
     with saved_tensors_hooks(pack, lambda kept: kept.view() if isinstance(kept, _Mirrored) else kept):
         yield kept

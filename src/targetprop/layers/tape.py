@@ -21,9 +21,9 @@ from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.nn import functional
 from torch.nn.modules import module as module_hooks
-from torch.overrides import TorchFunctionMode
+from torch.overrides import TorchFunctionMode, _pop_mode_temporarily  # pyright: ignore[reportPrivateUsage]
 
-from targetprop.layers.sites import Site, at, composite_kernels, find_sites, memory, tensors_in
+from targetprop.layers.sites import Place, Site, at, composite_kernels, find_sites, memory, placed_tensors, tensors_in
 
 _LIKE = {"empty_like", "zeros_like", "ones_like", "full_like", "rand_like", "randn_like"}
 LOOKUPS = {"embedding", "embedding_bag"}
@@ -65,6 +65,7 @@ class Call:
         name: the function's name.
         path: name of the module that made it.
         inputs: the values that it was given.
+        places: the way to each of them in the pair of its positional and its keyword arguments.
         outputs: the values that it made.
         sites: where it uses weights.
         gains: whether its backward pass reads other parameters, such as the gain of a norm.
@@ -75,6 +76,7 @@ class Call:
     name: str
     path: str
     inputs: list[Value]
+    places: list[Place] = field(default_factory=list)
     outputs: list[Value] = field(default_factory=list)
     sites: tuple[Site, ...] = ()
     gains: bool = False
@@ -140,7 +142,7 @@ class CountedMode(TorchFunctionMode):
                 return original.__get__(None, cls)(*args, **kwargs)
 
             call.__name__ = f"{cls.__name__}{_CUSTOM}"
-            with torch._C.DisableTorchFunction():
+            with _pop_mode_temporarily():  # what its forward calls is its own affair
                 return self.__torch_function__(call, (), args, kwargs)
 
         torch.autograd.Function.apply = classmethod(apply)  # pyright: ignore[reportAttributeAccessIssue]
@@ -225,7 +227,18 @@ class Recorder(CountedMode):
             self._add(t, value)
         elif id(t) in self._old:
             value.fixed = False
+        elif t.requires_grad and not value.trained and value.made is not None:
+            self._adopt(value)
         return value
+
+    def _adopt(self, value: Value) -> None:
+        """Let what an autograd function of the user's did inside count as differentiable: its result is."""
+        todo = [value]
+        while todo:
+            value = todo.pop()
+            value.trained, value.fixed = True, False
+            maker = next((c for c in reversed(self.tape.calls) if any(v is value for v in c.outputs)), None)
+            todo += [v for v in maker.inputs if v.data and not v.trained] if maker is not None else []
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -235,10 +248,11 @@ class Recorder(CountedMode):
         if self.opens(func):
             return self.run_opened(func, args, kwargs)
         index, name = self.number(func), func.__name__
-        given = list(tensors_in((args, kwargs)))
+        placed = list(placed_tensors((args, kwargs)))
+        given = [t for _, t in placed]
         if name in _NOT_TENSORS or (name == "__get__" and func.__self__ is Tensor.grad):  # pyright: ignore
             return func(*args, **kwargs)
-        call = Call(index, name, self._path[-1], [self.value(t) for t in given])
+        call = Call(index, name, self._path[-1], [self.value(t) for t in given], [place for place, _ in placed])
         data = name not in _LIKE and any(v.data or (v.labels and name in LOOKUPS) for v in call.inputs)
         versions, drawn = [t._version for t in given], _random_states() if data else []
         if data and torch.is_grad_enabled():
@@ -297,6 +311,9 @@ class Recorder(CountedMode):
 
     def _note(self, call: Call, out: Any, written: list[Tensor], data: bool) -> Any:
         labels = any(v.labels for v in call.inputs) and call.name not in LOOKUPS
+        if isinstance(out, Tensor) and out.requires_grad and id(out) in self._values and not written:
+            with torch._C.DisableTorchFunction():
+                out = out.view_as(out)  # the call had nothing to do this time, such as contiguous()
         for number, t in enumerate(tensors_in(out)):
             if id(t) not in self._values:
                 value = Value(t.shape, data, t.requires_grad, call.index, number, labels)

@@ -3,19 +3,24 @@
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
 from targetprop.batch import Batch
-from targetprop.decoders import ELEMENTWISE
-from targetprop.layers import Chain, Layer, LayerRecord
+from targetprop.decoders import ELEMENTWISE, unfold
+from targetprop.layers import Chain, Layer, LayerRecord, MapUse, Network, Pulled, Record, SegmentLayer, linear_index
 from targetprop.settings import check_ranges, check_types
 from targetprop.updates.local_gradients import LocalGradients
 
+_ELEMENTWISE = {
+    "relu", "relu6", "leaky_relu", "elu", "celu", "selu", "gelu", "silu", "mish", "softplus", "tanh", "sigmoid", "hardtanh",
+    "hardswish", "hardsigmoid", "softsign", "logsigmoid", "tanhshrink", "softshrink", "hardshrink", "dropout", "flatten",
+    "view", "reshape", "unflatten", "unsqueeze", "squeeze", "contiguous",
+}  # fmt: skip
 Pullback = Literal["inverse", "transpose"]
-Changes = Iterable[tuple[LayerRecord, Tensor]]
+Changes = Iterable[tuple[LayerRecord, Tensor, Pulled | None]]
 
 
 @dataclass(frozen=True)
@@ -23,6 +28,7 @@ class Update(ABC):
     """Settings of a local update: make ``f_l(h_{l-1}; θ_l)`` move towards ``h_l + Δ_l`` with ``h_{l-1}`` held fixed."""
 
     name: ClassVar[str]
+    on_the_way: ClassVar[bool] = False  # whether it takes the gradients that come with the target of the layer below
 
     def __post_init__(self) -> None:
         """Check the settings, by a ``ValueError``."""
@@ -38,11 +44,12 @@ class Update(ABC):
         """Whether `gradients` changes the update's state, so that the changes have to be finite before."""
         return False
 
-    def build(self, chain: Chain) -> nn.ModuleDict:
+    def build(self, chain: Chain | Network, example: Record) -> nn.ModuleDict:
         """Make the update's state.
 
         Args:
             chain: the layers.
+            example: a forward pass on a few samples.
 
         Returns:
             State by layer, to be kept by the engine.
@@ -54,7 +61,8 @@ class Update(ABC):
         """Compute the gradient of every ``θ_l``; each layer's graph is used up.
 
         Args:
-            layers: each layer's record with its graph, and ``Δ_l``, shape of ``h_l``; from the top down, and only once.
+            layers: each layer's record with its graph, ``Δ_l``, shape of ``h_l``, and what came out of its backward pass
+                if that was made already; from the top down, and only once.
             batch: which samples of the step these are.
             scale: ``β n``: what makes the result a mean over the batch, independent of ``β`` to first order.
             state: what `build` returned.
@@ -69,7 +77,7 @@ class Regression:
     """What the linear map of a layer is asked: ``W a`` to change by ``Δz``.
 
     Attributes:
-        name: the layer's name.
+        name: the map's name.
         a: inputs with a constant 1 for the bias, if there is one, a row per sample and position, shape ``(r, d)``.
         dz: changes wanted of the outputs, shape ``(r, k)``.
         scale: ``β n`` times the number of positions.
@@ -108,64 +116,83 @@ class LinearUpdate(Update):
         """Whether the update looks at the modules inside a layer: it does."""
         return True
 
-    def build(self, chain: Chain) -> nn.ModuleDict:
+    def build(self, chain: Chain | Network, example: Record) -> nn.ModuleDict:
         """Check that the layers can be pulled back; see `Update.build`.
 
         Args:
             chain: the layers.
+            example: a forward pass on a few samples.
 
         Returns:
-            State by layer.
+            State by map.
 
         Raises:
-            ValueError: the inverse pull-back meets a module that is not elementwise.
+            ValueError: the inverse pull-back meets what is not elementwise.
         """
-        for layer in chain.layers:
-            index = linear_index(layer)
-            for module in () if index is None or self.pullback == "transpose" else layer.modules[index + 1 :]:
-                if not isinstance(module, ELEMENTWISE):
-                    raise ValueError(
-                        f"layer {layer.name}: pullback 'inverse' needs elementwise modules after the Linear, and"
-                        f" {type(module).__name__} is not; set the update's pullback to 'transpose', or"
-                        " cut='pre-activation'"
-                    )
+        for layer in chain.layers if self.pullback == "inverse" else ():
+            other = not_elementwise(layer)
+            if other is not None:
+                raise ValueError(
+                    f"layer {layer.name}: pullback 'inverse' needs elementwise modules after the Linear, and"
+                    f" {other} is not; set the update's pullback to 'transpose', or cut='pre-activation'"
+                )
         return nn.ModuleDict()
 
     def gradients(self, layers: Changes, batch: Batch, scale: float, state: nn.ModuleDict) -> LocalGradients:
-        """Solve for the linear map of each layer, from the top down; see `Update.gradients`."""
+        """Solve for the linear maps of each layer, from the top down; see `Update.gradients`."""
         found = LocalGradients()
-        for layer, delta in layers:
-            index, parameters = linear_index(layer.layer), list(layer.layer.parameters())
-            if index is None:
-                found.note(parameters, gradient(layer, delta, scale, parameters))
-                continue
-            linear = layer.layer.modules[index]
-            assert isinstance(linear, nn.Linear)
-            own = {id(p) for p in linear.parameters()}
-            rest = [p for p in parameters if id(p) not in own]
-            found.note(rest, gradient(layer, delta, scale, rest, keep_graph=True))
-            change = self.solve(self._regression(layer, delta, index, scale, batch), state)
-            found.note([linear.weight], [-change[:, : linear.in_features].to(linear.weight.dtype)])
-            if linear.bias is not None:
-                found.note([linear.bias], [-change[:, -1].to(linear.bias.dtype)])
+        for layer, delta, _ in layers:
+            uses = layer.maps
+            solved = [self.solves(use, uses, state) for use in uses]
+            own = {id(p) for use, yes in zip(uses, solved, strict=True) if yes for p in (use.weight, use.bias)}
+            rest = [p for p in layer.parameters if id(p) not in own]
+            asked, gradients = self._pull(layer, delta, rest)
+            found.note(layer.name, rest, [None if g is None else g * (-1 / scale) for g in gradients])
+            for use, yes, dz in zip(uses, solved, asked, strict=True):
+                if yes and dz is not None:
+                    self._note(found, layer, use, dz, scale, batch, state)
         return found
 
-    def _regression(self, layer: LayerRecord, delta: Tensor, index: int, scale: float, batch: Batch) -> Regression:
-        dz = self._pull(layer, delta, index).flatten(0, -2)
-        a = (layer.x if index == 0 else layer.inner[index - 1].detach()).flatten(0, -2)
-        if getattr(layer.layer.modules[index], "bias", None) is not None:
-            a = torch.cat([a, torch.ones_like(a[:, :1])], dim=1)
-        return Regression(layer.name, a, dz, scale * layer.inner[index].shape[1:-1].numel(), batch)
+    def solves(self, use: MapUse, uses: Sequence[MapUse], state: nn.ModuleDict) -> bool:
+        """Say whether a map of a layer is solved for, and not stepped.
 
-    def _pull(self, layer: LayerRecord, delta: Tensor, index: int) -> Tensor:
-        z = layer.inner[index]
-        if index == len(layer.inner) - 1 or not z.requires_grad:
-            return delta
+        Args:
+            use: the use of its weight.
+            uses: all uses of weights in the layer.
+            state: what `build` returned.
+
+        Returns:
+            Whether it is a parameter that is used once, on rows of one input.
+        """
+        return is_solved(use) and sum(other.weight is use.weight for other in uses) == 1
+
+    def _note(
+        self, found: LocalGradients, layer: LayerRecord, use: MapUse, dz: Tensor, scale: float, batch: Batch, state: Any
+    ) -> None:
+        a, dz, positions = rows_of(use, dz)
+        if use.bias is not None:
+            a = torch.cat([a, torch.ones_like(a[:, :1])], dim=1)
+        change = -self.solve(Regression(use.site.key, a, dz, scale * positions, batch), state)
+        if use.bias is not None:
+            found.note(layer.name, [use.bias], [change[:, -1].to(use.bias.dtype)])
+            change = change[:, :-1]
+        change = change.T if use.site.kind == "matmul" else change.reshape(use.weight.shape)
+        found.note(layer.name, [use.weight], [change.to(use.weight.dtype)])
+
+    def _pull(
+        self, layer: LayerRecord, delta: Tensor, rest: Sequence[Tensor]
+    ) -> tuple[Sequence[Tensor | None], Sequence[Tensor | None]]:
+        """Find what is asked of the outputs of the maps, and the gradients of what is not solved for."""
         if self.pullback == "transpose":
-            return torch.autograd.grad(layer.y, z, delta)[0]
-        slope, ordered = torch.autograd.grad(layer.y, z, torch.ones_like(delta))[0], delta.reshape(z.shape)
+            pulled = layer.pull(delta, gradients=rest, maps=True)
+            return pulled.maps, pulled.gradients
+        slopes = layer.pull(torch.ones_like(delta), maps=True, keep_graph=True).maps
+        asked = [None if slope is None else self._inverse(slope, delta) for slope in slopes]
+        return asked, layer.pull(delta, gradients=rest).gradients
+
+    def _inverse(self, slope: Tensor, delta: Tensor) -> Tensor:
         raised = slope.square() + self.pullback_damping
-        return slope * ordered / torch.where(raised == 0, torch.ones_like(raised), raised)
+        return slope * delta.reshape(slope.shape) / torch.where(raised == 0, torch.ones_like(raised), raised)
 
     @abstractmethod
     def solve(self, asked: Regression, state: nn.ModuleDict) -> Tensor:
@@ -186,19 +213,40 @@ def state_key(name: str) -> str:
     return name.replace(".", "/")
 
 
-def linear_index(layer: Layer) -> int | None:
-    """Find the one trainable ``nn.Linear`` among the modules of a layer; None if there is none, or more than one."""
-    found = [i for i, module in enumerate(layer.modules) if isinstance(module, nn.Linear)]
-    if len(found) != 1 or not all(p.requires_grad for p in layer.modules[found[0]].parameters()):
-        return None
-    return found[0]
+def is_solved(use: MapUse) -> bool:
+    """Say whether a map has a closed form: its weight is a parameter, and it takes rows of one input."""
+    weight = use.weight
+    if not (isinstance(weight, nn.Parameter) and weight.requires_grad) or use.input is None:
+        return False
+    return use.site.kind in ("linear", "matmul") or (use.site.kind == "conv" and unfold(use) is not None)
 
 
-def gradient(
-    layer: LayerRecord, delta: Tensor, scale: float, parameters: list[nn.Parameter], *, keep_graph: bool = False
-) -> Sequence[Tensor | None]:
-    """Compute the gradient of ``½‖f(h; θ) − ĥ‖² / scale``, that is ``−J_θᵀ Δ / scale``."""
-    if not parameters or not layer.y.requires_grad:
-        return [None] * len(parameters)
-    start = delta * (-1 / scale)
-    return torch.autograd.grad(layer.y, parameters, start, retain_graph=keep_graph, allow_unused=True)
+def rows_of(use: MapUse, dz: Tensor) -> tuple[Tensor, Tensor, int]:
+    """Write a map as a regression: inputs and changes asked of the outputs, a row per sample and position.
+
+    Args:
+        use: the use of its weight.
+        dz: changes asked, shape of its output.
+
+    Returns:
+        Inputs ``(r, d)``, changes ``(r, k)``, and how many positions a sample has.
+    """
+    assert use.input is not None
+    if use.site.kind == "conv":
+        a = unfold(use)
+        assert a is not None
+        return a, dz.movedim(1, -1).flatten(0, -2), dz.shape[2:].numel()
+    return use.input.flatten(0, -2), dz.flatten(0, -2), dz.shape[1:-1].numel()
+
+
+def not_elementwise(layer: Layer) -> str | None:
+    """Name what follows the one linear map of a layer and does not act on each value alone; None if all does."""
+    if isinstance(layer, SegmentLayer):
+        assert layer.segment is not None
+        calls = [call for call in layer.segment.calls if any(v.data for v in call.outputs)]
+        maps = [place for place, call in enumerate(calls) if call.sites]
+        after = calls[maps[0] + 1 :] if maps else []
+        return next((call.name for call in after if call.name not in _ELEMENTWISE), None)
+    index = linear_index(layer)
+    after_map = () if index is None else layer.modules[index + 1 :]
+    return next((type(module).__name__ for module in after_map if not isinstance(module, ELEMENTWISE)), None)

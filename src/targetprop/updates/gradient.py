@@ -6,7 +6,7 @@ from typing import ClassVar
 from torch import nn
 
 from targetprop.batch import Batch
-from targetprop.updates.base import Changes, Update, gradient
+from targetprop.updates.base import Changes, Update
 from targetprop.updates.local_gradients import LocalGradients
 
 
@@ -15,11 +15,13 @@ class Gradient(Update):
     """One vector-Jacobian product per layer, on the graph that the forward pass left: no second forward pass."""
 
     name: ClassVar[str] = "gradient"
+    on_the_way: ClassVar[bool] = True
 
     def gradients(self, layers: Changes, batch: Batch, scale: float, state: nn.ModuleDict) -> LocalGradients:
         """Compute ``−J_θᵀ Δ / (β n)``; see `Update.gradients`."""
         found = LocalGradients()
-        for layer, delta in layers:
-            parameters = list(layer.layer.parameters())
-            found.note(parameters, gradient(layer, delta, scale, parameters))
+        for layer, delta, came in layers:
+            parameters = layer.parameters
+            pulled = layer.pull(delta, gradients=parameters) if came is None else came
+            found.note(layer.name, parameters, [None if g is None else g * (-1 / scale) for g in pulled.gradients])
         return found

@@ -3,6 +3,8 @@ r"""Least squares: the local regression solved instead of stepped, ``ΔW = (Σ �
 With small gradient-like targets it is gradient descent on neurons (FOOF, Benzing 2022, arXiv:2201.12250).
 """
 
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -10,9 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from targetprop.finite import check_digits
-from targetprop.layers import Chain
+from targetprop.layers import Chain, MapUse, Network, Record
 from targetprop.regression import Covariance
-from targetprop.updates.base import LinearUpdate, Pullback, Regression, linear_index, state_key
+from targetprop.updates.base import LinearUpdate, Pullback, Regression, is_solved, state_key
 
 
 @dataclass(frozen=True)
@@ -58,19 +60,21 @@ class LeastSquares(LinearUpdate):
         """Whether the update keeps running covariances: it does."""
         return True
 
-    def build(self, chain: Chain) -> nn.ModuleDict:
-        """Make one running covariance per linear map; see `Update.build`."""
+    def build(self, chain: Chain | Network, example: Record) -> nn.ModuleDict:
+        """Make one running covariance per map that is solved for; see `Update.build`."""
         check_digits((p for layer in chain.layers for p in layer.parameters()), "least squares")
-        state = super().build(chain)
-        for layer in chain.layers:
-            index = linear_index(layer)
-            if index is not None:
-                linear = layer.modules[index]
-                assert isinstance(linear, nn.Linear)
-                width = linear.in_features + (linear.bias is not None)
+        state, times = super().build(chain, example), Counter(use.site.key for use in example.uses())
+        for use in (use for layer in example.layers for use in layer.maps):
+            if is_solved(use) and times[use.site.key] == 1:
+                weight, matmul = use.weight.detach(), use.site.kind == "matmul"
+                width = (len(weight) if matmul else weight[0].numel()) + (use.bias is not None)
                 covariance = Covariance(width, self.decay, self.damping, self.every, self.shrinkage)
-                state[state_key(layer.name)] = covariance.to(linear.weight)
+                state[state_key(use.site.key)] = covariance.to(weight)
         return state
+
+    def solves(self, use: MapUse, uses: Sequence[MapUse], state: nn.ModuleDict) -> bool:
+        """Look for the map's covariance; see `LinearUpdate.solves`."""
+        return state_key(use.site.key) in state
 
     def solve(self, asked: Regression, state: nn.ModuleDict) -> Tensor:
         """Solve the damped normal equations; see `LinearUpdate.solve`."""

@@ -1,14 +1,14 @@
 """What an update found for the layers of one process: looked at first, then added to ``.grad``."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from targetprop.finite import BAD_GRADIENT, Look
-from targetprop.layers import Layer, LayerRecord, Record
+from targetprop.layers import LayerRecord, Pulled, Record
 
 
 @dataclass(frozen=True, eq=False)
@@ -17,19 +17,36 @@ class LocalGradients:
 
     Attributes:
         values: this process' part of the gradient of each parameter, to be summed over those that share the samples.
+        names: the layer that each belongs to, the lowest of several.
     """
 
-    values: dict[nn.Parameter, Tensor] = field(default_factory=dict)
+    values: dict[Tensor, Tensor] = field(default_factory=dict)
+    names: dict[Tensor, str] = field(default_factory=dict)
 
-    def note(self, parameters: Sequence[Any], gradients: Sequence[Tensor | None]) -> None:
-        """Note gradients, of which some may be missing."""
-        self.values.update((p, g) for p, g in zip(parameters, gradients, strict=True) if g is not None)
+    def note(self, name: str, parameters: Sequence[Any], gradients: Sequence[Tensor | None]) -> None:
+        """Add gradients of a layer, of which some may be missing."""
+        for p, gradient in zip(parameters, gradients, strict=True):
+            if gradient is not None:
+                self.values[p] = self.values[p] + gradient if p in self.values else gradient
+                self.names[p] = name
 
-    def looks(self, layers: Sequence[Layer]) -> Iterator[Look]:
+    def settle(self, derived: Sequence[tuple[Tensor, Tensor]]) -> None:
+        """Carry the gradients of values made from parameters alone on to the parameters.
+
+        Args:
+            derived: these values as leaves and with their graphs, in the order of their making.
+        """
+        for leaf, made in reversed(derived):
+            gradient, name = self.values.pop(leaf, None), self.names.pop(leaf, "")
+            if gradient is not None:
+                sources = _leaves(made)
+                found = torch.autograd.grad(made, sources, gradient, retain_graph=True, allow_unused=True)
+                self.note(name, sources, found)
+
+    def looks(self) -> Iterator[Look]:
         """Look at the gradients of every layer, from the top down."""
-        for layer in reversed(layers):
-            own = [self.values[p] for p in layer.parameters() if p in self.values]
-            yield Look(BAD_GRADIENT, own, f"layer {layer.name}")
+        for name in dict.fromkeys(self.names.values()):
+            yield Look(BAD_GRADIENT, [self.values[p] for p, owner in self.names.items() if owner == name], f"layer {name}")
 
     @torch.no_grad()
     def add_to_grad(self) -> None:
@@ -39,15 +56,36 @@ class LocalGradients:
             if p.grad is not None:
                 p.grad.add_(gradient)
                 continue
+            if gradient.layout != torch.strided:
+                p.grad = gradient
+                continue
             memory = gradient.untyped_storage().data_ptr()
             shared = memory in taken or gradient.stride() != p.stride()
             p.grad = torch.empty_like(p).copy_(gradient) if shared else gradient
             taken.add(memory)
 
 
-def from_top(record: Record, deltas: Sequence[Tensor]) -> Iterator[tuple[LayerRecord, Tensor]]:
-    """Give each layer's record and change, from the top down, and hold on to none that has been given."""
-    layers, changes = list(record.layers), list(deltas)
-    del record, deltas
+def _leaves(made: Tensor) -> list[Tensor]:
+    """Find the leaves that a tensor is made of: parameters, and values shared by layers that were made before."""
+    found: list[Tensor] = []
+    todo, seen = [made.grad_fn], set()
+    while todo:
+        node = todo.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if hasattr(node, "variable"):
+            found.append(node.variable)
+        todo += [following for following, _ in node.next_functions]
+    return found
+
+
+def from_top(
+    record: Record, deltas: Sequence[Tensor], pulled: Mapping[str, Pulled]
+) -> Iterator[tuple[LayerRecord, Tensor, Pulled | None]]:
+    """Give each layer's record, change and what came with its target, from the top down, and hold on to none of it."""
+    layers, changes, came = list(record.layers), list(deltas), dict(pulled)
+    del record, deltas, pulled
     while layers:
-        yield layers.pop(), changes.pop()
+        layer = layers.pop()
+        yield layer, changes.pop(), came.pop(layer.name, None)

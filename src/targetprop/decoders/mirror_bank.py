@@ -1,0 +1,91 @@
+"""Mirrors of all weights of a network: with them, the backward pass of a layer is its decoder."""
+
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from targetprop.decoders.bank import Bank
+from targetprop.decoders.layer import Inverse
+from targetprop.layers import LayerRecord, Pulled
+
+
+class MirrorBank(Bank):
+    """A mirror ``V`` for each weight that a backward pass reads; zero until it has learned.
+
+    Args:
+        weights: the weights by key.
+    """
+
+    warm: Tensor  # whether the mirrors have seen a batch
+
+    def __init__(self, weights: Mapping[str, Tensor]) -> None:
+        """Start at zero."""
+        super().__init__()
+        self.register_buffer("warm", torch.zeros((), dtype=torch.bool, device="cpu"))
+        self.names = list(weights)
+        for key, weight in weights.items():
+            self.mirror(key, weight)
+
+    def mirror(self, key: str, weight: Tensor) -> Tensor:
+        """Find the mirror of a weight; a weight that is new gets one.
+
+        Args:
+            key: its key.
+            weight: the weight, for its shape.
+
+        Returns:
+            ``V``, shape of the weight.
+        """
+        name = key.replace(".", "/")
+        found = self._buffers.get(name)
+        if found is None:
+            self.register_buffer(name, found := torch.zeros_like(weight, memory_format=torch.contiguous_format))
+            found.requires_grad_(False)
+        return found
+
+    def inverse(self, layer: LayerRecord) -> Inverse:
+        """Bind the backward pass of one layer, ``g(y) = x₀ + J_gᵀ (y − y₀)``; see `Bank.inverse`."""
+
+        return self._bind(layer, lambda change: layer.pull(change, below=True, keep_graph=True))
+
+    def inverse_once(self, layer: LayerRecord, into: dict[str, Pulled]) -> Inverse:
+        """Bind the backward pass of one layer for a single call, which makes the parameters' gradients as well.
+
+        Args:
+            layer: the record of the layer.
+            into: where what comes out is put, by the layer's name.
+
+        Returns:
+            ``g`` of that layer.
+        """
+
+        def pull(change: Tensor) -> Pulled:
+            into[layer.name] = layer.pull(change, below=True, gradients=layer.parameters)
+            return into[layer.name]
+
+        return self._bind(layer, pull)
+
+    def _bind(self, layer: LayerRecord, pull: Callable[[Tensor], Pulled]) -> Inverse:
+        def difference(_: Tensor, change: Tensor) -> Tensor:
+            found = pull(change.to(layer.y.dtype)).below
+            assert found is not None
+            return found
+
+        return Inverse(lambda y: layer.x + difference(y, y - layer.h), difference)
+
+    def composite(self, layers: Sequence[LayerRecord]) -> Inverse:
+        """Chain the backward passes; see `Bank.composite`."""
+        inverses = [self.inverse(layer) for layer in reversed(layers)]
+
+        def difference(y: Tensor, change: Tensor) -> Tensor:
+            for g in inverses:
+                change = g.difference(y, change)
+            return change
+
+        top, bottom = layers[-1].h, layers[0].x
+        return Inverse(lambda y: bottom + difference(y, y - top), difference)
+
+    def learns(self, name: str) -> bool:
+        """Say that no optimiser trains mirrors; see `Bank.learns`."""
+        return False

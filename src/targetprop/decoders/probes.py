@@ -1,0 +1,181 @@
+"""Probes of a map and its answers, as rows of a matrix equation ``E M = Z`` whatever kind of product the map is.
+
+A linear map is probed by vectors, a convolution by patches of the size of its kernel, so one projection serves both; a
+convolution of several groups is several maps.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from targetprop.batch import Batch
+from targetprop.layers import MapUse
+from targetprop.layers.sites import same_view
+from targetprop.precision import at_least_float32
+
+_CONV = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
+
+
+@dataclass(frozen=True, eq=False)
+class Probes:
+    """Probes and answers.
+
+    Attributes:
+        e: probes ``E``, shape ``(g, n, d)``: groups, probes, inputs of a group.
+        z: answers ``Z = E M``, shape ``(g, n, k)``.
+        mirror: the mirror as a matrix like ``M``, a view of shape ``(g, d, k)``.
+    """
+
+    e: Tensor
+    z: Tensor
+    mirror: Tensor
+
+
+def probe(
+    use: MapUse, mirror: Tensor, count: int, activity: float, generator: torch.Generator, batch: Batch
+) -> Probes:
+    """Probe a map with white noise and with activities of the batch.
+
+    Args:
+        use: the use of its weight.
+        mirror: ``V``, shape of the parameter.
+        count: most probes; more than a group has inputs are of no use.
+        activity: share of them that are activities.
+        generator: source of randomness.
+        batch: which samples of the step the activities belong to.
+
+    Returns:
+        The probes.
+    """
+    weight, groups = use.weight.detach(), _groups(use)
+    matrix, mirror = as_matrix(use, weight, groups), same_view(mirror, use.base, weight)
+    width = matrix.shape[1]
+    count = min(count, width)
+    active = round(activity * count) if use.input is not None else 0
+    noise = torch.empty(groups, count - active, width, dtype=weight.dtype, device=weight.device)
+    e = noise.normal_(generator=generator)
+    if active:
+        e = torch.cat([e, _activities(use, active, groups, generator, batch).to(weight.dtype)], dim=1)
+    e = at_least_float32(e)
+    return Probes(e, e @ matrix.to(e.dtype), as_matrix(use, mirror, groups))
+
+
+def as_matrix(use: MapUse, weight: Tensor, groups: int) -> Tensor:
+    """View a weight, or its mirror, as what multiplies rows of inputs from the right, shape ``(g, d, k)``."""
+    if use.site.kind in ("linear", "recurrent"):
+        return weight.T.unsqueeze(0)
+    if use.site.kind == "matmul":
+        return weight.unsqueeze(0)
+    if use.site.kind == "conv":
+        return weight.view(groups, weight.shape[0] // groups, -1).mT
+    return weight.view(groups, weight.shape[0] // groups, -1)
+
+
+def _groups(use: MapUse) -> int:
+    """Count the groups of a convolution."""
+    if use.site.kind == "conv":
+        return settings(use)["groups"]
+    if use.site.kind == "conv-transpose":
+        assert use.call is not None
+        _, args, kwargs = use.call
+        return args[6] if len(args) > 6 else kwargs.get("groups", 1)
+    return 1
+
+
+def settings(use: MapUse) -> dict[str, Any]:
+    """Read the settings of a convolution off its call."""
+    assert use.call is not None
+    _, args, kwargs = use.call
+    defaults = {"stride": 1, "padding": 0, "dilation": 1, "groups": 1}
+    return defaults | dict(zip(_CONV, args, strict=False)) | dict(kwargs)
+
+
+def _activities(use: MapUse, count: int, groups: int, generator: torch.Generator, batch: Batch) -> Tensor:
+    """Draw inputs of the map, shape ``(g, count, d)``."""
+    a = use.input
+    assert a is not None
+    if use.site.kind in ("conv", "conv-transpose"):
+        dims = use.weight.dim() - 2
+        a = a if a.dim() == dims + 2 else a.unsqueeze(0)
+    if use.site.kind == "conv":
+        found = _patches(use, a, count, generator, batch)
+        return found.view(count, groups, -1).transpose(0, 1)
+    if use.site.kind == "conv-transpose":
+        a = a.movedim(1, -1)
+    rows = a.reshape(len(a), -1, a.shape[-1]) if len(a) == batch.rows else a.reshape(-1, 1, a.shape[-1])
+    found = batch.pick(rows, count, generator) if len(rows) == batch.rows else _pick(rows, count, generator)
+    return found.view(count, groups, -1).transpose(0, 1)
+
+
+def _pick(rows: Tensor, count: int, generator: torch.Generator) -> Tensor:
+    return rows.flatten(0, 1)[torch.randint(len(rows) * rows.shape[1], (count,), generator=generator, device=rows.device)]
+
+
+def _patches(use: MapUse, a: Tensor, count: int, generator: torch.Generator, batch: Batch) -> Tensor:
+    """Draw patches as the convolution sees them, zero padding included, shape ``(count, channels · kernel)``."""
+    given, kernel = settings(use), use.weight.shape[2:]
+    dims = len(kernel)
+    stride, dilation = (_each(given[name], dims) for name in ("stride", "dilation"))
+    spans = [dilation[d] * (kernel[d] - 1) for d in range(dims)]
+    before = _padding(given["padding"], spans)
+    picked = batch.pick(a.unsqueeze(1), count, generator) if batch.processes > 1 else a
+    samples = len(picked)
+    rows = (
+        torch.arange(count, device=a.device)
+        if batch.processes > 1
+        else torch.randint(samples, (count,), generator=generator, device=a.device)
+    )
+    index: list[Tensor] = [
+        rows.view(-1, 1, *[1] * dims),
+        torch.arange(a.shape[1], device=a.device).view(1, -1, *[1] * dims),
+    ]
+    inside: Tensor | None = None
+    for d in range(dims):
+        size = a.shape[2 + d]
+        places = max(1, (size + sum(before[d]) - spans[d] - 1) // stride[d] + 1)
+        start = torch.randint(places, (count,), generator=generator, device=a.device) * stride[d] - before[d][0]
+        taps = start.view(-1, 1) + dilation[d] * torch.arange(kernel[d], device=a.device)
+        taps = taps.view(count, 1, *(kernel[d] if other == d else 1 for other in range(dims)))
+        within = (taps >= 0) & (taps < size)
+        inside = within if inside is None else inside & within
+        index.append(taps.clamp(0, size - 1))
+    found = picked[tuple(index)]
+    return (found if inside is None else found * inside).flatten(1)
+
+
+def _each(value: Any, dims: int) -> tuple[int, ...]:
+    return (value,) * dims if isinstance(value, int) else tuple(value) * (dims if len(value) == 1 else 1)
+
+
+def _padding(padding: Any, spans: list[int]) -> list[tuple[int, int]]:
+    if padding == "same":
+        return [(span // 2, span - span // 2) for span in spans]
+    each = _each(0 if padding == "valid" else padding, len(spans))
+    return [(p, p) for p in each]
+
+
+def unfold(use: MapUse) -> Tensor | None:
+    """Write out all patches that a convolution of one group sees, shape ``(rows, channels · kernel)``; None if it has more.
+
+    Args:
+        use: the use of its weight.
+
+    Returns:
+        A row per sample and position.
+    """
+    given, a, kernel = settings(use), use.input, use.weight.shape[2:]
+    if given["groups"] != 1 or a is None or len(kernel) > 2 or a.dim() != len(kernel) + 2:
+        return None
+    dims = len(kernel)
+    stride, dilation = (_each(given[name], dims) for name in ("stride", "dilation"))
+    before = _padding(given["padding"], [dilation[d] * (kernel[d] - 1) for d in range(dims)])
+    a = functional.pad(a, [side for pads in reversed(before) for side in pads])
+    for d in range(dims):
+        a = a.unfold(2 + d, dilation[d] * (kernel[d] - 1) + 1, stride[d])[..., :: dilation[d]]
+    places = a.shape[2 : 2 + dims]
+    order = (0, *range(2, 2 + dims), 1, *range(2 + dims, 2 + 2 * dims))
+    return a.permute(order).reshape(len(a) * math.prod(places), -1)

@@ -1,0 +1,328 @@
+"""Any module as a network of layers: recorded once, cut, and run by its plan at every step."""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map
+
+from targetprop.layers.chain import Chain, Layer, Model
+from targetprop.layers.plan import Plan, make_plan
+from targetprop.layers.record import LayerRecord, LossGradient, MapUse, Record
+from targetprop.layers.repeat import Step, repeat
+from targetprop.layers.runner import Mirror, OtherPathError, Runner
+from targetprop.layers.segments import Segment
+from targetprop.layers.sites import tensors_in
+from targetprop.layers.tape import record
+from targetprop.peers import Peers
+
+_TRIES = 3
+_LABELS = ("labels", "label", "targets", "target")
+
+
+@dataclass(frozen=True, eq=False)
+class SegmentLayer(Layer):
+    """A layer that is a stretch of a model's forward pass.
+
+    Attributes:
+        segment: the stretch.
+        model: the model.
+    """
+
+    segment: Segment | None = None
+    model: nn.Module | None = None
+
+    def parameters(self) -> Iterator[nn.Parameter]:
+        """Yield the trainable parameters ``θ_l``."""
+        assert self.model is not None and self.segment is not None
+        named = dict(self.model.named_parameters())
+        yield from (named[name] for name in self.segment.parameters)
+
+
+@dataclass(frozen=True, eq=False)
+class SegmentRecord(LayerRecord):
+    """What a pass left of one stretch.
+
+    Attributes:
+        tensors: its trainable parameters, and values made from parameters alone that it shares with other layers.
+        uses: its uses of weights.
+        start: where its graph begins; None for the first layer.
+        steps: its calls, to be made again; empty unless asked for.
+        begin: what the recording calls its input.
+        full: its whole input, where the record is restricted to some samples.
+    """
+
+    tensors: tuple[Tensor, ...] = ()
+    uses: tuple[MapUse, ...] = ()
+    start: Tensor | None = None
+    steps: tuple[Step, ...] = ()
+    begin: Any = None
+    full: Tensor | None = None
+
+    @property
+    def parameters(self) -> tuple[Tensor, ...]:
+        """The trainable parameters, and the shared values made from some."""
+        return self.tensors
+
+    @property
+    def maps(self) -> tuple[MapUse, ...]:
+        """The uses of weights."""
+        return self.uses
+
+    @property
+    def _start(self) -> Tensor | None:
+        return self.start
+
+    def f(self, x: Tensor) -> Tensor:
+        """Make the calls of the layer again on another input; see `targetprop.layers.repeat`."""
+        assert isinstance(self.layer, SegmentLayer) and self.layer.segment is not None
+        end = self.layer.segment.end
+        assert end is not None
+        whole = self.x if self.full is None else self.full
+        rows = len(x)
+        if rows < len(whole):
+            x = torch.cat([x, whole[rows:].to(x.dtype)])
+        if x.stride() != whole.stride():  # a model may ask for views that other strides do not allow
+            x = torch.empty_strided(x.shape, whole.stride(), dtype=x.dtype, device=x.device).copy_(x)
+        y = repeat(self.steps, self.begin, end, x)
+        return y[:rows] if rows < len(whole) else y
+
+    def head(self, rows: int) -> "SegmentRecord":
+        """Restrict to the first samples; what is repeated is still the whole batch."""
+        full = self.x if self.full is None else self.full
+        return replace(self, x=self.x[:rows], y=self.h[:rows], full=full)
+
+
+class Network:
+    """A model of any kind as layers.
+
+    Args:
+        model: the module, or modules in order, each of which becomes one layer.
+        style: the rule by which it is cut.
+        loss: ``loss(output, y)``.
+    """
+
+    def __init__(self, model: Model, style: str, loss: Callable[[Any, Any], Tensor]) -> None:
+        """Keep the model."""
+        self.model = model if isinstance(model, nn.Module) else Stack(model)
+        self.style, self.loss = style, loss
+        self._plans: dict[Any, Plan] = {}
+        self.layers: tuple[SegmentLayer, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.layers)
+
+    @property
+    def names(self) -> list[str]:
+        """Layer names in forward order."""
+        return [layer.name for layer in self.layers]
+
+    def modules(self) -> Iterator[nn.Module]:
+        """Yield the model's modules."""
+        return self.model.modules()
+
+    def check_names(self, names: Sequence[str], what: str) -> None:
+        """Refuse names that are no layer; see `targetprop.layers.chain.Chain.check_names`."""
+        Chain(self.layers).check_names(names, what)
+
+    def record(self, x: Any, y: Any = None, *, labelled: bool = True) -> Plan:
+        """Run the model once to make a plan; nothing of it stays but the layers.
+
+        Args:
+            x: the model's input: a tensor, a tuple of them, or a dictionary by keyword.
+            y: labels.
+            labelled: whether there are labels for the loss; otherwise the plan ends with the model's output.
+
+        Returns:
+            The plan.
+
+        Raises:
+            ValueError: the model cannot be trained.
+        """
+        x, y = tree_map(_renamed, x), tree_map(_renamed, y)  # people pass one tensor as input and labels
+        inputs, labels = _split_labels(x)
+        finish = (lambda output: self.loss(output, y)) if labelled else None
+        before = _State(self.model)
+        try:
+            tape = record(self.model, lambda: call(self.model, x), inputs, finish, [*labels, *tensors_in(y)])
+        finally:
+            before.restore()
+        ends = self.model.ends(tape.ends) if isinstance(self.model, Stack) else None
+        plan = make_plan(tape, self.style, ends)
+        if plan.problems:
+            raise ValueError(plan.problems[0])
+        self.layers = tuple(SegmentLayer(s.name, (), s, self.model) for s in plan.layers)
+        return plan
+
+    def example(self, x: Any) -> Record:
+        """Run the model on an example, to see its layers; nothing of it stays.
+
+        Args:
+            x: the model's input.
+
+        Returns:
+            The record, up to the loss if the model computes that from its inputs.
+        """
+        before = _State(self.model)
+        try:
+            return self.run(x, None, lambda key, weight: None, Peers(), repeats=False, labelled=self._knows_loss(x))
+        finally:
+            before.restore()
+
+    def _knows_loss(self, x: Any) -> bool:
+        """Try whether the loss needs no labels beside the inputs."""
+        try:
+            self.record(x)
+        except Exception:  # whatever the user's loss raises for labels that are None
+            return False
+        return True
+
+    def run(self, x: Any, y: Any, mirror: Mirror, peers: Peers, *, repeats: bool, labelled: bool = True) -> Record:
+        """Run the model by its plan, which is made, or made anew, where it has none that fits.
+
+        Args:
+            x: the model's input.
+            y: labels, to see what the loss reaches when a plan is made.
+            mirror: gives the mirror of a weight by its key.
+            peers: the processes that share samples.
+            repeats: whether layers will be repeated on other inputs.
+            labelled: whether there are labels.
+
+        Returns:
+            The record.
+
+        Raises:
+            ValueError: the model makes other calls every time.
+        """
+        batch = peers.batch(len(next(tensors_in(x))))
+        parameters = dict(self.model.named_parameters())
+        key = (labelled, tuple(p.requires_grad for p in parameters.values()))
+        for _ in range(_TRIES):
+            plan = self._plans.get(key)
+            if plan is None:
+                plan = self._plans[key] = self.record(x, y, labelled=labelled)
+            before, runner = _State(self.model), Runner(plan, mirror, parameters, repeats=repeats)
+            try:
+                output = runner.run(lambda: call(self.model, x), ends=plan.plain)
+                break
+            except OtherPathError:
+                before.restore()
+                del self._plans[key]
+        else:
+            raise ValueError(
+                "the model takes another path at every call, with the same input and the same random numbers"
+            )
+        records = self._collect(plan, runner, parameters, x)
+        loss = None if plan.plain else partial(self._finish, records[-1], runner, output)
+        derived, rest = tuple(runner.derived.values()), runner.stretches[-1].maps
+        return Record(tuple(records[:-1]), records[-1].x, batch, loss=loss, derived=derived, rest=rest)
+
+    def _collect(
+        self, plan: Plan, runner: Runner, parameters: Mapping[str, nn.Parameter], x: Any
+    ) -> list[SegmentRecord]:
+        below, begin = next(tensors_in(x)), None
+        records: list[SegmentRecord] = []
+        for segment, stretch in zip(plan.segments, runner.stretches, strict=True):
+            shared = [runner.derived[v.made or 0, v.output][0] for v in segment.derived]
+            tensors = (*(parameters[name] for name in segment.parameters), *shared)
+            given = below if stretch.start is None else stretch.start.detach()
+            records.append(
+                SegmentRecord(
+                    SegmentLayer(segment.name, (), segment, self.model),
+                    given,
+                    given if stretch.end is None else stretch.end,
+                    tensors=tensors,
+                    uses=tuple(stretch.maps),
+                    start=stretch.start,
+                    steps=tuple(stretch.steps),
+                    begin=begin,
+                )
+            )
+            begin = segment.end
+        return records
+
+    def _finish(self, rest: SegmentRecord, runner: Runner, output: Any, y: Any) -> LossGradient:
+        """Compute the loss, and its gradients in ``h_L`` and in the parameters that it reaches beside."""
+        value = runner.run(lambda: self.loss(output, y), ends=True)
+        top = [] if rest.start is None else [rest.start]
+        found = torch.autograd.grad(value, [*top, *rest.tensors], allow_unused=True)
+        beside = zip(rest.tensors, found[len(top) :], strict=True)
+        gradient = found[0] if top and found[0] is not None else torch.zeros_like(rest.x)
+        return LossGradient(value.detach(), gradient, {p: g for p, g in beside if g is not None})
+
+
+class Stack(nn.Module):
+    """Modules applied in order, each of which is one layer.
+
+    Args:
+        modules: a sequence, or a dictionary by layer name.
+    """
+
+    def __init__(self, modules: Any) -> None:
+        """Keep the modules, by an error that names what is none."""
+        super().__init__()
+        if not isinstance(modules, Iterable):
+            raise TypeError(f"the model must be a module or a list of modules; got {type(modules).__name__}")
+        named = modules.items() if isinstance(modules, Mapping) else ((str(i), m) for i, m in enumerate(modules))
+        for name, module in named:
+            if not isinstance(module, nn.Module):
+                raise TypeError(f"layer {name} must be a module; got {type(module).__name__}")
+            self.add_module(name, module)
+
+    def forward(self, h: Any) -> Any:
+        """Apply the modules in order."""
+        for module in self.children():
+            h = module(h)
+        return h
+
+    def ends(self, ends: Mapping[str, Sequence[int]]) -> dict[str, int]:
+        """Say at which torch call each layer ends, by name."""
+        return {name: ends[name][-1] for name, _ in self.named_children() if name in ends}
+
+
+def call(model: nn.Module, x: Any) -> Any:
+    """Call a model with a tensor, a tuple of positional or a dictionary of keyword inputs."""
+    if isinstance(x, Mapping):
+        return model(**x)
+    return model(*x) if isinstance(x, tuple | list) else model(x)
+
+
+def _renamed(t: Any) -> Any:
+    return t.view_as(t) if isinstance(t, Tensor) else t
+
+
+def _split_labels(x: Any) -> tuple[list[Tensor], list[Tensor]]:
+    """Tell labels that a model takes by keyword from its other inputs."""
+    if not isinstance(x, Mapping):
+        return list(tensors_in(x)), []
+    labels = [t for name, t in x.items() if name in _LABELS and isinstance(t, Tensor)]
+    return [t for t in tensors_in(x) if not any(t is label for label in labels)], labels
+
+
+class _State:
+    """What a forward pass moves: random numbers and buffers."""
+
+    def __init__(self, model: nn.Module) -> None:
+        """Remember it."""
+        self._random = torch.get_rng_state()
+        self._devices = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
+        self._buffers = [
+            (module, name, buffer, buffer.clone())
+            for module in model.modules()
+            for name, buffer in module._buffers.items()
+            if buffer is not None
+        ]
+
+    @torch.no_grad()
+    def restore(self) -> None:
+        """Put it back."""
+        torch.set_rng_state(self._random)
+        if self._devices:
+            torch.cuda.set_rng_state_all(self._devices)
+        for module, name, buffer, before in self._buffers:
+            module._buffers[name] = buffer
+            if not torch.equal(buffer, before):
+                buffer.copy_(before)

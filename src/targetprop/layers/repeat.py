@@ -1,0 +1,139 @@
+"""Repeating a stretch of recorded calls on another input: ``f_l(h)`` again, with all else as it was in the pass.
+
+The random numbers are the pass' own, the statistics of a batch norm are held at the pass' values, and what feeds the
+stretch from beside is what it was. Only calls that lead from the stretch's input to its end are made.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from targetprop.layers.sites import Place, tensors_in
+from targetprop.layers.tape import Call, Value
+from targetprop.precision import at_least_float32
+
+_NORM = ("input", "running_mean", "running_var", "weight", "bias", "training", "momentum", "eps")
+
+
+@dataclass(frozen=True, eq=False)
+class Repeated:
+    """A call that is made again when its stretch is repeated.
+
+    Attributes:
+        layer: number of the stretch.
+        call: what the recording knows of it.
+        moving: the arguments that change with the input of the stretch: the way to each, and its value.
+    """
+
+    layer: int
+    call: Call
+    moving: tuple[tuple[Place, Value], ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Step:
+    """One call, to be made again.
+
+    Attributes:
+        repeated: what the recording knows of it.
+        func: the function.
+        args: its positional and its keyword arguments, with nothing where values of the stretch are put.
+        random: state of the random numbers before the call; None if it draws none.
+    """
+
+    repeated: Repeated
+    func: Callable[..., Any]
+    args: tuple[list[Any], dict[str, Any]]
+    random: Tensor | None
+
+
+def repeated_calls(layer: int, calls: Iterable[Call], start: Value) -> Iterator[Repeated]:
+    """Find the calls that lead on from the input of a stretch."""
+    reached = {id(start)}
+    for call in calls:
+        moving = tuple((p, v) for p, v in zip(call.places, call.inputs, strict=False) if id(v) in reached)
+        made = [v for v in call.outputs if v.data and v.trained]
+        if made and any(id(v) in reached for v in call.inputs):
+            reached.update(map(id, made))
+            yield Repeated(layer, call, moving)
+
+
+def keep_step(repeated: Repeated, func: Callable[..., Any], args: Any, kwargs: Mapping[str, Any]) -> Step:
+    """Keep a call before it is made, but for the values that change."""
+    func, args, kwargs = _with_fixed_statistics(func, args, kwargs)
+    kept: Any = (list(args), dict(kwargs))
+    for place, _ in repeated.moving:
+        kept = _put(kept, place, None)
+    return Step(repeated, func, kept, torch.get_rng_state() if repeated.call.random else None)
+
+
+def repeat(steps: Iterable[Step], start: Value, end: Value, x: Tensor) -> Tensor:
+    """Make the calls of a stretch again.
+
+    Args:
+        steps: the calls.
+        start: the value that the stretch begins with.
+        end: the value that it ends with.
+        x: another input, shape of `start`.
+
+    Returns:
+        ``f_l(x)``.
+    """
+    values: dict[int, Any] = {id(start): x}
+    for step in steps:
+        args = step.args
+        call, moving = step.repeated.call, step.repeated.moving
+        for place, value in moving:
+            args = _put(args, place, values[id(value)])
+        written = None
+        if call.name == "__setitem__":
+            written = args[0][0] if moving[0][0] == (0, 0) else args[0][0].clone()
+            args = _put(args, (0, 0), written)
+        out = _run(step, args)
+        made = [written] if written is not None else list(tensors_in(out))
+        values |= {id(value): made[value.output] for value in call.outputs if value.output < len(made)}
+    return values[id(end)]
+
+
+def _run(step: Step, args: tuple[list[Any], dict[str, Any]]) -> Any:
+    if step.random is None:
+        return step.func(*args[0], **args[1])
+    now = torch.get_rng_state()
+    try:
+        torch.set_rng_state(step.random)
+        return step.func(*args[0], **args[1])
+    finally:
+        torch.set_rng_state(now)
+
+
+def _put(tree: Any, place: Place, value: Any) -> Any:
+    """Copy nested arguments with another value at one place."""
+    if not place:
+        return value
+    key, rest = place[0], place[1:]
+    if isinstance(tree, slice):
+        parts = {name: getattr(tree, name) for name in ("start", "stop", "step")} | {str(key): value}
+        return slice(parts["start"], parts["stop"], parts["step"])
+    if isinstance(tree, Mapping):
+        return {**tree, key: _put(tree[key], rest, value)}
+    items = list(tree)
+    items[int(key)] = _put(items[int(key)], rest, value)
+    return type(tree)(items) if isinstance(tree, tuple | list) else items
+
+
+def _with_fixed_statistics(func: Callable[..., Any], args: Any, kwargs: Mapping[str, Any]) -> tuple[Any, Any, Any]:
+    """Let a batch norm that measures its batch use what it measures now."""
+    if func is not functional.batch_norm:
+        return func, args, kwargs
+    given = dict(zip(_NORM, args, strict=False)) | dict(kwargs)
+    if not given.get("training"):
+        return func, args, kwargs
+    x = given["input"].detach()
+    axes = [d for d in range(x.dim()) if d != 1]
+    variance, mean = torch.var_mean(at_least_float32(x), dim=axes, correction=0)
+    fixed = (given["input"], mean, variance, given.get("weight"), given.get("bias"), False, 0.0, given.get("eps", 1e-5))
+    return func, fixed, {}
