@@ -67,13 +67,13 @@ class BackPropagation:
         named = {p: name for name, p in self.model.named_parameters() if p.requires_grad}
         found = torch.autograd.grad(output, list(named), start, allow_unused=True)
         gradients = LocalGradients()
-        gradients.note(list(named), found)
+        gradients.note("the network", list(named), found)
         self.peers.sum_gradients(list(gradients.values.values()))
         looks = [
             Look(BAD_INPUT, (x,)),
             Look(BAD_OUTPUT, (output,), "the network"),
             Look(BAD_LOSS, (value, start)),
-            *(Look(BAD_GRADIENT, (gradient,), named[p]) for p, gradient in gradients.values.items()),
+            *(Look(BAD_GRADIENT, (g,), name) for name, g in zip(named.values(), found, strict=True) if g is not None),
         ]
         problem = not_finite(looks, self.peers)
         if problem is None:

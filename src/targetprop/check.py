@@ -12,7 +12,9 @@ method iterated, cut post-activation: supported
 layer 0: ReLU(inplace=True) would overwrite the activations that targets are measured against; set inplace=False
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,8 +22,10 @@ from torch import Tensor, nn
 from targetprop.decoders import LayerBank
 from targetprop.engine import TargetPropagation
 from targetprop.inversion import Iteration, Krylov
+from targetprop.layers import LayerRecord, Network
 from targetprop.layers.chain import Cut, Model
 from targetprop.layers.forward_pass import check_repeatable, evaluating, run_forward
+from targetprop.layers.sites import tensors_in
 from targetprop.methods import Method
 from targetprop.methods import method as find_method
 
@@ -82,12 +86,12 @@ class Check:
         return "\n".join([*lines, f"method {self.method}, cut {self.cut}: supported"])
 
 
-def check(model: Model, example_input: Tensor, method: str | Method = "iterated", cut: Cut | None = None) -> Check:
+def check(model: Model, example_input: Any, method: str | Method = "iterated", cut: Cut | None = None) -> Check:
     """Say what a method does with a model, without training anything.
 
     Args:
         model: what `TargetPropagation` takes.
-        example_input: an input of shape ``(n, …)``; its values do not matter.
+        example_input: an input of shape ``(n, …)``, a tuple of inputs or a dictionary; its values do not matter.
         method: a name from `METHODS` or a `Method`.
         cut: where layers begin and end, if not as the method has it.
 
@@ -97,16 +101,19 @@ def check(model: Model, example_input: Tensor, method: str | Method = "iterated"
     chosen = find_method(method) if isinstance(method, str) else method
     chosen = chosen if cut is None else replace(chosen, cut=cut)
     try:
-        engine = TargetPropagation(model, nn.MSELoss(), example_input=example_input, method=chosen, seed=0)
+        loss = _any_loss if chosen.decoder.mirrors else nn.MSELoss()
+        engine = TargetPropagation(model, loss, example_input=example_input, method=chosen, seed=0)
         layers = _look(engine, example_input)
     except (ValueError, TypeError) as error:
         return Check(chosen.name, chosen.cut, (), str(error))
     return Check(chosen.name, chosen.cut, layers, None)
 
 
-def _look(engine: TargetPropagation, x: Tensor) -> tuple[LayerCheck, ...]:
+def _look(engine: TargetPropagation, x: Any) -> tuple[LayerCheck, ...]:
     if not isinstance(engine, TargetPropagation):  # the baseline has no layers
         return ()
+    if isinstance(engine.chain, Network):
+        return _look_at_step(engine, x)
     for layer in engine.chain.layers:
         for module in layer.modules:
             check_repeatable(layer, module)
@@ -115,16 +122,50 @@ def _look(engine: TargetPropagation, x: Tensor) -> tuple[LayerCheck, ...]:
     kinds, rule = engine.bank.kinds(), engine.method.inversion
     rows = []
     for index, layer in enumerate(record.layers):
-        name = layer.name
-        kind = kinds.get(name, "none needed" if index == 0 else f"{rule.name}: derivative of the layer")
+        kind = kinds.get(layer.name, "none needed" if index == 0 else f"{rule.name}: derivative of the layer")
         local = index == 0 or not ("linearised" in kind or "derivative" in kind)
         if kind in ("identity", "fixed") and isinstance(rule, Iteration | Krylov):
             kind = f"{kind}, iterated"
         bank = engine.bank
-        count = bank.count(name) if index and isinstance(bank, LayerBank) and kinds else 0
-        modules = tuple(type(module).__name__ for module in layer.layer.modules)
-        rows.append(LayerCheck(name, modules, tuple(layer.x.shape[1:]), tuple(layer.h.shape[1:]), kind, count, local))
+        count = bank.count(layer.name) if index and isinstance(bank, LayerBank) and kinds else 0
+        rows.append(_check_of(layer, kind, count, local))
     return tuple(rows)
+
+
+def _look_at_step(engine: TargetPropagation, x: Any) -> tuple[LayerCheck, ...]:
+    """Take a whole step, and leave nothing of it."""
+    assert isinstance(engine.chain, Network)
+    gradients = [(p, p.grad) for p in engine.chain.model.parameters()]
+    try:
+        with engine.chain.undone():
+            record = engine.record(x)
+            engine.backward(x, None)
+    finally:
+        for p, gradient in gradients:
+            p.grad = gradient
+    kinds, seen, rows = engine.chain.kinds(), set(), []
+    for layer in record.layers:
+        mirrors = {use.site.key: use.base.numel() for use in layer.maps if use.site.needed} if rows else {}
+        count = sum(size for key, size in mirrors.items() if key not in seen)
+        seen |= mirrors.keys()
+        rows.append(_check_of(layer, kinds.get(layer.name, "none needed"), count, local=True))
+    return tuple(rows)
+
+
+def _any_loss(output: Any, y: Any) -> Tensor:
+    """Stand for the user's loss: the model's own if it computes one, else the mean square of all that it returns."""
+    own = output.get("loss") if isinstance(output, Mapping) else getattr(output, "loss", None)
+    if isinstance(own, Tensor):
+        return own
+    values = [t for t in tensors_in(output) if t.requires_grad]
+    if not values:
+        raise ValueError("the model has no trainable parameter; call requires_grad_(True) on those to train")
+    return torch.stack([t.float().square().mean() for t in values]).sum()
+
+
+def _check_of(layer: LayerRecord, kind: str, count: int, local: bool) -> LayerCheck:
+    shapes = tuple(layer.x.shape[1:]), tuple(layer.h.shape[1:])
+    return LayerCheck(layer.name, tuple(layer.layer.kinds()), *shapes, kind, count, local)
 
 
 def _row(layer: LayerCheck) -> tuple[str, ...]:

@@ -14,7 +14,7 @@ from targetprop.checks import (
     check_optimizer,
     check_sweeps,
 )
-from targetprop.decoders import MirrorBank, OptimizerFactory
+from targetprop.decoders import OptimizerFactory
 from targetprop.derivatives import check_derivatives
 from targetprop.engine_state import collect_state, gather_layers, restore_state
 from targetprop.finite import RunningStatistics
@@ -198,6 +198,21 @@ class TargetPropagation:
             raise FloatingPointError(problem)
         return self.peers.whole_report(StepReport(x, x, loss), record.batch, measure=False).decoder_loss
 
+    def record(self, x: Any, *, exact: bool = False) -> Record:
+        """Run the model into a record of its layers, to look at them; nothing is trained.
+
+        Args:
+            x: the model's input.
+            exact: let backward passes read the weights, where they would read mirrors.
+
+        Returns:
+            The record, with graphs, and layers that can be repeated.
+        """
+        if isinstance(self.chain, Chain):
+            return run_forward(self.chain, x, self.peers, keep_inner=True)
+        mirror = self.bank.mirror if not exact else lambda key, weight: None
+        return self.chain.run(x, None, mirror, self.peers, repeats=True, labelled=False)
+
     def gather(self) -> None:
         """Give every process of a placement the layers as their owners have them, to evaluate or save the model.
 
@@ -227,10 +242,9 @@ class TargetPropagation:
 
     def __str__(self) -> str:
         """Print the method and how each layer is inverted."""
-        kinds = self.bank.kinds()
+        kinds = self.bank.kinds() | self.chain.kinds()
         rows = [
-            f"  layer {layer.name:<10} {' → '.join(type(m).__name__ for m in layer.modules):<32}"
-            f" inverse: {kinds.get(layer.name, 'none needed')}"
+            f"  layer {layer.name:<10} {' → '.join(layer.kinds()):<32} inverse: {kinds.get(layer.name, 'none needed')}"
             for layer in self.chain.layers
         ]
         return "\n".join([str(self.method), *rows])
@@ -250,7 +264,6 @@ class TargetPropagation:
                 return run_forward(self.chain, x, self.peers, keep_inner=labelled and self.method.update.needs_inner)
         method = self.method
         repeats = measure or not isinstance(method.inversion, Difference | Direct)
-        assert isinstance(self.bank, MirrorBank)
         with explained(next(tensors_in(x)), whereabouts(self.chain)):
             return self.chain.run(
                 x, y if labelled else None, self.bank.mirror, self.peers, repeats=repeats, labelled=labelled

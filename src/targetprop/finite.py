@@ -91,7 +91,7 @@ class RunningStatistics:
             buffer.copy_(before)
 
 
-def check_digits(parameters: Iterable[nn.Parameter], what: str) -> None:
+def check_digits(parameters: Iterable[Tensor], what: str) -> None:
     """Refuse half precision where systems of equations are solved.
 
     Args:

@@ -28,6 +28,11 @@ class Altered(Objective):
     alter: Alter
     name: ClassVar[str] = "altered"
 
+    @property
+    def mirrors(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """Whether the objective's decoders are mirrors."""
+        return self.objective.mirrors
+
     def build(self, chain: Chain, example: Record, custom: Mapping[str, nn.Module]) -> Bank:
         """Build the objective's decoders; see `Objective.build`."""
         return _AlteredBank(self.objective.build(chain, example, custom), self.alter)
@@ -48,6 +53,9 @@ class _AlteredBank(Bank):
     def __init__(self, bank: Bank, alter: Alter) -> None:
         super().__init__()
         self.bank, self.alter, self.names = bank, alter, bank.names
+
+    def mirror(self, key: str, weight: Tensor) -> Tensor | None:
+        return self.bank.mirror(key, weight)
 
     def inverse(self, layer: LayerRecord) -> Inverse:
         return self.alter(self.bank.inverse(layer))

@@ -50,6 +50,18 @@ class Bank(nn.Module):
             ``G``, from the output space to the input space of the lowest of them.
         """
 
+    def mirror(self, key: str, weight: Tensor) -> Tensor | None:
+        """Find the mirror of a weight; None where the bank has none, and the backward pass reads the weight.
+
+        Args:
+            key: the weight's key.
+            weight: the weight.
+
+        Returns:
+            ``V``, shape of the weight, or None.
+        """
+        return None
+
     def kinds(self) -> dict[str, str]:
         """Say in a word how each layer is inverted, keyed by layer name."""
         return {}

@@ -5,6 +5,7 @@ r"""Angles between what a run does and what back-propagation and Gauss-Newton wo
 tensor([90.,  0.])
 """
 
+from copy import deepcopy
 from math import pi
 
 import torch
@@ -14,6 +15,7 @@ from targetprop.diagnostics.jacobians import activations, output_jacobians
 from targetprop.engine import TargetPropagation
 from targetprop.inversion import per_sample, sample_norm
 from targetprop.layers.forward_pass import Record
+from targetprop.updates import from_top
 
 MOST_ENTRIES = 2**27  # of the output's Jacobians in all layers; beyond it, fewer samples are compared with Gauss-Newton
 Directions = list[Tensor] | list[None]
@@ -67,8 +69,7 @@ def update_gradients(
     engine: TargetPropagation, record: Record, deltas: list[Tensor], scale: float
 ) -> list[list[Tensor]]:
     """Let a copy of the run's update compute the gradients of every layer; the record is used up."""
-    state = engine.method.update.build(engine.chain)
-    state.load_state_dict(engine.state_dict()["update"])
-    layers = zip(reversed(record.layers), reversed(deltas), strict=True)
+    state = deepcopy(engine._parts.update_state)  # pyright: ignore[reportPrivateUsage]
+    layers = from_top(record, deltas, {})
     found = engine.method.update.gradients(layers, record.batch, scale, state).values
     return [[found.get(p, torch.zeros_like(p)) for p in layer.layer.parameters()] for layer in record.layers]

@@ -39,7 +39,7 @@ from targetprop.diagnostics.angles import (
 from targetprop.diagnostics.inverse_quality import InverseQuality, asked_inverse, measure_inverse
 from targetprop.engine import TargetPropagation
 from targetprop.inversion import Status, sample_norm
-from targetprop.layers.forward_pass import Record, evaluating, run_forward
+from targetprop.layers import Record, evaluating
 from targetprop.targets import Targets, propagate
 
 
@@ -109,7 +109,7 @@ def inspect_targets(
         raise ValueError("the batch is empty; give at least one sample")
     method = engine.method
     with _left_as_it_was(engine, x), torch.enable_grad():
-        record = run_forward(engine.chain, x, keep_inner=method.update.needs_inner)
+        record = engine.record(x)
         change = method.output_target(record.output, y, engine.loss)
         if not torch.isfinite(change.loss):
             raise FloatingPointError("the loss on these samples is NaN or infinite; inspect an earlier checkpoint")
@@ -117,8 +117,9 @@ def inspect_targets(
             found = propagate(record, engine.bank, change.delta, method.inversion, method.propagation, measure=False)
             inverses = _measure_inverses(engine, record, found, on_layer)
         used = list(method.influence(found.deltas, change.delta))
-        slopes, gradients = backprop_directions(engine, record, y)
-        newton = gauss_newton_directions(record, change.delta)
+        exact = engine.record(x, exact=True)
+        slopes, gradients = backprop_directions(engine, exact, y)
+        newton = gauss_newton_directions(exact, change.delta)
         written = update_gradients(engine, record, used, change.scale)
     layers = [
         LayerInspection(

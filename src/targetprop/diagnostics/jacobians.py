@@ -20,7 +20,7 @@ True
 import torch
 from torch import Tensor
 
-from targetprop.layers.forward_pass import Record
+from targetprop.layers import Record, SegmentRecord
 
 
 def activations(record: Record) -> list[Tensor]:
@@ -32,9 +32,13 @@ def activations(record: Record) -> list[Tensor]:
     Returns:
         ``h_0 … h_L``, connected.
     """
-    values = [record.layers[0].x.detach().requires_grad_()]
+    first = record.layers[0]
+    if isinstance(first, SegmentRecord):  # its inputs may be several, and are left as they are
+        values = [first.x, first.y]
+    else:
+        values = [first.x.detach().requires_grad_()]
     with torch.enable_grad():
-        for layer in record.layers:
+        for layer in record.layers[len(values) - 1 :]:
             values.append(layer.f(values[-1]))
     return values
 

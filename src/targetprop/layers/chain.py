@@ -48,6 +48,10 @@ class Layer:
     name: str
     modules: tuple[nn.Module, ...]
 
+    def kinds(self) -> list[str]:
+        """Say what the layer applies, in order."""
+        return [type(module).__name__ for module in self.modules]
+
     def parameters(self) -> Iterator[nn.Parameter]:
         """Yield the trainable parameters ``θ_l``."""
         for module in self.modules:
@@ -71,6 +75,10 @@ class Chain:
     def names(self) -> list[str]:
         """Layer names in forward order."""
         return [layer.name for layer in self.layers]
+
+    def kinds(self) -> dict[str, str]:
+        """Say how layers are inverted whatever the decoders: of these, decoders decide."""
+        return {}
 
     def modules(self) -> Iterator[nn.Module]:
         """Yield the modules of all layers and the modules inside them."""

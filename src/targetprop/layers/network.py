@@ -1,6 +1,7 @@
 """Any module as a network of layers: recorded once, cut, and run by its plan at every step."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -34,6 +35,16 @@ class SegmentLayer(Layer):
 
     segment: Segment | None = None
     model: nn.Module | None = None
+
+    def kinds(self) -> list[str]:
+        """Say which weights the layer applies, in order."""
+        assert self.segment is not None
+        found: list[str] = []
+        for call in self.segment.calls:
+            for site in call.sites:
+                short = site.key.removesuffix(".weight").removeprefix(self.name).strip(".")
+                found.append(short or call.name)
+        return list(dict.fromkeys(found)) or [self.segment.calls[-1].name]
 
     def parameters(self) -> Iterator[nn.Parameter]:
         """Yield the trainable parameters ``θ_l``."""
@@ -120,6 +131,14 @@ class Network:
         """Layer names in forward order."""
         return [layer.name for layer in self.layers]
 
+    def kinds(self) -> dict[str, str]:
+        """Say how each layer is inverted: by mirrors of its weights, or where it has none by its own derivative."""
+        return {
+            layer.name: "mirrored" if any(site.needed for site in layer.segment.sites) else "own derivative"
+            for layer in self.layers[1:]
+            if layer.segment is not None
+        }
+
     def modules(self) -> Iterator[nn.Module]:
         """Yield the model's modules."""
         return self.model.modules()
@@ -145,11 +164,8 @@ class Network:
         x, y = tree_map(_renamed, x), tree_map(_renamed, y)  # people pass one tensor as input and labels
         inputs, labels = _split_labels(x)
         finish = (lambda output: self.loss(output, y)) if labelled else None
-        before = _State(self.model)
-        try:
+        with self.undone():
             tape = record(self.model, lambda: call(self.model, x), inputs, finish, [*labels, *tensors_in(y)])
-        finally:
-            before.restore()
         ends = self.model.ends(tape.ends) if isinstance(self.model, Stack) else None
         plan = make_plan(tape, self.style, ends)
         if plan.problems:
@@ -166,9 +182,15 @@ class Network:
         Returns:
             The record, up to the loss if the model computes that from its inputs.
         """
+        with self.undone():
+            return self.run(x, None, lambda key, weight: None, Peers(), repeats=False, labelled=self._knows_loss(x))
+
+    @contextmanager
+    def undone(self) -> Iterator[None]:
+        """Put random numbers and buffers back afterwards."""
         before = _State(self.model)
         try:
-            return self.run(x, None, lambda key, weight: None, Peers(), repeats=False, labelled=self._knows_loss(x))
+            yield
         finally:
             before.restore()
 
@@ -199,7 +221,8 @@ class Network:
         """
         batch = peers.batch(len(next(tensors_in(x))))
         parameters = dict(self.model.named_parameters())
-        key = (labelled, tuple(p.requires_grad for p in parameters.values()))
+        modes = tuple(module.training for module in self.model.modules())
+        key = (labelled, modes, tuple(p.requires_grad for p in parameters.values()))
         for _ in range(_TRIES):
             plan = self._plans.get(key)
             if plan is None:

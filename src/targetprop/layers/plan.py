@@ -24,6 +24,7 @@ class Action:
     """What is to be done at one call.
 
     Attributes:
+        name: the function's name.
         layer: number of the segment that the call belongs to.
         sites: where its backward pass has to read mirrors.
         gains: whether its backward pass has to read copies of other parameters.
@@ -31,6 +32,7 @@ class Action:
         derived: which of its outputs are made from parameters alone and used by several segments.
     """
 
+    name: str
     layer: int
     sites: tuple[Site, ...] = ()
     gains: bool = False
@@ -89,9 +91,10 @@ def make_plan(tape: Tape, style: str = "post-activation", ends: Mapping[str, int
         for call in segment.calls:
             derived = tuple(value.output for value in call.outputs if id(value) in shared)
             if call.sites or call.gains or derived:
-                actions[call.index] = Action(number, call.sites, call.gains, derived=derived)
+                actions[call.index] = Action(call.name, number, call.sites, call.gains, derived=derived)
         if segment.end is not None and segment.end.made is not None:
-            action = actions.get(segment.end.made, Action(number))
+            name = next(call.name for call in segment.calls if segment.end in call.outputs)
+            action = actions.get(segment.end.made, Action(name, number))
             actions[segment.end.made] = replace(action, cut=(number, segment.end.output))
     total, signature = (tape.total, tape.signature) if plain else tape.whole
     repeated: dict[int, Repeated] = {}

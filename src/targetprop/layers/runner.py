@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -93,6 +93,8 @@ class Runner(CountedMode):
         index = self.number(func)
         if index in self._repeated:
             repeated = self._repeated[index]
+            if func.__name__ != repeated.call.name:
+                raise OtherPathError
             self.stretches[repeated.layer].steps.append(keep_step(repeated, func, args, kwargs or {}))
         action = self._actions.get(index)
         if action is None:
@@ -100,6 +102,8 @@ class Runner(CountedMode):
         return self._act(index, action, func, args, kwargs or {})
 
     def _act(self, index: int, action: Action, func: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        if func.__name__ != action.name:
+            raise OtherPathError
         if action.sites or action.gains:
             out = self._apply(action, func, args, kwargs)
         else:
@@ -122,11 +126,16 @@ class Runner(CountedMode):
         if any(site.copied for site in action.sites):
             out = self._split({id(low): use for use, low in uses}, func, args, kwargs)
         else:
-            with reading_mirrors(weights, copied=action.gains), composite_kernels(action.sites):
+            copied = self._memory if action.gains else ()
+            with reading_mirrors(weights, copied), composite_kernels(action.sites):
                 out = func(*args, **kwargs)
         output = get_gradient_edge(out) if isinstance(out, Tensor) and out.requires_grad else None
         self.stretches[action.layer].maps += [replace(use, output=output, call=(func, *given)) for use, _ in uses]
         return out
+
+    @cached_property
+    def _memory(self) -> set[int]:
+        return {memory(p) for p in self._parameters.values()}
 
     def _use(self, site: Site, given: Any, lowered: Any) -> tuple[MapUse, Tensor]:
         """Describe the use of a weight; returns the tensor as well that autograd will keep."""

@@ -5,7 +5,7 @@ pass of the call; what it is handed back is the mirror ``V`` in the same view. S
 projections and transposed storage need no code of their own.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -170,27 +170,27 @@ class _Mirrored:
 
 
 @contextmanager
-def reading_mirrors(weights: Mapping[int, tuple[Tensor, Callable[[], Tensor]]], copied: bool) -> Iterator[set[int]]:
+def reading_mirrors(
+    weights: Mapping[int, tuple[Tensor, Callable[[], Tensor]]], copied: Container[int]
+) -> Iterator[None]:
     """Let what runs meanwhile keep mirrors for its backward pass instead of weights.
 
     Args:
         weights: each weight and what gives its mirror, by the weight's memory.
-        copied: copy all parameters that are kept beside, so that later changes of them are not seen.
+        copied: memory of other parameters, of which copies are kept, so that later changes of them are not seen.
 
     Yields:
-        The memory of the weights that were kept.
+        Nothing.
     """
-    kept: set[int] = set()
 
     def pack(t: Tensor) -> Any:
         found = weights.get(memory(t))
         if found is None:
-            return t.detach().clone() if copied and t.requires_grad and t.is_leaf else t
-        kept.add(memory(t))
+            return t.detach().clone() if memory(t) in copied else t
         return _Mirrored(found[1], found[0].detach(), t.detach())
 
     with saved_tensors_hooks(pack, lambda kept: kept.view() if isinstance(kept, _Mirrored) else kept):
-        yield kept
+        yield
 
 
 @contextmanager

@@ -255,22 +255,24 @@ class Recorder(CountedMode):
         call = Call(index, name, self._path[-1], [self.value(t) for t in given], [place for place, _ in placed])
         data = name not in _LIKE and any(v.data or (v.labels and name in LOOKUPS) for v in call.inputs)
         versions, drawn = [t._version for t in given], _random_states() if data else []
-        if data and torch.is_grad_enabled():
-            out = self._run(call, func, args, kwargs, given)
+        if torch.is_grad_enabled() and any(v.trained for v in call.inputs):
+            out = self._run(call, func, args, kwargs, given, data)
         else:
             out = func(*args, **kwargs)
         call.random = any(not torch.equal(a, b) for a, b in zip(drawn, _random_states(), strict=False))
         written = [t for t, version in zip(given, versions, strict=True) if t._version != version]
         return self._note(call, out, written, data)
 
-    def _run(self, call: Call, func: Callable[..., Any], args: Any, kwargs: Any, given: list[Tensor]) -> Any:
-        """Run a call that works on data, and see which parameters it keeps for its backward pass."""
-        sites = find_sites(call.name, args, kwargs, self._is_weight, self._key)
+    def _run(
+        self, call: Call, func: Callable[..., Any], args: Any, kwargs: Any, given: list[Tensor], data: bool
+    ) -> Any:
+        """Run a call, and see which parameters it keeps for its backward pass."""
+        sites = find_sites(call.name, args, kwargs, self._is_weight, self._key) if data else ()
         weights = {memory(at(site.weight, args, kwargs)): site for site in sites}
         beside = {memory(t) for t, v in zip(given, call.inputs, strict=True) if v.trained and not v.data}
         if call.name.endswith(_CUSTOM):
             self.tape.custom = True
-            if beside:
+            if beside and data:
                 self._refuse(
                     f"{call.name.removesuffix(_CUSTOM)} is an autograd.Function that takes parameters, which its"
                     " backward pass may read; let it take activations alone, and apply the parameters outside of it"
@@ -296,7 +298,7 @@ class Recorder(CountedMode):
             replace(site, needed=through, copied=through and not recurrent and key not in kept)
             for key, site in weights.items()
         )
-        call.gains = through and bool(kept & (beside - weights.keys()))
+        call.gains = bool(kept & (beside - weights.keys()))
         if through and recurrent and not kept & weights.keys():
             self._refuse(f"{call.name} keeps copies of its weights that no mirror can stand in for")
         return out

@@ -11,7 +11,7 @@ import targetprop as tp
 from targetprop.claims.altered import Alter, Altered
 from targetprop.claims.networks import DTYPE, random_network
 from targetprop.diagnostics import damped_inverse, layer_jacobian
-from targetprop.layers.forward_pass import Record, run_forward
+from targetprop.layers import Record
 
 SHAPES = ("8 → 5", "5 → 5", "5 → 8")
 _WIDTHS = (8, 8, 5, 5, 8)  # the first layer needs no decoder
@@ -62,7 +62,7 @@ def learn_pair(
     for _ in range(updates):
         engine.train_decoders(x)
         schedule.step()
-    record = run_forward(engine.chain, x[:8])
+    record = engine.record(x[:8])
     return _compare(w, damping, record, [_decoder(engine, i, record) for i in (1, 2, 3)])
 
 

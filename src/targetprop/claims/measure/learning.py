@@ -8,7 +8,7 @@ from torch import Tensor, nn
 import targetprop as tp
 from targetprop.claims.networks import digits_network, load_digits
 from targetprop.decoders import Inverse, Objective
-from targetprop.layers.forward_pass import LayerRecord, run_forward
+from targetprop.layers import LayerRecord
 
 SAMPLES, BATCH, ITERATIONS = 64, 128, 10
 RATE = 1e-3  # of the network's Adam
@@ -56,7 +56,7 @@ def _batch(generator: torch.Generator) -> tuple[Tensor, Tensor]:
 @torch.no_grad()
 def _look(engine: tp.TargetPropagation, seed: int) -> list[dict[str, float]]:
     """Measure every inverted layer on held-out samples."""
-    record = run_forward(engine.chain, load_digits().test_x[:SAMPLES])
+    record = engine.record(load_digits().test_x[:SAMPLES])
     generator, found = torch.Generator().manual_seed(seed), []
     for index, layer in enumerate(record.layers[1:], start=1):
         g = engine.bank.inverse(record.layers[index])

@@ -16,7 +16,6 @@ from targetprop.claims.altered import Alter
 from targetprop.claims.networks import DTYPE, digits_network, load_digits, random_network, with_singular_values
 from targetprop.decoders import Inverse
 from targetprop.inversion import Map
-from targetprop.layers.forward_pass import run_forward
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,7 +56,7 @@ def random_pair(
     for _ in range(3):
         engine.train_decoders(fitted)
     with torch.no_grad():
-        record = run_forward(engine.chain, draw(samples))
+        record = engine.record(draw(samples))
         x0 = record.layers[1].x
         f: Map = lambda x: reduce(lambda h, layer: layer.f(h), record.layers[1:], x)  # noqa: E731
         solution = x0 + 0.5 * draw(samples)
@@ -86,7 +85,7 @@ def digits_layers(widths: tuple[int, ...], epochs: int, samples: int, seed: int,
     engine.bank.double()
     x, y = data.test_x[:samples].double(), data.test_y[:samples]
     with torch.no_grad():
-        record = run_forward(engine.chain, x)
+        record = engine.record(x)
         change, pairs = method.output_target(record.output, y, loss).delta, []
         for index in reversed(range(1, len(record.layers))):
             layer = record.layers[index]

@@ -51,7 +51,8 @@ class Trial:
 
     def changes(self, method: tp.Method) -> list[Tensor]:
         """Carry the output's change down."""
-        engine, record = self._engine(method), self.record()
+        engine = self._engine(method)
+        record = engine.record(self.x)
         delta = method.output_target(record.output, self.y, self.loss).delta
         with torch.no_grad():
             found = propagate(record, engine.bank, delta, method.inversion, method.propagation, measure=False).deltas
