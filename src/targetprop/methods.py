@@ -95,7 +95,7 @@ def _iterated() -> Method:
         The recipe.
     """
     return Method(
-        decoder=WeightMirror(),
+        decoder=WeightMirror(warmup=20),
         inversion=Krylov(steps=2, damping=0.3),
         influence=Influence(normalise=True, limit=10.0),
     )
@@ -143,7 +143,7 @@ def _ddtp() -> Method:
 def _l_drl() -> Method:
     """Ernoult 2022, arXiv:2201.13415: decoders learn the transposed Jacobian, so targets follow back-propagation."""
     # The original learns by DifferenceReconstruction(w=0, damping=1), many updates a batch; mirrors have its minimum.
-    return Method(decoder=WeightMirror())
+    return Method(decoder=WeightMirror(warmup=20))
 
 
 def _least_squares() -> Method:

@@ -68,7 +68,7 @@ def take_step(parts: Parts, x: Any, y: Any, *, measure: bool) -> StepReport:
     with torch.no_grad():
         targets = propagate(
             record, parts.bank, change.delta, method.inversion, method.propagation, peers, measure=measure,
-            on_the_way=method.update.on_the_way and not method.influence.normalise,
+            scale=change.scale if method.update.on_the_way and not method.influence.normalise else None,
         )  # fmt: skip
         deltas = method.influence(targets.deltas, change.delta)
         taken = report_changes(report, record, decoder_loss, targets, deltas, change.delta, measure=measure)

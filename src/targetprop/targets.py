@@ -29,7 +29,7 @@ def propagate(
     peers: Peers | None = None,
     *,
     measure: bool = False,
-    on_the_way: bool = False,
+    scale: float | None = None,
 ) -> Targets:
     """Carry the output's change down to every layer.
 
@@ -41,7 +41,8 @@ def propagate(
         propagation: "layerwise", "joint" or "composite".
         peers: the processes that work on other layers; this one alone if None.
         measure: measure residuals that the rule does not need itself.
-        on_the_way: make the gradients of the parameters with the targets, where one backward pass gives both.
+        scale: what gradients are divided by, if those of the parameters shall be made with the targets where one
+            backward pass gives both; None if not.
 
     Returns:
         The changes and the outcomes.
@@ -54,19 +55,19 @@ def propagate(
         return joint(record, bank, delta, inversion, peers, measure=measure)
     if propagation == "composite":
         return _composite(record, bank, delta, inversion, measure=measure)
-    once = on_the_way and not measure and isinstance(inversion, Difference)
+    once = None if measure or not isinstance(inversion, Difference) else scale
     return _layerwise(record, bank, delta, inversion, peers, measure=measure, once=once)
 
 
 def _layerwise(
-    record: Record, bank: Bank, delta: Tensor, inversion: Inversion, peers: Peers, *, measure: bool, once: bool
+    record: Record, bank: Bank, delta: Tensor, inversion: Inversion, peers: Peers, *, measure: bool, once: float | None
 ) -> Targets:
     deltas: list[Tensor] = [peers.receive_change(delta)]
     outcomes: dict[str, Outcome] = {}
     pulled: dict[str, Pulled] = {}
     for layer in reversed(record.inverted):
-        if once and isinstance(bank, MirrorBank):
-            g = bank.inverse_once(layer, pulled)
+        if once is not None and isinstance(bank, MirrorBank):
+            g = bank.inverse_once(layer, once, pulled)
         else:
             g = bank.inverse(layer) if inversion.needs_decoder else _no_decoder
         solution = solve(_by_sample(layer, g, deltas[-1]), inversion, measure=measure)

@@ -33,13 +33,15 @@ from targetprop.batch import Batch
 from targetprop.decoders.bank import Bank
 from targetprop.decoders.mirror_bank import MirrorBank
 from targetprop.decoders.objective import Generators, Objective
-from targetprop.decoders.probes import Probes, probe
+from targetprop.decoders.probes import Probes, probe, rows
 from targetprop.decoders.proposal import Proposal, Rehearsal, look_at_decoder
 from targetprop.finite import check_digits
 from targetprop.layers import Chain, MapUse, Record
 from targetprop.layers.sites import same_view
 from targetprop.precision import no_autocast
+from targetprop.settings import check_ranges
 
+_FEW = 8  # probes that every map gets
 _DAMPING = 1e-3  # μ, with probes of unit length
 
 
@@ -97,7 +99,8 @@ def project(probes: Probes) -> MirrorStep:
     e, missed = e * lengths, missed * lengths
     gram = e @ e.mT
     gram.diagonal(dim1=1, dim2=2).add_(_DAMPING)
-    solved = torch.cholesky_solve(missed, torch.linalg.cholesky_ex(gram).L)
+    # The small matrix is inverted, which costs a quarter of the triangular solutions with many right-hand sides.
+    solved = torch.cholesky_inverse(torch.linalg.cholesky_ex(gram).L) @ missed
     return MirrorStep(probes.mirror, *sizes, (e.mT, solved))
 
 
@@ -147,6 +150,8 @@ class WeightMirror(Objective):
 
     Attributes:
         probes: most probes of every map and step.
+        share: most probes as a share of the rows that a map is applied to, samples times positions, so that mirrors
+            cost little beside it; but eight at least.
         activity: share of the probes that are activities of the batch, in [0, 1]; the others are white noise.
         updates: steps of every mirror per batch, ≥ 0.
         warmup: further steps on the first batch, for updates whose steps do not shrink with their targets; ``d/probes``
@@ -154,6 +159,7 @@ class WeightMirror(Objective):
     """
 
     probes: int = 64
+    share: float = 0.125
     activity: float = 0.5
     updates: int = 1
     warmup: int = 0
@@ -163,11 +169,14 @@ class WeightMirror(Objective):
     def __post_init__(self) -> None:
         """Check the settings."""
         super().__post_init__()
-        if self.probes < 1 or min(self.updates, self.warmup) < 0 or not 0 <= self.activity <= 1:
-            raise ValueError(
-                "the mirror needs decoder probes ≥ 1, updates ≥ 0, warmup ≥ 0 and activity in [0, 1]; got"
-                f" {self.probes}, {self.updates}, {self.warmup} and {self.activity}"
-            )
+        check_ranges(
+            self, "decoder ",
+            probes=(self.probes >= 1, "a number of probes ≥ 1"),
+            share=(self.share > 0, "a share of the rows > 0"),
+            activity=(0 <= self.activity <= 1, "a share of the probes in [0, 1]"),
+            updates=(self.updates >= 0, "a number of steps ≥ 0"),
+            warmup=(self.warmup >= 0, "a number of steps ≥ 0"),
+        )  # fmt: skip
 
     def build(self, chain: Chain, example: Record, custom: Mapping[str, nn.Module]) -> Bank:
         """Make a mirror for every weight that a backward pass reads; see `Objective.build`."""
@@ -222,4 +231,5 @@ class WeightMirror(Objective):
             if use.site.kind == "other":
                 yield key, descend(use, mirrors[key], generator)
             else:
-                yield key, project(probe(use, mirrors[key], self.probes, self.activity, generator, batch))
+                count = min(self.probes, max(_FEW, int(self.share * rows(use))))
+                yield key, project(probe(use, mirrors[key], count, self.activity, generator, batch))

@@ -1,6 +1,7 @@
 """Mirrors of all weights of a network: with them, the backward pass of a layer is its decoder."""
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -49,20 +50,23 @@ class MirrorBank(Bank):
 
         return self._bind(layer, lambda change: layer.pull(change, below=True, keep_graph=True))
 
-    def inverse_once(self, layer: LayerRecord, into: dict[str, Pulled]) -> Inverse:
+    def inverse_once(self, layer: LayerRecord, scale: float, into: dict[str, Pulled]) -> Inverse:
         """Bind the backward pass of one layer for a single call, which makes the parameters' gradients as well.
 
         Args:
             layer: the record of the layer.
+            scale: what gradients are divided by, with the sign changed.
             into: where what comes out is put, by the layer's name.
 
         Returns:
             ``g`` of that layer.
         """
 
-        def pull(change: Tensor) -> Pulled:
-            into[layer.name] = layer.pull(change, below=True, gradients=layer.parameters)
-            return into[layer.name]
+        def pull(change: Tensor) -> Pulled:  # activations are scaled, and not parameters, of which there are more
+            found = layer.pull(change * (-1 / scale), below=True, gradients=layer.parameters)
+            assert found.below is not None
+            into[layer.name] = replace(found, below=None)
+            return replace(found, below=found.below * -scale)
 
         return self._bind(layer, pull)
 

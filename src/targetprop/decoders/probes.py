@@ -75,6 +75,14 @@ def as_matrix(use: MapUse, weight: Tensor, groups: int) -> Tensor:
     return weight.view(groups, weight.shape[0] // groups, -1)
 
 
+def rows(use: MapUse) -> int:
+    """Count the rows that a map was applied to, samples times positions; many where they are not known."""
+    if use.input is None:
+        return 10**9
+    channels = use.input.shape[1] if use.site.kind.startswith("conv") else use.input.shape[-1]
+    return use.input.numel() // max(1, channels)
+
+
 def _groups(use: MapUse) -> int:
     """Count the groups of a convolution."""
     if use.site.kind == "conv":

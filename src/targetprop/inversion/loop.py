@@ -155,7 +155,8 @@ def _single(look: Evaluation, x0: Tensor) -> Solution:
     finite = sample_norm(look.delta) < torch.inf  # false for NaN too
     status = int(Status.DIVERGED) - finite.long()
     delta = look.delta
-    if look.fallback is not None and not (delta.is_cpu and bool(finite.all())):
+    good = delta.is_cpu and bool(finite.all())  # looking is cheap on the CPU only
+    if look.fallback is not None and not good:
         falls = ~finite & (sample_norm(look.fallback) < torch.inf)
         status = torch.where(falls, int(Status.FALLBACK), status)
         finite, delta = finite | falls, torch.where(per_sample(falls, delta), look.fallback, delta)
@@ -165,7 +166,7 @@ def _single(look: Evaluation, x0: Tensor) -> Solution:
         forward_residual=None if look.error is None else sample_norm(look.error),
         inverse_residual=None if look.direction is None else sample_norm(look.direction),
         x0=x0,
-        delta=_fill(delta, finite),
+        delta=delta if good else _fill(delta, finite),
     )
 
 

@@ -188,7 +188,7 @@ class Network:
     @contextmanager
     def undone(self) -> Iterator[None]:
         """Put random numbers and buffers back afterwards."""
-        before = _State(self.model)
+        before = _State(self.model.modules())
         try:
             yield
         finally:
@@ -220,14 +220,15 @@ class Network:
             ValueError: the model makes other calls every time.
         """
         batch = peers.batch(len(next(tensors_in(x))))
-        parameters = dict(self.model.named_parameters())
-        modes = tuple(module.training for module in self.model.modules())
+        modules = dict(self.model.named_modules())
+        parameters = _parameters(modules)
+        modes = tuple(module.training for module in modules.values())
         key = (labelled, modes, tuple(p.requires_grad for p in parameters.values()))
         for _ in range(_TRIES):
             plan = self._plans.get(key)
             if plan is None:
                 plan = self._plans[key] = self.record(x, y, labelled=labelled)
-            before, runner = _State(self.model), Runner(plan, mirror, parameters, repeats=repeats)
+            before, runner = _State(modules.values()), Runner(plan, mirror, parameters, repeats=repeats)
             try:
                 output = runner.run(lambda: call(self.model, x), ends=plan.plain)
                 break
@@ -325,16 +326,26 @@ def _split_labels(x: Any) -> tuple[list[Tensor], list[Tensor]]:
     return [t for t in tensors_in(x) if not any(t is label for label in labels)], labels
 
 
+def _parameters(modules: Mapping[str, nn.Module]) -> dict[str, nn.Parameter]:
+    """Name the parameters as `torch.nn.Module.named_parameters` does; one that is shared by its first name."""
+    found: dict[int, tuple[str, nn.Parameter]] = {}
+    for prefix, module in modules.items():
+        for name, parameter in module._parameters.items():
+            if parameter is not None:
+                found.setdefault(id(parameter), (f"{prefix}.{name}" if prefix else name, parameter))
+    return dict(found.values())
+
+
 class _State:
     """What a forward pass moves: random numbers and buffers."""
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, modules: Iterable[nn.Module]) -> None:
         """Remember it."""
         self._random = torch.get_rng_state()
         self._devices = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
         self._buffers = [
             (module, name, buffer, buffer.clone())
-            for module in model.modules()
+            for module in modules
             for name, buffer in module._buffers.items()
             if buffer is not None
         ]

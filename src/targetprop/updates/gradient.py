@@ -22,6 +22,6 @@ class Gradient(Update):
         found = LocalGradients()
         for layer, delta, came in layers:
             parameters = layer.parameters
-            pulled = layer.pull(delta, gradients=parameters) if came is None else came
-            found.note(layer.name, parameters, [None if g is None else g * (-1 / scale) for g in pulled.gradients])
+            pulled = layer.pull(delta * (-1 / scale), gradients=parameters) if came is None else came
+            found.note(layer.name, parameters, pulled.gradients)
         return found
