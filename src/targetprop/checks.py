@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from targetprop.inversion import Iteration
+from targetprop.layers.sites import tensors_in
 from targetprop.methods import Method
 from targetprop.settings import whole
 
@@ -42,6 +43,14 @@ def check_optimizer(made: object) -> None:
     """Refuse what a user's factory made, if it is no optimiser: decoders would silently not learn."""
     if not isinstance(made, torch.optim.Optimizer):
         raise TypeError(f"decoder_optimizer must return an optimiser; got {type(made).__name__}")
+
+
+def first_tensor(x: object, what: str) -> Tensor:
+    """Find the first tensor of an input: of one, of a tuple or of a dictionary."""
+    found = next(tensors_in(x), None)
+    if found is None:
+        raise TypeError(f"{what} must be a tensor; got {type(x).__name__}, which torch.as_tensor may make one of")
+    return found
 
 
 def check_batch(x: object, what: str = "the batch", *, may_be_empty: bool = False) -> None:

@@ -13,6 +13,7 @@ from targetprop.checks import (
     check_batch,
     check_optimizer,
     check_sweeps,
+    first_tensor,
 )
 from targetprop.decoders import OptimizerFactory
 from targetprop.derivatives import check_derivatives
@@ -123,7 +124,7 @@ class TargetPropagation:
         mirrors = self.method.decoder.mirrors
         self.chain = Network(model, self.method.cut, loss) if mirrors else build_chain(model, self.method.cut)
         self._whereabouts = whereabouts(self.chain)
-        first = next(tensors_in(example_input))
+        first = first_tensor(example_input, "example_input")
         check_whereabouts(first, self._whereabouts, self._whereabouts)
         self.peers = connect(process_group, placement, self.method, first.device)
         self.peers.check_modules(self.chain.modules())
@@ -240,9 +241,17 @@ class TargetPropagation:
         """
         restore_state(self._parts, state)
 
+    def kinds(self) -> dict[str, str]:
+        """Say in a word how each layer is inverted, by layer name; the first layer is not.
+
+        Returns:
+            Such as "mirrored", "learned", "fixed".
+        """
+        return self.bank.kinds() | self.chain.kinds()
+
     def __str__(self) -> str:
         """Print the method and how each layer is inverted."""
-        kinds = self.bank.kinds() | self.chain.kinds()
+        kinds = self.kinds()
         rows = [
             f"  layer {layer.name:<10} {' → '.join(layer.kinds()):<32} inverse: {kinds.get(layer.name, 'none needed')}"
             for layer in self.chain.layers
@@ -250,6 +259,8 @@ class TargetPropagation:
         return "\n".join([str(self.method), *rows])
 
     def _check_batch(self, x: Any, y: Any = None) -> None:
+        if isinstance(self.chain, Network):
+            first_tensor(x, "the batch")
         for tensor in tensors_in(x) if isinstance(self.chain, Network) else (x,):
             check_batch(tensor, may_be_empty=True)
             check_whereabouts(tensor, whereabouts(self.chain), self._whereabouts)
@@ -281,7 +292,10 @@ class TargetPropagation:
     def _named_tensors(self) -> dict[str, Tensor]:
         named: dict[str, Tensor] = {}
         for index, module in enumerate((*self.chain.modules(), self.bank)):
-            named |= {f"{index}.{name}": t for name, t in (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False))}
+            named |= {
+                f"{index}.{name}": t
+                for name, t in (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False))
+            }
         return named
 
 
@@ -289,5 +303,7 @@ def _check(loss: Any, method: Any, decoders: Any, seed: Any, on_divergence: Any,
     if on_divergence not in get_args(OnDivergence):
         raise ValueError(f"on_divergence must be 'raise' or 'skip'; got {on_divergence!r}")
     check_arguments(loss, method, decoders, seed)
+    if method.decoder.mirrors:
+        first_tensor(example_input, "example_input")
     for tensor in tensors_in(example_input) if method.decoder.mirrors else (example_input,):
         check_batch(tensor, "example_input")

@@ -24,6 +24,10 @@ def collect_state(parts: Parts) -> dict[str, Any]:
     gather_layers(parts)
     own = parts.peers.own(len(parts.chain))
     names = parts.chain.names[own.start : own.stop]
+
+    def owned(name: str) -> bool:
+        return name in names or name not in parts.chain.names
+
     optimizer = None if parts.decoder_optimizer is None else parts.decoder_optimizer.state_dict()
     return {
         "version": VERSION,
@@ -31,7 +35,7 @@ def collect_state(parts: Parts) -> dict[str, Any]:
         "decoders": parts.bank.state_dict(),
         "decoder_optimizer": parts.peers.merge_optimizer(optimizer),
         "update": parts.update_state.state_dict(),
-        "generators": parts.peers.merge({n: g.get_state() for n, g in parts.generators.items() if n in names}),
+        "generators": parts.peers.merge({n: g.get_state() for n, g in parts.generators.items() if owned(n)}),
     }
 
 

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from targetprop.batch import Batch
 from targetprop.finite import BAD_LOSS, Look
-from targetprop.layers import LossGradient
+from targetprop.layers import LossGradient, checked_loss
 from targetprop.settings import check_ranges, check_types
 
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -126,14 +126,9 @@ def loss_gradient(output: Tensor, y: Tensor, loss: Loss) -> tuple[Tensor, Tensor
             value = loss(h, y)
         except (IndexError, RuntimeError, ValueError) as error:
             raise ValueError(_explain(h, y, error)) from error
-        if not isinstance(value, Tensor):
-            raise ValueError(f"the loss returns {type(value).__name__}; it must be a tensor, made from the output")
+        value = checked_loss(value)
         if value.device != h.device:
             raise ValueError(f"the loss is on {value.device} and the output on {h.device}; move the labels there")
-        if value.dim() != 0:
-            raise ValueError(
-                f"the loss has shape {tuple(value.shape)}; it must be one number: use reduction='mean' or 'sum'"
-            )
         (gradient,) = torch.autograd.grad(value, h, allow_unused=True) if value.requires_grad else (None,)
     if gradient is None:
         raise ValueError("the loss does not depend on the output; compute it from that, without detach or item")

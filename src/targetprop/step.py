@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from targetprop.decoders import Bank
 from targetprop.finite import BAD_TARGET, Look, not_finite
-from targetprop.layers import Chain, Network, Record
+from targetprop.layers import Layered, Record
 from targetprop.methods import Method
 from targetprop.output_target import Loss
 from targetprop.peers import Peers
@@ -35,7 +35,7 @@ class Parts:
     """
 
     method: Method
-    chain: Chain | Network
+    chain: Layered
     forward: Callable[..., Record]
     loss: Loss
     bank: Bank
@@ -59,8 +59,7 @@ def take_step(parts: Parts, x: Any, y: Any, *, measure: bool) -> StepReport:
     """
     method, peers = parts.method, parts.peers
     record = parts.forward(x, y, measure=measure)
-    found = None if record.loss is None else record.loss(y)
-    change = method.output_target(record.output, y, parts.loss, record.batch, found)
+    change = method.output_target(record.output, y, parts.loss, record.batch, record.loss)
     decoder_loss, problem = learn(parts, record, [*record.looks(x), *change.looks()])
     report = StepReport(change.loss, record.output, skipped=problem)
     if problem:

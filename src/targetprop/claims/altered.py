@@ -5,12 +5,12 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from targetprop.decoders import Bank, Inverse, Objective
 from targetprop.decoders.objective import Generators
 from targetprop.decoders.proposal import Proposal
-from targetprop.layers import Chain, LayerRecord, Record
+from targetprop.layers import Layered, LayerRecord, Record
 
 Alter = Callable[[Inverse], Inverse]
 
@@ -33,7 +33,7 @@ class Altered(Objective):
         """Whether the objective's decoders are mirrors."""
         return self.objective.mirrors
 
-    def build(self, chain: Chain, example: Record, custom: Mapping[str, nn.Module]) -> Bank:
+    def build(self, chain: Layered, example: Record, custom: Mapping[str, nn.Module]) -> Bank:
         """Build the objective's decoders; see `Objective.build`."""
         return _AlteredBank(self.objective.build(chain, example, custom), self.alter)
 

@@ -13,7 +13,7 @@ from targetprop.decoders.linearised import LinearisedDecoder
 from targetprop.decoders.registry import Style
 from targetprop.decoders.residual import IdentityDecoder
 from targetprop.decoders.shape import Rearrange
-from targetprop.layers import Chain, LayerRecord, Record
+from targetprop.layers import Layered, LayerRecord, Record
 
 FALLBACK_DAMPING = 0.1
 Bindable = LayerDecoder | LinearisedDecoder
@@ -212,7 +212,7 @@ class DirectBank(Bank):
 
 
 def build_layer_bank(
-    chain: Chain,
+    chain: Layered,
     example: Record,
     make: Style | Callable[[], LinearisedDecoder],
     custom: Mapping[str, nn.Module],

@@ -20,7 +20,7 @@ from targetprop.decoders.conv_form import dot, expected_conv_loss
 from targetprop.decoders.layer import DiagonalForm, Inverse
 from targetprop.decoders.linear import LinearDecoder
 from targetprop.decoders.objective import Learned, Noise, Signal, perturbed
-from targetprop.layers.chain import Chain
+from targetprop.layers import Layered
 from targetprop.layers.forward_pass import LayerRecord, Record
 
 
@@ -152,7 +152,7 @@ class DifferenceReconstruction(Learned):
         if self.w < 0 or self.damping < 0 or self.w == self.damping == 0:
             raise ValueError(f"decoder w and damping must be ≥ 0, and not both 0; got {self.w} and {self.damping}")
 
-    def build(self, chain: Chain, example: Record, custom: Mapping[str, nn.Module]) -> Bank:
+    def build(self, chain: Layered, example: Record, custom: Mapping[str, nn.Module]) -> Bank:
         """Build learned decoders, and set their weights to zero if asked to; see `Objective.build`."""
         bank = super().build(chain, example, custom)
         if self.start == "zero":

@@ -34,9 +34,9 @@ from targetprop.decoders.bank import Bank
 from targetprop.decoders.mirror_bank import MirrorBank
 from targetprop.decoders.objective import Generators, Objective
 from targetprop.decoders.probes import Probes, probe, rows
-from targetprop.decoders.proposal import Proposal, Rehearsal, look_at_decoder
+from targetprop.decoders.proposal import Proposal, Rehearsal, look_at_mirror
 from targetprop.finite import check_digits
-from targetprop.layers import Chain, MapUse, Record
+from targetprop.layers import Layered, MapUse, Record
 from targetprop.layers.sites import same_view
 from targetprop.precision import no_autocast
 from targetprop.settings import check_ranges
@@ -178,12 +178,12 @@ class WeightMirror(Objective):
             warmup=(self.warmup >= 0, "a number of steps ≥ 0"),
         )  # fmt: skip
 
-    def build(self, chain: Chain, example: Record, custom: Mapping[str, nn.Module]) -> Bank:
+    def build(self, chain: Layered, example: Record, custom: Mapping[str, nn.Module]) -> Bank:
         """Make a mirror for every weight that a backward pass reads; see `Objective.build`."""
         if custom:
             raise ValueError(
-                f"decoders names layer {next(iter(custom))!r}, and mirrors need no decoders; choose a method that learns"
-                " decoders, such as 'dtp'"
+                f"decoders names layer {next(iter(custom))!r}, and mirrors need no decoders; choose a method that"
+                " learns decoders, such as 'dtp'"
             )
         uses = [use for use in example.uses() if use.site.needed]
         check_digits((use.weight for use in uses), "a mirror")
@@ -219,7 +219,7 @@ class WeightMirror(Objective):
                 step.take()
             bank.warm.fill_(True)
 
-        looks = tuple(look_at_decoder(key, "probe's answer", step.missed) for key, step in steps)
+        looks = tuple(look_at_mirror(key, step.missed) for key, step in steps)
         return Proposal(torch.stack([step.share for _, step in steps]).sum(), looks, apply)
 
     def _steps(

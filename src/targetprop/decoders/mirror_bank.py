@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from targetprop.decoders.bank import Bank
 from targetprop.decoders.layer import Inverse
@@ -39,15 +39,14 @@ class MirrorBank(Bank):
             ``V``, shape of the weight.
         """
         name = key.replace(".", "/")
-        found = self._buffers.get(name)
+        found = self._parameters.get(name)
         if found is None:
-            self.register_buffer(name, found := torch.zeros_like(weight, memory_format=torch.contiguous_format))
-            found.requires_grad_(False)
+            zero = torch.zeros_like(weight, memory_format=torch.contiguous_format, requires_grad=False)
+            self.register_parameter(name, found := nn.Parameter(zero, requires_grad=False))
         return found
 
     def inverse(self, layer: LayerRecord) -> Inverse:
         """Bind the backward pass of one layer, ``g(y) = x₀ + J_gᵀ (y − y₀)``; see `Bank.inverse`."""
-
         return self._bind(layer, lambda change: layer.pull(change, below=True, keep_graph=True))
 
     def inverse_once(self, layer: LayerRecord, scale: float, into: dict[str, Pulled]) -> Inverse:

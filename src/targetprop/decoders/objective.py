@@ -13,7 +13,7 @@ from targetprop.decoders.bank import Bank, build_layer_bank
 from targetprop.decoders.proposal import BAD_GRADIENT, Proposal, Rehearsal, look_at_decoder
 from targetprop.decoders.registry import Style
 from targetprop.finite import Look
-from targetprop.layers import Chain, LayerRecord, Record
+from targetprop.layers import Layered, LayerRecord, Record
 from targetprop.settings import check_ranges, check_types
 
 OptimizerFactory = Callable[[list[nn.Parameter]], torch.optim.Optimizer]
@@ -68,7 +68,7 @@ class Objective(ABC):
         check_types(self, "decoder ")
 
     @abstractmethod
-    def build(self, chain: Chain, example: Record, custom: Mapping[str, nn.Module]) -> Bank:
+    def build(self, chain: Layered, example: Record, custom: Mapping[str, nn.Module]) -> Bank:
         """Build the decoders.
 
         Args:
@@ -140,7 +140,7 @@ class Learned(Objective):
             lr=(self.lr > 0, "a learning rate > 0"),
         )  # fmt: skip
 
-    def build(self, chain: Chain, example: Record, custom: Mapping[str, nn.Module]) -> Bank:
+    def build(self, chain: Layered, example: Record, custom: Mapping[str, nn.Module]) -> Bank:
         """Build learned decoders from the registry; see `Objective.build`."""
         return build_layer_bank(chain, example, self.activation, custom)
 

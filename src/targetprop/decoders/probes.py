@@ -35,9 +35,7 @@ class Probes:
     mirror: Tensor
 
 
-def probe(
-    use: MapUse, mirror: Tensor, count: int, activity: float, generator: torch.Generator, batch: Batch
-) -> Probes:
+def probe(use: MapUse, mirror: Tensor, count: int, activity: float, generator: torch.Generator, batch: Batch) -> Probes:
     """Probe a map with white noise and with activities of the batch.
 
     Args:
@@ -120,7 +118,9 @@ def _activities(use: MapUse, count: int, groups: int, generator: torch.Generator
 
 
 def _pick(rows: Tensor, count: int, generator: torch.Generator) -> Tensor:
-    return rows.flatten(0, 1)[torch.randint(len(rows) * rows.shape[1], (count,), generator=generator, device=rows.device)]
+    return rows.flatten(0, 1)[
+        torch.randint(len(rows) * rows.shape[1], (count,), generator=generator, device=rows.device)
+    ]
 
 
 def _patches(use: MapUse, a: Tensor, count: int, generator: torch.Generator, batch: Batch) -> Tensor:
@@ -167,7 +167,7 @@ def _padding(padding: Any, spans: list[int]) -> list[tuple[int, int]]:
 
 
 def unfold(use: MapUse) -> Tensor | None:
-    """Write out all patches that a convolution of one group sees, shape ``(rows, channels · kernel)``; None if it has more.
+    """Write out all patches that a convolution of one group sees, shape ``(rows, channels · kernel)``; else None.
 
     Args:
         use: the use of its weight.

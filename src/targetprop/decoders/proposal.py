@@ -33,6 +33,11 @@ class Proposal:
     apply: Callable[[], None] = _nothing
 
 
+def look_at_mirror(key: str, missed: Tensor) -> Look:
+    """Look at what the map of a weight answered to its probes."""
+    return Look(f"the mirror of {{}} has a probe's answer that is NaN or infinite; {CURE}", (missed,), key)
+
+
 def look_at_decoder(name: str, what: str, *values: Tensor) -> Look:
     """Look at numbers of the decoder of one layer."""
     return Look(f"{BAD_DECODER}{what} that is NaN or infinite; {CURE}", values, name)

@@ -16,7 +16,7 @@ from targetprop.decoders.objective import Generators, Noise, Objective, perturbe
 from targetprop.decoders.proposal import Proposal, look_at_decoder
 from targetprop.decoders.registry import Style
 from targetprop.finite import Look, check_digits
-from targetprop.layers import Chain, Record
+from targetprop.layers import Layered, Record
 from targetprop.regression import Covariance, Moments
 from targetprop.settings import check_ranges
 
@@ -27,7 +27,7 @@ class NoDecoder(Objective):
 
     name: ClassVar[str] = "none"
 
-    def build(self, chain: Chain, example: Record, custom: Mapping[str, nn.Module]) -> Bank:
+    def build(self, chain: Layered, example: Record, custom: Mapping[str, nn.Module]) -> Bank:
         """Build an empty bank; see `Objective.build`."""
         return LayerBank({}, chain.names)
 
@@ -43,7 +43,7 @@ class Fixed(Objective):
     activation: Style = "identity"
     name: ClassVar[str] = "fixed"
 
-    def build(self, chain: Chain, example: Record, custom: Mapping[str, nn.Module]) -> Bank:
+    def build(self, chain: Layered, example: Record, custom: Mapping[str, nn.Module]) -> Bank:
         """Build decoders and freeze them; see `Objective.build`."""
         return build_layer_bank(chain, example, self.activation, custom).requires_grad_(False)
 
@@ -73,7 +73,7 @@ class Exact(Objective):
         if self.max_steps < 1:
             raise ValueError(f"decoder max_steps must be ≥ 1; got {self.max_steps}")
 
-    def build(self, chain: Chain, example: Record, custom: Mapping[str, nn.Module]) -> Bank:
+    def build(self, chain: Layered, example: Record, custom: Mapping[str, nn.Module]) -> Bank:
         """Build linearised decoders; see `Objective.build`."""
         make = lambda: LinearisedDecoder(self.w, self.damping, self.max_steps)  # noqa: E731
         return build_layer_bank(chain, example, make, custom)
@@ -107,7 +107,7 @@ class Ridge(Objective):
             every=(self.every >= 1, "a number of batches ≥ 1"),
         )  # fmt: skip
 
-    def build(self, chain: Chain, example: Record, custom: Mapping[str, nn.Module]) -> Bank:
+    def build(self, chain: Layered, example: Record, custom: Mapping[str, nn.Module]) -> Bank:
         """Build affine decoders with their running moments; see `Objective.build`."""
         check_digits((p for layer in chain.layers for p in layer.parameters()), "ridge regression")
         bank = build_layer_bank(chain, example, "identity", custom).requires_grad_(False)

@@ -34,7 +34,7 @@ def activations(record: Record) -> list[Tensor]:
     """
     first = record.layers[0]
     if isinstance(first, SegmentRecord):  # its inputs may be several, and are left as they are
-        values = [first.x, first.y]
+        values = [first.x.detach().float().requires_grad_(), first.y]
     else:
         values = [first.x.detach().requires_grad_()]
     with torch.enable_grad():

@@ -3,7 +3,7 @@
 from targetprop.layers.accepts import check_whereabouts, explained, whereabouts
 from targetprop.layers.chain import Chain, Cut, Layer, Model, build_chain, leaves, visible
 from targetprop.layers.forward_pass import check_repeatable, evaluating, run_forward
-from targetprop.layers.network import Network, SegmentLayer, SegmentRecord
+from targetprop.layers.network import Layered, Network, SegmentLayer, SegmentRecord, checked_loss
 from targetprop.layers.record import LayerRecord, LossGradient, MapUse, Pulled, Record, linear_index
 from targetprop.layers.replay import ReplayState, record_input, record_modules, register_replay, replay_modules
 from targetprop.layers.residual import Residual
@@ -13,6 +13,7 @@ __all__ = [
     "Cut",
     "Layer",
     "LayerRecord",
+    "Layered",
     "LossGradient",
     "MapUse",
     "Model",
@@ -25,6 +26,7 @@ __all__ = [
     "Residual",
     "build_chain",
     "check_repeatable",
+    "checked_loss",
     "check_whereabouts",
     "evaluating",
     "explained",

@@ -6,13 +6,12 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from targetprop.layers.chain import Chain
-from targetprop.layers.network import Network
+from targetprop.layers.network import Layered
 
 Whereabouts = tuple[torch.device, torch.dtype]
 
 
-def whereabouts(chain: Chain | Network) -> Whereabouts:
+def whereabouts(chain: Layered) -> Whereabouts:
     """Say where a model is and in which precision, by its first parameter."""
     first = next(p for module in chain.modules() for p in module.parameters())
     return first.device, first.dtype
@@ -38,7 +37,7 @@ def explained(x: Tensor, now: Whereabouts, what: str | None = None) -> Iterator[
         yield
     except torch.OutOfMemoryError:
         raise
-    except (RuntimeError, IndexError) as error:
+    except (RuntimeError, IndexError, TypeError) as error:
         given = what or f"an input of shape {tuple(x.shape)}"
         raise ValueError(
             f"the model, {_kind(now[1])}, does not accept {given} and type {_kind(x.dtype)}: {error}"

@@ -22,7 +22,7 @@ from torch.nn.modules.dropout import _DropoutNd  # pyright: ignore[reportPrivate
 
 from targetprop.layers.accepts import explained, whereabouts
 from targetprop.layers.chain import Chain, Layer, visible
-from targetprop.layers.network import Network
+from targetprop.layers.network import Layered
 from targetprop.layers.record import LayerRecord, Record
 from targetprop.layers.replay import has_replay, record_modules
 from targetprop.peers import Peers
@@ -75,7 +75,7 @@ def _run_layer(layer: Layer, h: Tensor, keep_inner: bool) -> LayerRecord:
 
 
 @contextmanager
-def evaluating(chain: Chain | Network) -> Iterator[None]:
+def evaluating(chain: Layered) -> Iterator[None]:
     """Set every module to eval mode for a while: what runs meanwhile changes no statistics.
 
     Args:

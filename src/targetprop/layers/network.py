@@ -3,7 +3,6 @@
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any
 
 import torch
@@ -163,10 +162,16 @@ class Network:
         """
         x, y = tree_map(_renamed, x), tree_map(_renamed, y)  # people pass one tensor as input and labels
         inputs, labels = _split_labels(x)
-        finish = (lambda output: self.loss(output, y)) if labelled else None
+        finish = (lambda output: self._loss_of(output, y, labelled)) if labelled else None
         with self.undone():
             tape = record(self.model, lambda: call(self.model, x), inputs, finish, [*labels, *tensors_in(y)])
         ends = self.model.ends(tape.ends) if isinstance(self.model, Stack) else None
+        if not tape.results:
+            raise ValueError(
+                "the loss does not depend on the output; compute it from that, without detach or item"
+                if labelled
+                else "the model has no trainable parameter; call requires_grad_(True) on those to train"
+            )
         plan = make_plan(tape, self.style, ends)
         if plan.problems:
             raise ValueError(plan.problems[0])
@@ -182,6 +187,7 @@ class Network:
         Returns:
             The record, up to the loss if the model computes that from its inputs.
         """
+        x = x[:2] if isinstance(x, Tensor) else x
         with self.undone():
             return self.run(x, None, lambda key, weight: None, Peers(), repeats=False, labelled=self._knows_loss(x))
 
@@ -230,7 +236,7 @@ class Network:
                 plan = self._plans[key] = self.record(x, y, labelled=labelled)
             before, runner = _State(modules.values()), Runner(plan, mirror, parameters, repeats=repeats)
             try:
-                output = runner.run(lambda: call(self.model, x), ends=plan.plain)
+                value = self._run(plan, runner, x, y, labelled)
                 break
             except OtherPathError:
                 before.restore()
@@ -240,9 +246,17 @@ class Network:
                 "the model takes another path at every call, with the same input and the same random numbers"
             )
         records = self._collect(plan, runner, parameters, x)
-        loss = None if plan.plain else partial(self._finish, records[-1], runner, output)
+        loss = _differentiate(records[-1], value) if labelled and value is not None else None
         derived, rest = tuple(runner.derived.values()), runner.stretches[-1].maps
         return Record(tuple(records[:-1]), records[-1].x, batch, loss=loss, derived=derived, rest=rest)
+
+    def _run(self, plan: Plan, runner: Runner, x: Any, y: Any, labelled: bool) -> Tensor | None:
+        """Run the model, and its loss where that is a part of the plan."""
+        output = runner.run(lambda: call(self.model, x), ends=plan.plain)
+        return None if plan.plain else runner.run(lambda: self._loss_of(output, y, labelled), ends=True)
+
+    def _loss_of(self, output: Any, y: Any, labelled: bool) -> Tensor | None:
+        return checked_loss(self.loss(output, y)) if labelled else None
 
     def _collect(
         self, plan: Plan, runner: Runner, parameters: Mapping[str, nn.Parameter], x: Any
@@ -268,14 +282,17 @@ class Network:
             begin = segment.end
         return records
 
-    def _finish(self, rest: SegmentRecord, runner: Runner, output: Any, y: Any) -> LossGradient:
-        """Compute the loss, and its gradients in ``h_L`` and in the parameters that it reaches beside."""
-        value = runner.run(lambda: self.loss(output, y), ends=True)
-        top = [] if rest.start is None else [rest.start]
-        found = torch.autograd.grad(value, [*top, *rest.tensors], allow_unused=True)
-        beside = zip(rest.tensors, found[len(top) :], strict=True)
-        gradient = found[0] if top and found[0] is not None else torch.zeros_like(rest.x)
-        return LossGradient(value.detach(), gradient, {p: g for p, g in beside if g is not None})
+
+def _differentiate(rest: SegmentRecord, value: Tensor) -> LossGradient:
+    """Differentiate a loss in ``h_L``, and in the parameters that it reaches beside."""
+    top = [] if rest.start is None else [rest.start]
+    found = torch.autograd.grad(value, [*top, *rest.tensors], allow_unused=True)
+    beside = zip(rest.tensors, found[len(top) :], strict=True)
+    gradient = found[0] if top and found[0] is not None else torch.zeros_like(rest.x)
+    return LossGradient(value.detach(), gradient, {p: g for p, g in beside if g is not None})
+
+
+Layered = Chain | Network
 
 
 class Stack(nn.Module):
@@ -305,6 +322,17 @@ class Stack(nn.Module):
     def ends(self, ends: Mapping[str, Sequence[int]]) -> dict[str, int]:
         """Say at which torch call each layer ends, by name."""
         return {name: ends[name][-1] for name, _ in self.named_children() if name in ends}
+
+
+def checked_loss(value: Any) -> Tensor:
+    """Refuse what is no scalar."""
+    if not isinstance(value, Tensor):
+        raise ValueError(f"the loss returns {type(value).__name__}; it must be a tensor, made from the output")
+    if value.dim() != 0:
+        raise ValueError(
+            f"the loss has shape {tuple(value.shape)}; it must be one number: use reduction='mean' or 'sum'"
+        )
+    return value
 
 
 def call(model: nn.Module, x: Any) -> Any:

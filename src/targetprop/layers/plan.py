@@ -1,4 +1,4 @@
-"""The plan of a pass: what is to be done at which torch call. It is made from a recording, and serves until they differ.
+"""The plan of a pass, made from a recording: what is to be done at which torch call.
 
 >>> import torch
 >>> from torch import nn
@@ -101,4 +101,6 @@ def make_plan(tape: Tape, style: str = "post-activation", ends: Mapping[str, int
     for number, (below, segment) in enumerate(pairwise(segments[:-1]), start=1):
         assert below.end is not None
         repeated |= {found.call.index: found for found in repeated_calls(number, segment.calls, below.end)}
-    return Plan(tuple(segments), actions, repeated, plain, total, signature, tape.custom, tuple(dict.fromkeys(tape.problems)))
+    return Plan(
+        tuple(segments), actions, repeated, plain, total, signature, tape.custom, tuple(dict.fromkeys(tape.problems))
+    )

@@ -37,6 +37,12 @@ class MapUse:
     output: Tensor | GradientEdge | None
     call: tuple[Callable[..., Any], Any, Mapping[str, Any]] | None = None
 
+    def is_end(self, y: Tensor) -> bool:
+        """Say whether ``z`` is the output of its layer itself."""
+        if isinstance(self.output, GradientEdge):
+            return y.grad_fn is self.output.node and y.output_nr == self.output.output_nr
+        return self.output is y
+
 
 @dataclass(frozen=True, eq=False)
 class Pulled:
@@ -187,16 +193,16 @@ class Record:
         output: the network's output ``h_L``, detached, shape ``(n, …)``.
         batch: which samples these are.
         from_first: whether the first of these layers is the network's first, which is never inverted.
-        loss: computes the loss and its gradients from labels, where it is more than a function of the output.
+        loss: the loss and its gradients, where it is more than a function of the output; else None.
         derived: values made from parameters alone that several layers use: as leaves, and with their graphs.
-        rest: the uses of weights after the last layer, known once the loss was computed.
+        rest: the uses of weights after the last layer.
     """
 
     layers: tuple[LayerRecord, ...]
     output: Tensor
     batch: Batch
     from_first: bool = True
-    loss: "Callable[[Any], LossGradient] | None" = None
+    loss: LossGradient | None = None
     derived: tuple[tuple[Tensor, Tensor], ...] = ()
     rest: Sequence[MapUse] = ()
 

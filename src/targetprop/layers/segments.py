@@ -18,7 +18,6 @@ from targetprop.layers.sites import Site
 from targetprop.layers.tape import LOOKUPS, Call, Tape, Value
 
 
-
 @dataclass(frozen=True, eq=False)
 class Segment:
     """A stretch of calls that makes up a layer ``f_l``.
@@ -159,7 +158,9 @@ def _with_parameters(segments: list[Segment], calls: list[Call]) -> list[Segment
     own: list[list[Value]] = []
     for number, segment in enumerate(segments):
         own.append([])
-        used = [v for c in segment.calls if any(o.data for o in c.outputs) for v in c.inputs if v.trained and not v.data]
+        used = [
+            v for c in segment.calls if any(o.data for o in c.outputs) for v in c.inputs if v.trained and not v.data
+        ]
         while used:
             value = used.pop()
             if number not in users.setdefault(id(value), set()):

@@ -28,6 +28,7 @@ from targetprop.layers.sites import Place, Site, at, composite_kernels, find_sit
 _LIKE = {"empty_like", "zeros_like", "ones_like", "full_like", "rand_like", "randn_like"}
 LOOKUPS = {"embedding", "embedding_bag"}
 _CUSTOM = ".apply"  # ends the names of autograd functions that users write
+_ASKS = "has_torch_function"  # what functions that are written in Python ask whether a mode is on
 _NOT_TENSORS = {"__set__", "backward"}
 
 
@@ -124,13 +125,13 @@ class CountedMode(TorchFunctionMode):
 
     def run_opened(self, func: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         """Run such a function under the mode."""
-        asked = functional.has_torch_function
-        functional.has_torch_function = lambda *_: False
+        asked = getattr(functional, _ASKS)
+        setattr(functional, _ASKS, lambda *_: False)
         try:
             with self:
                 return func(*args, **kwargs)
         finally:
-            functional.has_torch_function = asked
+            setattr(functional, _ASKS, asked)
 
     @contextmanager
     def seeing_custom(self) -> Iterator[None]:
@@ -279,7 +280,7 @@ class Recorder(CountedMode):
                 )
         if not (weights or beside):
             return func(*args, **kwargs)
-        if torch._C._autograd._top_saved_tensors_default_hooks(False) is not None:
+        if torch._C._autograd._top_saved_tensors_default_hooks(False) is not None:  # pyright: ignore
             self._refuse(
                 "gradient checkpointing, or another hook on saved tensors, is active; turn it off, such as by"
                 " model.gradient_checkpointing_disable()"

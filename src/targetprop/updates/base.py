@@ -10,14 +10,14 @@ from torch import Tensor, nn
 
 from targetprop.batch import Batch
 from targetprop.decoders import ELEMENTWISE, unfold
-from targetprop.layers import Chain, Layer, LayerRecord, MapUse, Network, Pulled, Record, SegmentLayer, linear_index
+from targetprop.layers import Layer, Layered, LayerRecord, MapUse, Pulled, Record, SegmentLayer, linear_index
 from targetprop.settings import check_ranges, check_types
 from targetprop.updates.local_gradients import LocalGradients
 
 _ELEMENTWISE = {
-    "relu", "relu6", "leaky_relu", "elu", "celu", "selu", "gelu", "silu", "mish", "softplus", "tanh", "sigmoid", "hardtanh",
-    "hardswish", "hardsigmoid", "softsign", "logsigmoid", "tanhshrink", "softshrink", "hardshrink", "dropout", "flatten",
-    "view", "reshape", "unflatten", "unsqueeze", "squeeze", "contiguous",
+    "relu", "relu6", "leaky_relu", "elu", "celu", "selu", "gelu", "silu", "mish", "softplus", "tanh", "sigmoid",
+    "hardtanh", "hardswish", "hardsigmoid", "softsign", "logsigmoid", "tanhshrink", "softshrink", "hardshrink",
+    "dropout", "flatten", "view", "reshape", "unflatten", "unsqueeze", "squeeze", "contiguous",
 }  # fmt: skip
 Pullback = Literal["inverse", "transpose"]
 Changes = Iterable[tuple[LayerRecord, Tensor, Pulled | None]]
@@ -44,7 +44,7 @@ class Update(ABC):
         """Whether `gradients` changes the update's state, so that the changes have to be finite before."""
         return False
 
-    def build(self, chain: Chain | Network, example: Record) -> nn.ModuleDict:
+    def build(self, chain: Layered, example: Record) -> nn.ModuleDict:
         """Make the update's state.
 
         Args:
@@ -61,8 +61,8 @@ class Update(ABC):
         """Compute the gradient of every ``θ_l``; each layer's graph is used up.
 
         Args:
-            layers: each layer's record with its graph, ``Δ_l``, shape of ``h_l``, and what came out of its backward pass
-                if that was made already; from the top down, and only once.
+            layers: each layer's record with its graph, ``Δ_l``, shape of ``h_l``, and what came out of its backward
+                pass if that was made already; from the top down, and only once.
             batch: which samples of the step these are.
             scale: ``β n``: what makes the result a mean over the batch, independent of ``β`` to first order.
             state: what `build` returned.
@@ -116,7 +116,7 @@ class LinearUpdate(Update):
         """Whether the update looks at the modules inside a layer: it does."""
         return True
 
-    def build(self, chain: Chain | Network, example: Record) -> nn.ModuleDict:
+    def build(self, chain: Layered, example: Record) -> nn.ModuleDict:
         """Check that the layers can be pulled back; see `Update.build`.
 
         Args:
@@ -187,7 +187,10 @@ class LinearUpdate(Update):
             pulled = layer.pull(delta, gradients=rest, maps=True)
             return pulled.maps, pulled.gradients
         slopes = layer.pull(torch.ones_like(delta), maps=True, keep_graph=True).maps
-        asked = [None if slope is None else self._inverse(slope, delta) for slope in slopes]
+        asked = [
+            delta if use.is_end(layer.y) else None if slope is None else self._inverse(slope, delta)
+            for use, slope in zip(layer.maps, slopes, strict=True)
+        ]
         return asked, layer.pull(delta, gradients=rest).gradients
 
     def _inverse(self, slope: Tensor, delta: Tensor) -> Tensor:

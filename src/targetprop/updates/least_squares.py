@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from targetprop.finite import check_digits
-from targetprop.layers import Chain, MapUse, Network, Record
+from targetprop.layers import Layered, MapUse, Record
 from targetprop.regression import Covariance
 from targetprop.updates.base import LinearUpdate, Pullback, Regression, is_solved, state_key
 
@@ -60,7 +60,7 @@ class LeastSquares(LinearUpdate):
         """Whether the update keeps running covariances: it does."""
         return True
 
-    def build(self, chain: Chain | Network, example: Record) -> nn.ModuleDict:
+    def build(self, chain: Layered, example: Record) -> nn.ModuleDict:
         """Make one running covariance per map that is solved for; see `Update.build`."""
         check_digits((p for layer in chain.layers for p in layer.parameters()), "least squares")
         state, times = super().build(chain, example), Counter(use.site.key for use in example.uses())

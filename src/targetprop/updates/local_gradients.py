@@ -46,7 +46,8 @@ class LocalGradients:
     def looks(self) -> Iterator[Look]:
         """Look at the gradients of every layer, from the top down."""
         for name in dict.fromkeys(self.names.values()):
-            yield Look(BAD_GRADIENT, [self.values[p] for p, owner in self.names.items() if owner == name], f"layer {name}")
+            own = [self.values[p] for p, owner in self.names.items() if owner == name]
+            yield Look(BAD_GRADIENT, own, f"layer {name}")
 
     @torch.no_grad()
     def add_to_grad(self) -> None:
@@ -74,8 +75,8 @@ def _leaves(made: Tensor) -> list[Tensor]:
         if node is None or node in seen:
             continue
         seen.add(node)
-        if hasattr(node, "variable"):
-            found.append(node.variable)
+        if (leaf := getattr(node, "variable", None)) is not None:
+            found.append(leaf)
         todo += [following for following, _ in node.next_functions]
     return found
 
