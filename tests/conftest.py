@@ -1,8 +1,19 @@
 """Fixtures of several test files."""
 
+import gc
+
 import pytest
 
 from targetprop.experiments import recorder
+
+gc.disable()  # imports make objects by the hundred thousand, and next to no garbage
+
+
+def pytest_collection_finish() -> None:
+    """Spare the garbage collections of the tests what imports have made."""
+    gc.collect()
+    gc.freeze()
+    gc.enable()
 
 
 @pytest.fixture
