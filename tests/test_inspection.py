@@ -91,7 +91,7 @@ def test_contraction_of_direct_inversion_is_at_the_decoded_point() -> None:
     same_factors(quality, largest(eye - product), largest(eye - product / 2))
 
 
-def test_contraction_of_exact_decoders_needs_no_derivative_of_their_solver() -> None:
+def test_contraction_of_exact_decoders_needs_no_derivative_of_their_solver(short_trials) -> None:
     x = rand(7, 4)
     engine = build(mlp(4, 3, 5, 3), x, decoder=tp.Exact(w=1.0, damping=0.3), inversion=tp.OutputSpace(steps=2))
     record = run_forward(engine.chain, x)

@@ -87,8 +87,8 @@ def test_mirrors_of_convolutions_become_their_weights(case: str) -> None:
     torch.manual_seed(0)
     module = make().to(DTYPE)
     x = rand(4, *shape, seed=1)
-    engine = build({"below": nn.Identity(), "map": module}, x, probes=16)
-    assert train(engine, x, 150) < 1e-4
+    engine = build({"below": nn.Identity(), "map": module}, x, probes=64)
+    assert train(engine, x, 30) < 1e-4
     assert isinstance(engine.bank, LayerBank)
     assert relative(next(engine.bank.decoder("map").parameters()), module.weight.detach()) < 1e-2
 
@@ -170,8 +170,8 @@ def test_gradients_become_those_of_backpropagation(name: str) -> None:
     torch.manual_seed(0)
     net = make().to(DTYPE).eval()
     x, y = rand(8, *shape), torch.arange(8) % 3
-    engine = build(net, x, updates=3)
-    train(engine, x, 200)
+    engine = build(net, x, updates=3, probes=32)
+    train(engine, x, 60)
     engine.backward(x, y)
     found = gradients(net)
     net.zero_grad()
