@@ -118,7 +118,7 @@ def test_noise_alone_teaches_a_decoder_the_transpose(name: str) -> None:
 def test_with_the_matched_penalty_noise_vanishes_at_the_transpose(name: str) -> None:
     make, shape = CONVS[name]
     torch.manual_seed(0)
-    layers, x = {"below": nn.Identity(), "layer": make()}, rand(64, *shape)
+    layers, x = {"below": nn.Identity(), "layer": make()}, rand(16, *shape)
     made = learning(layers, x, tp.DifferenceReconstruction(w=0.0, damping=1.0, penalty="matched", start="zero"))
     assert not any(p.any() for p in made.bank.parameters())
     for step in range(200):

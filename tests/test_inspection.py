@@ -18,20 +18,12 @@ from targetprop.diagnostics import (
     layer_jacobian,
 )
 from targetprop.diagnostics import angles as angles_module
-from targetprop.diagnostics import inverse_quality as quality_module
 from targetprop.diagnostics.inverse_quality import AskedInverse, measure_inverse
 from targetprop.inversion import Problem
 from targetprop.layers.forward_pass import run_forward
 
 CROSS_ENTROPY = LOSSES["cross-entropy"]
 DIFFERENTIAL = tp.GradientStep(1e-4)
-
-
-@pytest.fixture
-def short_trials(monkeypatch) -> None:
-    """Let trials be short, where what they find is not looked at closely."""
-    monkeypatch.setattr(quality_module, "TRIAL_STEPS", 10)
-    monkeypatch.setattr(quality_module, "EXTRA_STEPS", 3)
 
 
 def build(model, x: Tensor, loss=None, **parts) -> tp.TargetPropagation:
