@@ -26,9 +26,9 @@ sampler = DistributedSampler(rows, num_replicas=ranks, rank=rank, seed=0)
 loader = DataLoader(rows, batch_size=64 // ranks, sampler=sampler)
 net = nn.Sequential(nn.Linear(64, 128), nn.Tanh(), nn.Linear(128, 128), nn.Tanh(), nn.Linear(128, 10))
 engine = tp.TargetPropagation(net, nn.CrossEntropyLoss(), example_input=x[:2], process_group=group)
-optimizer = torch.optim.Adam(net.parameters(), lr=1e-3)
+optimizer = torch.optim.Adam(net.parameters(), lr=4e-3)
 
-for epoch in range(20):
+for epoch in range(6):
     sampler.set_epoch(epoch)
     for inputs, labels in loader:
         optimizer.zero_grad()

@@ -97,7 +97,7 @@ def run_two(rank: int, size: int, folder: str) -> None:
     group = dist.group.WORLD
     found = {name: steps(case, group, rank) for name, case in cases().items()}
     torch.save(
-        (found, resumed(group), refusals(rank), spoilt(group, rank), rounded(group)), Path(folder) / f"{rank}.pt"
+        (found, resumed(group), refusals(rank), spoilt(group, rank), rounded(group)), Path(folder) / f"two{rank}.pt"
     )
 
 
@@ -109,7 +109,7 @@ def run_four(rank: int, size: int, folder: str) -> None:
         name: steps(grid_case(name), layers[rank // 2], rank, rows[rank % 2])
         for name in ("dtp", "least-squares", "joint")
     }
-    torch.save(found, Path(folder) / f"{rank}.pt")
+    torch.save(found, Path(folder) / f"four{rank}.pt")
 
 
 def grid_case(name: str) -> tuple[str, Any, str, str]:

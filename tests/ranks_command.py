@@ -1,18 +1,21 @@
 """The command line on several ranks, with an accident at one place of one of them.
 
-As a script it is what ``torchrun`` starts: ``ranks_command.py ACCIDENT RANK PLACE train …``. With a file of scenarios,
-it forks the ranks of each from itself, which saves the time of starting Python, and writes how they ended there.
+As a script it takes a file of scenarios, forks the ranks of each from itself, which saves the time of starting Python,
+and writes how they ended there. Where a scenario is "launched", the agent of ``torchrun`` forks them and watches them.
 """
 
+import gc
 import json
 import os
 import signal
 import socket
 import sys
 import time
+import traceback
 from pathlib import Path
 
 from torch import nn
+from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from targetprop.experiments import recorder
 from targetprop.experiments.main import main
@@ -29,7 +32,7 @@ ACCIDENTS = {
     "frozen": lambda: os.kill(os.getpid(), signal.SIGSTOP),
     "memory": _memory,
     "stopped": lambda: os.kill(os.getpid(), signal.SIGTERM),
-    "interrupt": lambda: os.kill(os.getppid(), signal.SIGINT),  # the agent of torchrun
+    "interrupt": lambda: os.kill(os.getppid(), signal.SIGINT),  # the agent
 }
 
 
@@ -84,13 +87,43 @@ def play(scenario: dict, folder: Path) -> dict:
     return {"codes": codes, "said": [log.read_text() for log in logs], "seconds": seconds}
 
 
+def launch(scenario: dict, folder: Path) -> dict:
+    """Let an agent as that of ``torchrun`` run two ranks."""
+    log = folder / "agent.log"
+    child = os.fork()
+    if not child:
+        status = 70
+        try:
+            with log.open("wb") as file:
+                os.dup2(file.fileno(), 2)
+            signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background starts with it ignored
+            config = LaunchConfig(1, 1, 2, run_id="tests", rdzv_backend="c10d", rdzv_endpoint="localhost:0")
+            config.start_method, config.monitor_interval, config.max_restarts = "fork", 0.1, 0
+            elastic_launch(config, _launched)(scenario)
+            status = 0
+        except BaseException:
+            traceback.print_exc()
+            status = 1
+        finally:
+            sys.stderr.flush()
+            os._exit(status)
+    return {"code": os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), "said": log.read_text()}
+
+
+def _launched(scenario: dict) -> None:
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # the agent has handlers of its own
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    sys.exit(run(**scenario))
+
+
 if __name__ == "__main__":
-    if sys.argv[1].endswith(".json"):
-        path, recorder.draw_curves = Path(sys.argv[1]), lambda run: run
-        scenarios = json.loads(path.read_text())
-        main(scenarios.pop("alone"))  # on this process alone, which imports what every rank needs
-        played = {name: play(scenario, path.parent) for name, scenario in scenarios.items()}
-        path.write_text(json.dumps(played))
-    else:
-        accident, rank, place, *command = sys.argv[1:]
-        sys.exit(run(command, accident, int(rank), int(place)))
+    path, recorder.draw_curves = Path(sys.argv[1]), lambda run: run
+    scenarios = json.loads(path.read_text())
+    main(scenarios.pop("alone"))  # on this process alone, which imports what every rank needs
+    gc.collect()
+    gc.freeze()
+    played = {
+        name: (launch if scenario.pop("launched", False) else play)(scenario, path.parent)
+        for name, scenario in scenarios.items()
+    }
+    path.write_text(json.dumps(played))

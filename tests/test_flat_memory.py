@@ -17,7 +17,7 @@ finally:
 
 @pytest.mark.parametrize("method", tp.METHODS)
 def test_steps_leave_no_tensor_behind(method: str) -> None:
-    found = flat_memory.growth(method, 60, [6, 8, 8, 3], 8)
+    found = flat_memory.growth(method, 12, [6, 8, 8, 3], 8)
     assert found["tensors"] == 0 and found["skipped"] == 0
 
 
@@ -29,4 +29,4 @@ def test_a_leak_is_seen(monkeypatch) -> None:
         return backward(engine, x, y, measure=measure)
 
     monkeypatch.setattr(tp.TargetPropagation, "backward", leaking)
-    assert flat_memory.growth("dtp", 60, [6, 8, 8, 3], 8)["tensors"] == 54 * 40
+    assert flat_memory.growth("dtp", 12, [6, 8, 8, 3], 8)["tensors"] == 11 * 40

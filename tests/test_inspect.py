@@ -126,7 +126,7 @@ def test_the_figure_is_drawn_from_the_record_alone(inspected, tmp_path):
         "--propagation joint --inversion.rule input-space --inversion.steps 4 --update.rule least-squares",
     ],
 )
-def test_other_recipes_are_inspected(tmp_path, recipe, capsys):
+def test_other_recipes_are_inspected(tmp_path, recipe, capsys, short_trials):
     run = train(tmp_path / "run", *recipe.split())
     assert inspect(run, "--samples", 4) == 0
     record = json.loads((run / "inspection.json").read_text())
@@ -164,7 +164,7 @@ def test_more_samples_than_there_are_takes_all(run, no_picture):
     assert json.loads((run / "inspection.json").read_text())["samples"] == 359
 
 
-def test_what_takes_long_is_said_on_the_error_stream(run, monkeypatch, capsys, no_picture):
+def test_what_takes_long_is_said_on_the_error_stream(run, monkeypatch, capsys, no_picture, short_trials):
     assert inspect(run, "--samples", 4) == 0
     assert capsys.readouterr().err == ""
     monkeypatch.setattr(inspect_module, "_PATIENCE", -1.0)

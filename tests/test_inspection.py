@@ -18,20 +18,12 @@ from targetprop.diagnostics import (
     layer_jacobian,
 )
 from targetprop.diagnostics import angles as angles_module
-from targetprop.diagnostics import inverse_quality as quality_module
 from targetprop.diagnostics.inverse_quality import AskedInverse, measure_inverse
 from targetprop.inversion import Problem
 from targetprop.layers.forward_pass import run_forward
 
 CROSS_ENTROPY = LOSSES["cross-entropy"]
 DIFFERENTIAL = tp.GradientStep(1e-4)
-
-
-@pytest.fixture
-def short_trials(monkeypatch) -> None:
-    """Let trials be short, where what they find is not looked at closely."""
-    monkeypatch.setattr(quality_module, "TRIAL_STEPS", 10)
-    monkeypatch.setattr(quality_module, "EXTRA_STEPS", 3)
 
 
 def build(model, x: Tensor, loss=None, **parts) -> tp.TargetPropagation:
@@ -91,7 +83,7 @@ def test_contraction_of_direct_inversion_is_at_the_decoded_point() -> None:
     same_factors(quality, largest(eye - product), largest(eye - product / 2))
 
 
-def test_contraction_of_exact_decoders_needs_no_derivative_of_their_solver() -> None:
+def test_contraction_of_exact_decoders_needs_no_derivative_of_their_solver(short_trials) -> None:
     x = rand(7, 4)
     engine = build(mlp(4, 3, 5, 3), x, decoder=tp.Exact(w=1.0, damping=0.3), inversion=tp.OutputSpace(steps=2))
     record = run_forward(engine.chain, x)

@@ -11,16 +11,17 @@ from targetprop.parallel.layer_owners import marks, stretches
 CLOSE = {"rtol": 1e-9, "atol": 1e-11}
 
 
-def start(work, size, tmp_path_factory):
+@pytest.fixture(scope="module")
+def started(tmp_path_factory):
+    """What each of two processes found, and each of four on a grid."""
     folder = tmp_path_factory.mktemp("placement")
-    ranks_worker.start(work, size, folder)
-    return [torch.load(folder / f"{rank}.pt") for rank in range(size)]
+    ranks_worker.start(folder, (placement_worker.run_two, 2), (placement_worker.run_four, 4))
+    return [[torch.load(folder / f"{name}{rank}.pt") for rank in range(n)] for name, n in (("two", 2), ("four", 4))]
 
 
 @pytest.fixture(scope="module")
-def two(tmp_path_factory):
-    """What each of two processes found, in one start."""
-    return start(placement_worker.run_two, 2, tmp_path_factory)
+def two(started):
+    return started[0]
 
 
 def check(found, one, own):
@@ -83,8 +84,8 @@ def test_half_precision_travels(two):
             assert float((gradient - wanted).norm() / wanted.norm()) < 0.03
 
 
-def test_layers_and_rows_spread_over_a_grid(tmp_path_factory):
-    found = start(placement_worker.run_four, 4, tmp_path_factory)
+def test_layers_and_rows_spread_over_a_grid(started):
+    found = started[1]
     for name in found[0]:
         one = placement_worker.steps(placement_worker.grid_case(name), None)
         for rank, process in enumerate(found):

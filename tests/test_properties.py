@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from properties import PROPERTIES
 
 FIXED = settings(
-    derandomize=True, deadline=None, database=None, max_examples=30, suppress_health_check=list(HealthCheck)
+    derandomize=True, deadline=None, database=None, max_examples=20, suppress_health_check=list(HealthCheck)
 )
 
 

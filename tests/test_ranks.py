@@ -19,7 +19,7 @@ from targetprop.parallel.group import Group
 def two(tmp_path_factory):
     """What each of two ranks found, in one start of the processes."""
     folder = tmp_path_factory.mktemp("ranks")
-    ranks_worker.start(ranks_worker.run_all, 2, folder)
+    ranks_worker.start(folder, (ranks_worker.run_all, 2))
     return [torch.load(folder / f"{rank}.pt") for rank in range(2)]
 
 

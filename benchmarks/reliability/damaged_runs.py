@@ -12,7 +12,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from reliability.damage import add, ask, damages, hashes
-from reliability.runs import content, differences, finish, fresh, start, train, whole_run
+from reliability.runs import content, differences, finish, fresh, quick_curves, start, train, whole_run
 from targetprop.experiments.errors import CommandError
 from targetprop.experiments.parser import build_config
 from targetprop.experiments.same_config import fixed_values
@@ -28,7 +28,7 @@ _MANY_EPOCHS = 20  # a digit more in the epochs is nothing to wait for
 def measure(fast: bool) -> dict[str, Any]:
     """Damage every file; returns the figures."""
     figures: dict[str, Any] = {"failures": []}
-    with TemporaryDirectory() as name:
+    with TemporaryDirectory() as name, quick_curves(fast):
         folder = Path(name)
         whole, sound = whole_run(folder, RECIPE), stopped_run(folder)
         for file in FILES:

@@ -13,7 +13,18 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from reliability.faults import FaultyOs, count_calls, no_space
-from reliability.runs import RECIPES, check_whole, content, differences, finish, fresh, start, train, whole_run
+from reliability.runs import (
+    RECIPES,
+    check_whole,
+    content,
+    differences,
+    finish,
+    fresh,
+    quick_curves,
+    start,
+    train,
+    whole_run,
+)
 from targetprop.runs.status import read_status
 
 RECIPE, SHARE, FAST_SHARE = "short", 6, 47
@@ -27,7 +38,7 @@ sys.exit(main(sys.argv[1:]))
 def measure(fast: bool) -> dict[str, Any]:
     """Fill the disk at every call or at a few; returns the figures."""
     figures: dict[str, Any] = {"full_once": 0, "full_from_there_on": 0, "unharmed": 0, "equal": 0, "failures": []}
-    with TemporaryDirectory() as name:
+    with TemporaryDirectory() as name, quick_curves(fast):
         folder = Path(name)
         calls = count_calls(lambda: whole_run(folder, RECIPE))
         for lasting in (False, True):

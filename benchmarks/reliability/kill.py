@@ -7,7 +7,19 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from reliability.runs import RECIPES, check_whole, content, differences, finish, fresh, kill, start, train, whole_run
+from reliability.runs import (
+    RECIPES,
+    check_whole,
+    content,
+    differences,
+    finish,
+    fresh,
+    kill,
+    quick_curves,
+    start,
+    train,
+    whole_run,
+)
 from targetprop.runs.status import read_status
 
 KILLS, FAST_KILLS = 60, 6
@@ -16,7 +28,7 @@ KILLS, FAST_KILLS = 60, 6
 def measure(fast: bool) -> dict[str, Any]:
     """Kill until enough kills have hit; returns the figures."""
     found = Figures(FAST_KILLS if fast else KILLS)
-    with TemporaryDirectory() as folder:
+    with TemporaryDirectory() as folder, quick_curves(fast):
         for recipe in cycle(list(RECIPES)[: 1 if fast else None]):
             if found.kills >= found.wanted:
                 break

@@ -5,7 +5,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from reliability.faults import FaultyOs, count_calls, die
-from reliability.runs import check_whole, content, differences, finish, fresh, start, train, whole_run
+from reliability.runs import check_whole, content, differences, finish, fresh, quick_curves, start, train, whole_run
 from targetprop.runs.status import read_status
 
 RECIPE, FAST_SHARE = "short", 31
@@ -14,7 +14,7 @@ RECIPE, FAST_SHARE = "short", 31
 def measure(fast: bool) -> dict[str, Any]:
     """Kill once per run, at every call or at a few; returns the figures."""
     equal, failures = 0, []
-    with TemporaryDirectory() as name:
+    with TemporaryDirectory() as name, quick_curves(fast):
         folder = Path(name)
         calls = count_calls(lambda: whole_run(folder, RECIPE))
         places = range(1, calls + 1, FAST_SHARE if fast else 1)

@@ -10,7 +10,18 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from reliability.runs import RECIPES, check_whole, content, differences, finish, fresh, start, train, whole_run
+from reliability.runs import (
+    RECIPES,
+    check_whole,
+    content,
+    differences,
+    finish,
+    fresh,
+    quick_curves,
+    start,
+    train,
+    whole_run,
+)
 from targetprop.experiments.progress import TrainingProgress
 
 SIGNALS = {signal.SIGTERM: (143, "stopped by SIGTERM"), signal.SIGINT: (130, "stopped by Ctrl-C")}
@@ -19,7 +30,7 @@ SIGNALS = {signal.SIGTERM: (143, "stopped by SIGTERM"), signal.SIGINT: (130, "st
 def measure(fast: bool) -> dict[str, Any]:
     """Stop a run once at each of these steps, by both signals; returns the figures."""
     stops, equal, failures = 0, 0, []
-    with TemporaryDirectory() as name:
+    with TemporaryDirectory() as name, quick_curves(fast):
         folder = Path(name)
         for recipe in ("augmented",) if fast else RECIPES:
             steps = whole_run(folder, recipe)["summary"]["steps"]

@@ -43,16 +43,17 @@ def files(recipe: str) -> Iterator[tuple[str, bytes]]:
     content = yaml.safe_load(right)
     for name, value in content.items():
         for inner in value if isinstance(value, dict) else (None,):
+            marked = _marked(content, name, inner)
             for wrong in VALUES:
-                yield f"{name}.{inner} {wrong[:20]}".replace(".None", ""), _replaced(content, name, inner, wrong)
-            yield f"{name}.{inner} twice", _replaced(content, name, inner, "1") + right.encode()
+                yield f"{name}.{inner} {wrong[:20]}".replace(".None", ""), marked.replace("MARK", wrong).encode()
+            yield f"{name}.{inner} twice", (marked.replace("MARK", "1") + right).encode()
 
 
-def _replaced(content: dict[str, Any], name: str, inner: str | None, wrong: str) -> bytes:
-    """Write a file with one value replaced."""
+def _marked(content: dict[str, Any], name: str, inner: str | None) -> str:
+    """Write a file with MARK in the place of one value."""
     marked: dict[str, Any] = dict(content)
     marked[name] = "MARK" if inner is None else {**content[name], inner: "MARK"}
-    return yaml.safe_dump(marked, sort_keys=False).replace("MARK", wrong).encode()
+    return yaml.safe_dump(marked, sort_keys=False)
 
 
 def one_file(figures: dict[str, Any], place: str, text: bytes, folder: Path) -> None:
