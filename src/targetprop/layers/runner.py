@@ -122,7 +122,7 @@ class Runner(CountedMode):
             uses = [self._use(site, given, (args, kwargs)) for site in action.sites]
         except (IndexError, KeyError, AttributeError) as error:
             raise OtherPathError from error
-        weights = {memory(low): (low, partial(self._mirror_of, use)) for use, low in uses}
+        weights = {memory(low): (low, partial(_mirror_of, self._mirror, use)) for use, low in uses}
         if any(site.copied for site in action.sites):
             out = self._split({id(low): use for use, low in uses}, func, args, kwargs)
         else:
@@ -147,16 +147,11 @@ class Runner(CountedMode):
 
     def _split(self, kept: dict[int, MapUse], func: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         """Compute a product twice: with the weight, for its own gradient, and with the mirror, for the activations'."""
-        mirrors = {i: self._mirror_of(use).detach().clone() for i, use in kept.items()}
+        mirrors = {i: _mirror_of(self._mirror, use).detach().clone() for i, use in kept.items()}
         alone = tree_map(lambda t: t.detach() if isinstance(t, Tensor) and id(t) not in kept else t, (args, kwargs))
         mirrored = tree_map(lambda t: mirrors.get(id(t), t), (args, kwargs))
         moved = func(*mirrored[0], **mirrored[1])
         return func(*alone[0], **alone[1]) + (moved - moved.detach())
-
-    def _mirror_of(self, use: MapUse) -> Tensor:
-        """Give the mirror in the view that the weight is of its parameter."""
-        mirror = self._mirror(use.site.key, use.base)
-        return use.weight if mirror is None else same_view(mirror, use.base, use.weight)
 
     def _share(self, out: Any, index: int, number: int) -> Any:
         """Detach a value made from parameters alone; its users' gradients are carried on at the end."""
@@ -172,6 +167,12 @@ class Runner(CountedMode):
         self.stretches[layer].end = end
         self.stretches[layer + 1].start = leaf
         return _replaced(out, number, leaf)
+
+
+def _mirror_of(mirror: Mirror, use: MapUse) -> Tensor:
+    """Give the mirror in the view that the weight is of its parameter; autograd holds on to no more than it needs."""
+    found = mirror(use.site.key, use.base)
+    return use.weight if found is None else same_view(found, use.base, use.weight)
 
 
 def _output(out: Any, number: int) -> Tensor:

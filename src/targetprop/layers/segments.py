@@ -18,6 +18,9 @@ from targetprop.layers.sites import Site
 from targetprop.layers.tape import LOOKUPS, Call, Tape, Value
 
 
+_FLAT = {"sign", "sgn", "round", "floor", "ceil", "trunc", "fix", "heaviside", "floor_divide", "bucketize"}
+
+
 @dataclass(frozen=True, eq=False)
 class Segment:
     """A stretch of calls that makes up a layer ``f_l``.
@@ -72,7 +75,23 @@ def cut(tape: Tape, style: str = "post-activation", ends: Mapping[str, int] | No
     else:
         layers = [replace(_segment(group), name=name) for name, group in _group_at(atoms, ends).items()]
     found = [*layers, Segment("loss", tuple(rest), None)]
+    tape.problems += _flat(needed, tape.results)
     return _with_parameters(found, needed)
+
+
+def _flat(calls: list[Call], results: Iterable[Value]) -> list[str]:
+    """Name the calls on the way to the results that let no change through though their output follows their input."""
+    found: list[str] = []
+    wanted = {id(value) for value in results}
+    for call in reversed(calls):
+        if any(value.trained and id(value) in wanted for value in call.outputs):
+            wanted.update(id(value) for value in call.inputs if value.trained)
+            if call.name in _FLAT and not any(value.adopted for value in call.outputs):
+                found.append(
+                    f"{call.path or 'the model'}: {call.name} has no derivative, so nothing below it would learn; let"
+                    " an autograd function pass its changes, or add them as in x + (x.sign() - x).detach()"
+                )
+    return found
 
 
 def _needed(tape: Tape) -> list[Call]:

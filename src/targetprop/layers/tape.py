@@ -45,6 +45,7 @@ class Value:
         labels: whether it depends on labels.
         parameter: name, if it is a parameter.
         fixed: whether nothing writes into its memory later, and it goes by one name.
+        adopted: whether it was made inside an autograd function of the user's, whose own backward pass counts.
     """
 
     shape: torch.Size
@@ -55,6 +56,7 @@ class Value:
     labels: bool = False
     parameter: str | None = None
     fixed: bool = True
+    adopted: bool = False
 
 
 @dataclass(eq=False)
@@ -237,7 +239,7 @@ class Recorder(CountedMode):
         todo = [value]
         while todo:
             value = todo.pop()
-            value.trained, value.fixed = True, False
+            value.trained, value.fixed, value.adopted = True, False, True
             maker = next((c for c in reversed(self.tape.calls) if any(v is value for v in c.outputs)), None)
             todo += [v for v in maker.inputs if v.data and not v.trained] if maker is not None else []
 
