@@ -143,6 +143,9 @@ class TargetPropagation:
         if decoder_optimizer and trainable:
             check_optimizer(self.decoder_optimizer)
         self.peers.settle(self.chain, example, self.bank, self.decoder_optimizer)
+        self._stage = self.chain
+        if placement is not None and isinstance(self.chain, Network):
+            self._stage = self.chain.stage(self.peers.own(len(self.chain)))
         generators = {
             name: torch.Generator(device=first.device).manual_seed((seed + index * _STREAMS) % 2**63)
             for index, name in enumerate(self.bank.names, start=1)
@@ -209,10 +212,10 @@ class TargetPropagation:
         Returns:
             The record, with graphs, and layers that can be repeated.
         """
-        if isinstance(self.chain, Chain):
-            return run_forward(self.chain, x, self.peers, keep_inner=True)
+        if isinstance(self._stage, Chain):
+            return run_forward(self._stage, x, self.peers, keep_inner=True)
         mirror = self.bank.mirror if not exact else lambda key, weight: None
-        return self.chain.run(x, None, mirror, self.peers, repeats=True, labelled=False)
+        return self._stage.run(x, None, mirror, self.peers, repeats=True, labelled=False)
 
     def gather(self) -> None:
         """Give every process of a placement the layers as their owners have them, to evaluate or save the model.
@@ -270,15 +273,15 @@ class TargetPropagation:
     def _forward(self, x: Any, y: Any = _NOTHING, *, measure: bool = False) -> Record:
         """Run the model into a record of its layers, with labels if there are any."""
         labelled = y is not _NOTHING
-        if isinstance(self.chain, Chain):
+        if isinstance(self._stage, Chain):
             with torch.set_grad_enabled(labelled):
-                return run_forward(self.chain, x, self.peers, keep_inner=labelled and self.method.update.needs_inner)
+                return run_forward(self._stage, x, self.peers, keep_inner=labelled and self.method.update.needs_inner)
         method = self.method
         repeats = measure or not isinstance(method.inversion, Difference | Direct)
         with explained(next(tensors_in(x)), whereabouts(self.chain)):
-            return self.chain.run(
-                x, y if labelled else None, self.bank.mirror, self.peers, repeats=repeats, labelled=labelled
-            )
+            labelled = labelled and self._stage is self.chain  # with a placement the loss is a function of the output
+            y = y if labelled else None
+            return self._stage.run(x, y, self.bank.mirror, self.peers, repeats=repeats, labelled=labelled)
 
     def _example(self, x: Any) -> Record:
         shape = tuple(next(tensors_in(x)).shape)

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from targetprop.checks import check_fits, check_state
+from targetprop.layers import Layer, SegmentLayer
 from targetprop.step import Parts
 from targetprop.updates import state_key
 
@@ -12,22 +13,28 @@ VERSION = 3
 
 def gather_layers(parts: Parts) -> None:
     """Give every process the layers, decoders and update statistics as their owners have them."""
-    kept, layers = parts.update_state, parts.chain.layers
-    statistics = {layer.name: [kept[key] for key in [state_key(layer.name)] if key in kept] for layer in layers}
+    kept = parts.update_state
     parts.peers.gather_layers(
-        [(*layer.modules, *parts.bank.parts(layer.name), *statistics[layer.name]) for layer in layers]
+        [
+            (*layer.modules, *parts.bank.parts(layer.name), *(kept[key] for key in _keys(layer) if key in kept))
+            for layer in parts.chain.layers
+        ]
     )
+
+
+def _keys(layer: Layer) -> list[str]:
+    """List what the statistics of a layer and of its maps are called."""
+    maps = [site.key for site in layer.segment.sites] if isinstance(layer, SegmentLayer) and layer.segment else []
+    return [state_key(name) for name in (layer.name, *maps)]
 
 
 def collect_state(parts: Parts) -> dict[str, Any]:
     """Collect decoders, their optimiser, update statistics and random states of all processes."""
     gather_layers(parts)
     own = parts.peers.own(len(parts.chain))
-    names = parts.chain.names[own.start : own.stop]
-
-    def owned(name: str) -> bool:
-        return name in names or name not in parts.chain.names
-
+    keys = {key for layer in parts.chain.layers[own.start : own.stop] for key in _keys(layer)}
+    known = {key for layer in parts.chain.layers for key in _keys(layer)}
+    mine = {n: g.get_state() for n, g in parts.generators.items() if state_key(n) in keys or state_key(n) not in known}
     optimizer = None if parts.decoder_optimizer is None else parts.decoder_optimizer.state_dict()
     return {
         "version": VERSION,
@@ -35,7 +42,7 @@ def collect_state(parts: Parts) -> dict[str, Any]:
         "decoders": parts.bank.state_dict(),
         "decoder_optimizer": parts.peers.merge_optimizer(optimizer),
         "update": parts.update_state.state_dict(),
-        "generators": parts.peers.merge({n: g.get_state() for n, g in parts.generators.items() if owned(n)}),
+        "generators": parts.peers.merge(mine),
     }
 
 

@@ -31,9 +31,11 @@ def normalise(delta: Tensor, delta_out: Tensor, limit: float = float("inf")) -> 
     Returns:
         The scaled change, shape of ``delta``; a zero change stays zero.
     """
-    n = gcd(len(delta), len(delta_out))  # a layer may fold positions into samples
-    flat = delta.reshape(n, -1)
-    size, size_out = sample_norm(flat), sample_norm(delta_out.reshape(n, -1))
+    flat, delta_out = delta.flatten(1), delta_out.flatten(1) if delta_out.dim() > 1 else delta_out.unsqueeze(1)
+    if len(delta) != len(delta_out):  # a layer may fold positions into samples
+        n = gcd(len(delta), len(delta_out))
+        flat, delta_out = delta.reshape(n, -1), delta_out.reshape(n, -1)
+    size, size_out = sample_norm(flat), sample_norm(delta_out)
     influence = torch.where(size > 0, size_out / size, torch.zeros_like(size))
     return (flat * per_sample(influence * influence.clamp(max=limit), flat)).reshape(delta.shape)
 

@@ -101,7 +101,8 @@ class OutputTarget(ABC):
         value, gradient = batch.loss(found.value, found.output, output, y, loss)
         n = 1 if getattr(loss, "reduction", "mean") == "sum" else batch.total
         delta = self.beta * self.direction(output, y, loss, n * gradient)
-        return OutputChange(value, delta, self.beta * n, found.beside)
+        part = batch.rows / batch.total if batch.processes > 1 and n > 1 else 1.0
+        return OutputChange(value, delta, self.beta * n, {p: g * part for p, g in found.beside.items()})
 
     @abstractmethod
     def direction(self, output: Tensor, y: Tensor, loss: Loss, gradient: Tensor) -> Tensor:

@@ -81,9 +81,9 @@ def _layerwise(
 def _by_sample(layer: LayerRecord, g: Map, change: Tensor) -> Problem:
     """Pose a layer's inversion with as many samples at its input as at its output, of which each may have several."""
     x, h = layer.x, layer.h
-    n = gcd(len(x), len(h))
-    if n == len(x) == len(h) and min(x.dim(), h.dim()) > 1:
+    if len(x) == len(h) and min(x.dim(), h.dim()) > 1:
         return Problem(layer.f, g, change, x, h)
+    n = gcd(len(x), len(h))
 
     def forward(values: Tensor) -> Tensor:
         return layer.f(values.reshape(x.shape)).reshape(n, -1)

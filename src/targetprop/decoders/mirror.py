@@ -104,13 +104,14 @@ def project(probes: Probes) -> MirrorStep:
     return MirrorStep(probes.mirror, *sizes, (e.mT, solved))
 
 
-def descend(use: MapUse, mirror: Tensor, generator: torch.Generator) -> MirrorStep:
+def descend(use: MapUse, mirror: Tensor, generator: torch.Generator, batch: Batch) -> MirrorStep:
     """Go down the gradient of ``‖Z − f_V(E)‖²`` to the minimum along it, for any product that is linear in ``W``.
 
     Args:
         use: the use of the weight; half of its activations are replaced by noise.
         mirror: ``V``, shape of the weight.
         generator: source of randomness.
+        batch: which samples of the step the activations belong to; several processes take the mean of their steps.
 
     Returns:
         The step to the minimum.
@@ -141,7 +142,9 @@ def descend(use: MapUse, mirror: Tensor, generator: torch.Generator) -> MirrorSt
         (descent,) = torch.autograd.grad(missed.square().sum() / -2, v)
     missed, response = missed.detach().square().sum(), (answer(descent) - offset).square().sum()
     length = descent.square().sum() / response.clamp_min(torch.finfo(response.dtype).tiny)
-    return MirrorStep(mirror, missed, (z - offset).square().sum(), (descent, length))
+    step, asked = descent * length, (z - offset).square().sum()
+    batch.average_([step, missed, asked])
+    return MirrorStep(mirror, missed, asked, (step, torch.ones_like(length)))
 
 
 @dataclass(frozen=True)
@@ -187,7 +190,8 @@ class WeightMirror(Objective):
             )
         uses = [use for use in example.uses() if use.site.needed]
         check_digits((use.weight for use in uses), "a mirror")
-        return MirrorBank({use.site.key: use.base for use in uses})
+        layers = {layer.name: [use.site.key for use in layer.maps if use.site.needed] for layer in example.layers}
+        return MirrorBank({use.site.key: use.base for use in uses}, layers)
 
     def propose(
         self, bank: Bank, record: Record, optimizer: torch.optim.Optimizer | None, generators: Generators
@@ -199,7 +203,7 @@ class WeightMirror(Objective):
             if use.site.needed:
                 uses.setdefault(use.site.key, use)
         count = self.updates + (0 if bool(bank.warm) else self.warmup)
-        if not count or not uses:
+        if not count:
             return Proposal()
         mirrors = {key: bank.mirror(key, use.base) for key, use in uses.items()}
         with torch.no_grad(), no_autocast(record.output):
@@ -220,7 +224,8 @@ class WeightMirror(Objective):
             bank.warm.fill_(True)
 
         looks = tuple(look_at_mirror(key, step.missed) for key, step in steps)
-        return Proposal(torch.stack([step.share for _, step in steps]).sum(), looks, apply)
+        loss = torch.stack([step.share for _, step in steps]).sum() if steps else None
+        return Proposal(loss, looks, apply)
 
     def _steps(
         self, uses: Mapping[str, MapUse], mirrors: Mapping[str, Tensor], generators: Generators, batch: Batch
@@ -229,7 +234,7 @@ class WeightMirror(Objective):
         for key, use in uses.items():
             generator = generators[key]
             if use.site.kind == "other":
-                yield key, descend(use, mirrors[key], generator)
+                yield key, descend(use, mirrors[key], generator, batch)
             else:
-                count = min(self.probes, max(_FEW, int(self.share * rows(use))))
+                count = min(self.probes, max(_FEW, int(self.share * rows(use, batch))))
                 yield key, project(probe(use, mirrors[key], count, self.activity, generator, batch))

@@ -16,15 +16,16 @@ class MirrorBank(Bank):
 
     Args:
         weights: the weights by key.
+        layers: the keys of the weights of each layer, by layer name.
     """
 
     warm: Tensor  # whether the mirrors have seen a batch
 
-    def __init__(self, weights: Mapping[str, Tensor]) -> None:
+    def __init__(self, weights: Mapping[str, Tensor], layers: Mapping[str, Sequence[str]] | None = None) -> None:
         """Start at zero."""
         super().__init__()
         self.register_buffer("warm", torch.zeros((), dtype=torch.bool, device="cpu"))
-        self.names = list(weights)
+        self.names, self._layers = list(weights), dict(layers or {})
         for key, weight in weights.items():
             self.mirror(key, weight)
 
@@ -88,6 +89,11 @@ class MirrorBank(Bank):
 
         top, bottom = layers[-1].h, layers[0].x
         return Inverse(lambda y: bottom + difference(y, y - top), difference)
+
+    def parts(self, name: str) -> list[nn.Module]:
+        """List the mirrors of a layer; see `Bank.parts`."""
+        keys = [key.replace(".", "/") for key in self._layers.get(name, ())]
+        return [nn.ParameterList([self.get_parameter(key) for key in keys])]
 
     def learns(self, name: str) -> bool:
         """Say that no optimiser trains mirrors; see `Bank.learns`."""

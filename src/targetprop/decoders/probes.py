@@ -73,12 +73,14 @@ def as_matrix(use: MapUse, weight: Tensor, groups: int) -> Tensor:
     return weight.view(groups, weight.shape[0] // groups, -1)
 
 
-def rows(use: MapUse) -> int:
-    """Count the rows that a map was applied to, samples times positions; many where they are not known."""
-    if use.input is None:
+def rows(use: MapUse, batch: Batch) -> int:
+    """Count the rows that a map is applied to in a step, samples times positions; many if they are not known."""
+    a = use.input
+    if a is None:
         return 10**9
-    channels = use.input.shape[1] if use.site.kind.startswith("conv") else use.input.shape[-1]
-    return use.input.numel() // max(1, channels)
+    if len(a) != batch.rows:
+        return a.numel() // max(1, a.shape[-1])
+    return batch.total * (a.shape[2:] if use.site.kind.startswith("conv") else a.shape[1:-1]).numel()
 
 
 def _groups(use: MapUse) -> int:
@@ -112,15 +114,17 @@ def _activities(use: MapUse, count: int, groups: int, generator: torch.Generator
         return found.view(count, groups, -1).transpose(0, 1)
     if use.site.kind == "conv-transpose":
         a = a.movedim(1, -1)
-    rows = a.reshape(len(a), -1, a.shape[-1]) if len(a) == batch.rows else a.reshape(-1, 1, a.shape[-1])
-    found = batch.pick(rows, count, generator) if len(rows) == batch.rows else _pick(rows, count, generator)
+    width = a.shape[-1]
+    positions = a.shape[1:-1].numel() if len(a) == batch.rows else a.numel() // (width * max(1, batch.rows))
+    if positions * width * batch.rows == a.numel():
+        found = batch.pick(a.reshape(batch.rows, positions, width), count, generator)
+    else:  # rows that belong to no sample, such as those of a codebook
+        found = _pick(a.reshape(-1, width), count, generator)
     return found.view(count, groups, -1).transpose(0, 1)
 
 
 def _pick(rows: Tensor, count: int, generator: torch.Generator) -> Tensor:
-    return rows.flatten(0, 1)[
-        torch.randint(len(rows) * rows.shape[1], (count,), generator=generator, device=rows.device)
-    ]
+    return rows[torch.randint(len(rows), (count,), generator=generator, device=rows.device)]
 
 
 def _patches(use: MapUse, a: Tensor, count: int, generator: torch.Generator, batch: Batch) -> Tensor:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
-from targetprop.layers.chain import Chain, Layer, Model
+from targetprop.layers.chain import Chain, Cut, Layer, Model, build_chain
 from targetprop.layers.plan import Plan, make_plan
 from targetprop.layers.record import LayerRecord, LossGradient, MapUse, Record
 from targetprop.layers.repeat import Step, repeat
@@ -113,12 +113,16 @@ class Network:
         model: the module, or modules in order, each of which becomes one layer.
         style: the rule by which it is cut.
         loss: ``loss(output, y)``.
+        root: the module after whose members weights are named; `model` if None.
     """
 
-    def __init__(self, model: Model, style: str, loss: Callable[[Any, Any], Tensor]) -> None:
+    def __init__(
+        self, model: Model, style: Cut, loss: Callable[[Any, Any], Tensor], root: nn.Module | None = None
+    ) -> None:
         """Keep the model."""
         self.model = model if isinstance(model, nn.Module) else Stack(model)
-        self.style, self.loss = style, loss
+        self.style: Cut = style
+        self.loss, self.root = loss, self.model if root is None else root
         self._plans: dict[Any, Plan] = {}
         self.layers: tuple[SegmentLayer, ...] = ()
 
@@ -146,6 +150,31 @@ class Network:
         """Refuse names that are no layer; see `targetprop.layers.chain.Chain.check_names`."""
         Chain(self.layers).check_names(names, what)
 
+    def stage(self, own: range) -> "Network":
+        """Cut out the layers of one process, where layers are whole modules.
+
+        Args:
+            own: numbers of the layers.
+
+        Returns:
+            Their network.
+
+        Raises:
+            ValueError: the layers are not whole modules, applied in order.
+        """
+        model = dict(self.model.named_children()) if isinstance(self.model, Stack) else self.model
+        layers = build_chain(model, self.style).layers if isinstance(model, dict | nn.Sequential) else ()
+        if [layer.name for layer in layers] != self.names:
+            raise ValueError(
+                "a placement needs layers that are whole modules, applied in order; write the model as an nn.Sequential"
+                " or a list of such modules"
+            )
+        self.layers = tuple(
+            replace(layer, modules=whole.modules) for layer, whole in zip(self.layers, layers, strict=True)
+        )
+        parts = {layer.name: nn.Sequential(*layer.modules) for layer in layers[own.start : own.stop]}
+        return Network(parts, self.style, self.loss, root=self.root)
+
     def record(self, x: Any, y: Any = None, *, labelled: bool = True) -> Plan:
         """Run the model once to make a plan; nothing of it stays but the layers.
 
@@ -164,7 +193,9 @@ class Network:
         inputs, labels = _split_labels(x)
         finish = (lambda output: self._loss_of(output, y, labelled)) if labelled else None
         with self.undone():
-            tape = record(self.model, lambda: call(self.model, x), inputs, finish, [*labels, *tensors_in(y)])
+            tape = record(
+                [self.model, self.root], lambda: call(self.model, x), inputs, finish, [*labels, *tensors_in(y)]
+            )
         ends = self.model.ends(tape.ends) if isinstance(self.model, Stack) else None
         if not tape.results:
             raise ValueError(
@@ -225,9 +256,11 @@ class Network:
         Raises:
             ValueError: the model makes other calls every time.
         """
-        batch = peers.batch(len(next(tensors_in(x))))
+        batch, own = peers.batch(len(next(tensors_in(x)))), peers.own(len(self.layers))
+        if own.start > 0:
+            x = peers.receive_input(x).detach().requires_grad_()
         modules = dict(self.model.named_modules())
-        parameters = _parameters(modules)
+        parameters = _parameters(modules if self.root is self.model else dict(self.root.named_modules()))
         modes = tuple(module.training for module in modules.values())
         key = (labelled, modes, tuple(p.requires_grad for p in parameters.values()))
         for _ in range(_TRIES):
@@ -248,7 +281,8 @@ class Network:
         records = self._collect(plan, runner, parameters, x)
         loss = _differentiate(records[-1], value) if labelled and value is not None else None
         derived, rest = tuple(runner.derived.values()), runner.stretches[-1].maps
-        return Record(tuple(records[:-1]), records[-1].x, batch, loss=loss, derived=derived, rest=rest)
+        layers, output = tuple(records[:-1]), peers.send_output(records[-1].x)
+        return Record(layers, output, batch, own.start == 0, loss=loss, derived=derived, rest=rest)
 
     def _run(self, plan: Plan, runner: Runner, x: Any, y: Any, labelled: bool) -> Tensor | None:
         """Run the model, and its loss where that is a part of the plan."""
@@ -261,12 +295,14 @@ class Network:
     def _collect(
         self, plan: Plan, runner: Runner, parameters: Mapping[str, nn.Parameter], x: Any
     ) -> list[SegmentRecord]:
-        below, begin = next(tensors_in(x)), None
+        below, begin = next(tensors_in(x)), plan.start
+        if plan.start is not None:
+            runner.stretches[0].start = below
         records: list[SegmentRecord] = []
         for segment, stretch in zip(plan.segments, runner.stretches, strict=True):
             shared = [runner.derived[v.made or 0, v.output][0] for v in segment.derived]
             tensors = (*(parameters[name] for name in segment.parameters), *shared)
-            given = below if stretch.start is None else stretch.start.detach()
+            given = below.detach() if stretch.start is None else stretch.start.detach()
             records.append(
                 SegmentRecord(
                     SegmentLayer(segment.name, (), segment, self.model),

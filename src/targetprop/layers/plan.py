@@ -4,7 +4,7 @@
 >>> from torch import nn
 >>> from targetprop.layers.tape import record
 >>> model, x = nn.Sequential(nn.Linear(3, 2), nn.Tanh(), nn.Linear(2, 2)), torch.ones(4, 3)
->>> plan = make_plan(record(model, lambda: model(x), [x]))
+>>> plan = make_plan(record([model], lambda: model(x), [x]))
 >>> [(index, action.cut) for index, action in plan.actions.items()]     # layers end at tanh and at the last map
 [(0, None), (1, (0, 0)), (2, (1, 0))]
 """
@@ -16,7 +16,7 @@ from itertools import pairwise
 from targetprop.layers.repeat import Repeated, repeated_calls
 from targetprop.layers.segments import Segment, cut
 from targetprop.layers.sites import Site
-from targetprop.layers.tape import Tape
+from targetprop.layers.tape import Tape, Value
 
 
 @dataclass(frozen=True)
@@ -48,6 +48,7 @@ class Plan:
         segments: the layers, and the stretch from the last of them to the loss.
         actions: by index of the torch call.
         repeated: the calls that lead through a layer above the first, by index.
+        start: what the first layer begins with, if a layer below it is on another process.
         plain: whether the model's output is the last layer's, and the loss is a function of it alone.
         total: how many torch calls are to be made: the model's, or where it is not plain those of the loss as well.
         signature: a hash of their names.
@@ -58,6 +59,7 @@ class Plan:
     segments: tuple[Segment, ...]
     actions: dict[int, Action]
     repeated: dict[int, Repeated]
+    start: Value | None
     plain: bool
     total: int
     signature: int
@@ -101,6 +103,7 @@ def make_plan(tape: Tape, style: str = "post-activation", ends: Mapping[str, int
     for number, (below, segment) in enumerate(pairwise(segments[:-1]), start=1):
         assert below.end is not None
         repeated |= {found.call.index: found for found in repeated_calls(number, segment.calls, below.end)}
-    return Plan(
-        tuple(segments), actions, repeated, plain, total, signature, tape.custom, tuple(dict.fromkeys(tape.problems))
-    )
+    if tape.start is not None and len(segments) > 1:
+        repeated |= {found.call.index: found for found in repeated_calls(0, segments[0].calls, tape.start)}
+    problems = tuple(dict.fromkeys(tape.problems))
+    return Plan(tuple(segments), actions, repeated, tape.start, plain, total, signature, tape.custom, problems)

@@ -14,7 +14,17 @@ from torch.utils._pytree import tree_map
 from targetprop.layers.plan import Action, Plan
 from targetprop.layers.record import MapUse
 from targetprop.layers.repeat import Step, keep_step
-from targetprop.layers.sites import Site, at, bias_of, composite_kernels, memory, reading_mirrors, same_view, tensors_in
+from targetprop.layers.sites import (
+    Site,
+    as_autocast,
+    at,
+    bias_of,
+    composite_kernels,
+    memory,
+    reading_mirrors,
+    same_view,
+    tensors_in,
+)
 from targetprop.layers.tape import CountedMode
 
 Mirror = Callable[[str, Tensor], Tensor | None]
@@ -117,12 +127,12 @@ class Runner(CountedMode):
     def _apply(self, action: Action, func: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         """Run a call whose backward pass has to read mirrors, and note its uses of weights."""
         given = args, kwargs
-        args, kwargs = _cast(args, kwargs) if action.sites else given
+        args, kwargs = as_autocast(args, kwargs) if action.sites else given
         try:
             uses = [self._use(site, given, (args, kwargs)) for site in action.sites]
         except (IndexError, KeyError, AttributeError) as error:
             raise OtherPathError from error
-        weights = {memory(low): (low, partial(_mirror_of, self._mirror, use)) for use, low in uses}
+        weights = {memory(w): (w, partial(_mirror_of, self._mirror, use)) for use, w in uses if use.site.needed}
         if any(site.copied for site in action.sites):
             out = self._split({id(low): use for use, low in uses}, func, args, kwargs)
         else:
@@ -195,16 +205,3 @@ def _replaced(out: Any, number: int, leaf: Tensor) -> Any:
         return tree
 
     return walk(out)
-
-
-def _cast(args: Any, kwargs: Any) -> tuple[Any, Any]:
-    """Do what autocast would do inside the call, so that the copy of the weight that it keeps is known."""
-    kind = next(t for t in tensors_in((args, kwargs))).device.type
-    if not torch.is_autocast_enabled(kind):
-        return args, kwargs
-    dtype = torch.get_autocast_dtype(kind)
-
-    def lower(t: Any) -> Any:
-        return t.to(dtype) if isinstance(t, Tensor) and t.is_floating_point() else t
-
-    return tree_map(lower, args), tree_map(lower, kwargs)

@@ -13,6 +13,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
+from torch.utils._pytree import tree_map
 
 Kind = Literal["linear", "matmul", "conv", "conv-transpose", "recurrent", "other"]
 Place = tuple[int | str, ...]  # the way to a tensor among the arguments of a call: (1,), ("weight",), (2, 0)
@@ -167,6 +168,19 @@ class _Mirrored:
     def view(self) -> Tensor:
         """Give the view of the mirror."""
         return same_view(self.mirror().detach().to(self.kept.dtype), self.weight, self.kept)
+
+
+def as_autocast(args: Any, kwargs: Any) -> tuple[Any, Any]:
+    """Do what autocast would do inside the call, so that the copy of the weight that it keeps is known."""
+    kind = next(t for t in tensors_in((args, kwargs))).device.type
+    if not torch.is_autocast_enabled(kind):
+        return args, kwargs
+    dtype = torch.get_autocast_dtype(kind)
+
+    def lower(t: Any) -> Any:
+        return t.to(dtype) if isinstance(t, Tensor) and t.is_floating_point() else t
+
+    return tree_map(lower, args), tree_map(lower, kwargs)
 
 
 @contextmanager

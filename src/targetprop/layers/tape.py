@@ -6,7 +6,7 @@ tensors feed which calls.
 >>> import torch
 >>> from torch import nn
 >>> model, x = nn.Sequential(nn.Linear(3, 2), nn.Tanh()), torch.ones(4, 3)
->>> tape = record(model, lambda: model(x), [x])
+>>> tape = record([model], lambda: model(x), [x])
 >>> [(call.name, call.path) for call in tape.calls]
 [('linear', '0'), ('tanh', '1')]
 """
@@ -23,7 +23,17 @@ from torch.nn import functional
 from torch.nn.modules import module as module_hooks
 from torch.overrides import TorchFunctionMode, _pop_mode_temporarily  # pyright: ignore[reportPrivateUsage]
 
-from targetprop.layers.sites import Place, Site, at, composite_kernels, find_sites, memory, placed_tensors, tensors_in
+from targetprop.layers.sites import (
+    Place,
+    Site,
+    as_autocast,
+    at,
+    composite_kernels,
+    find_sites,
+    memory,
+    placed_tensors,
+    tensors_in,
+)
 
 _LIKE = {"empty_like", "zeros_like", "ones_like", "full_like", "rand_like", "randn_like"}
 LOOKUPS = {"embedding", "embedding_bag"}
@@ -92,6 +102,7 @@ class Tape:
 
     Attributes:
         calls: the calls that made a value of tensors.
+        start: the first input, if it leads to something that is trained below.
         results: the values in the loss, or in the output where there is none, that lead to parameters.
         output: the model's output, if it is one tensor.
         total: how many torch calls the model made.
@@ -103,6 +114,7 @@ class Tape:
     """
 
     calls: list[Call] = field(default_factory=list)
+    start: Value | None = None
     results: list[Value] = field(default_factory=list)
     output: Value | None = None
     total: int = 0
@@ -163,7 +175,7 @@ class CountedMode(TorchFunctionMode):
 
 
 def record(
-    model: nn.Module,
+    models: Sequence[nn.Module],
     run: Callable[[], Any],
     inputs: Sequence[Tensor],
     finish: Callable[[Any], Any] | None = None,
@@ -172,7 +184,7 @@ def record(
     """Record the torch calls of a forward pass.
 
     Args:
-        model: whose parameters are trained, and whose modules are named.
+        models: whose parameters are trained, and whose modules are named, after the last that has them.
         run: runs it on the inputs.
         inputs: the tensors that stand for data.
         finish: computes the loss from what `run` returned.
@@ -181,7 +193,7 @@ def record(
     Returns:
         The tape.
     """
-    recorder = Recorder(model, inputs, labels)
+    recorder = Recorder(models, inputs, labels)
     eager = torch.compiler.set_stance("force_eager")
     with torch.enable_grad(), recorder.following_modules(), recorder.seeing_custom(), eager, recorder:
         output = run()
@@ -189,6 +201,7 @@ def record(
         tape.total, tape.signature = recorder.count, recorder.signature
         tape.output = recorder.value(output) if isinstance(output, Tensor) else None
         result = output if finish is None else finish(output)
+    tape.start = next((value for value in map(recorder.value, inputs) if value.trained), None)
     tape.results = [value for t in tensors_in(result) if (value := recorder.value(t)).trained]
     tape.whole = recorder.count, recorder.signature
     return tape
@@ -198,18 +211,18 @@ class Recorder(CountedMode):
     """Sees every torch call.
 
     Args:
-        model: whose parameters are trained, and whose modules are named.
+        models: whose parameters are trained, and whose modules are named, after the last that has them.
         inputs: the tensors that stand for data.
         labels: the tensors that stand for labels.
     """
 
-    def __init__(self, model: nn.Module, inputs: Sequence[Tensor], labels: Sequence[Tensor]) -> None:
+    def __init__(self, models: Sequence[nn.Module], inputs: Sequence[Tensor], labels: Sequence[Tensor]) -> None:
         """Start an empty tape."""
         super().__init__()
         self.tape = Tape()
-        self._modules = {id(module): name for name, module in model.named_modules()}
-        self._parameters = {id(p): name for name, p in model.named_parameters()}
-        self._weights = {memory(p): name for name, p in model.named_parameters()}
+        self._modules = {id(module): name for model in models for name, module in model.named_modules()}
+        self._parameters = {id(p): name for model in models for name, p in model.named_parameters()}
+        self._weights = {memory(p): name for model in models for name, p in model.named_parameters()}
         self._path = [""]
         self._values: dict[int, Value] = {}
         self._old: set[int] = set()  # tensors written in place that go by another name since
@@ -271,6 +284,8 @@ class Recorder(CountedMode):
     ) -> Any:
         """Run a call, and see which parameters it keeps for its backward pass."""
         sites = find_sites(call.name, args, kwargs, self._is_weight, self._key) if data else ()
+        if sites:
+            args, kwargs = as_autocast(args, kwargs)
         weights = {memory(at(site.weight, args, kwargs)): site for site in sites}
         beside = {memory(t) for t, v in zip(given, call.inputs, strict=True) if v.trained and not v.data}
         if call.name.endswith(_CUSTOM):
