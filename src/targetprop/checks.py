@@ -25,7 +25,7 @@ def check_arguments(loss: object, method: object, decoders: object, seed: object
     if seed is not None and not whole(seed):
         raise TypeError(f"the seed must be a whole number or None; got {seed!r}")
     reduction = getattr(loss, "reduction", "mean")
-    if reduction not in ("mean", "sum"):
+    if reduction not in ("mean", "batchmean", "sum"):
         raise ValueError(f"the loss has reduction={reduction!r}; use 'mean' or 'sum'")
 
 

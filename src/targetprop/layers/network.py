@@ -1,5 +1,6 @@
 """Any module as a network of layers: recorded once, cut, and run by its plan at every step."""
 
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -175,13 +176,14 @@ class Network:
         parts = {layer.name: nn.Sequential(*layer.modules) for layer in layers[own.start : own.stop]}
         return Network(parts, self.style, self.loss, root=self.root)
 
-    def record(self, x: Any, y: Any = None, *, labelled: bool = True) -> Plan:
+    def record(self, x: Any, y: Any = None, *, labelled: bool = True, silent: bool = True) -> Plan:
         """Run the model once to make a plan; nothing of it stays but the layers.
 
         Args:
             x: the model's input: a tensor, a tuple of them, or a dictionary by keyword.
             y: labels.
             labelled: whether there are labels for the loss; otherwise the plan ends with the model's output.
+            silent: leave the user's forward hooks out, which are to see nothing but batches.
 
         Returns:
             The plan.
@@ -192,7 +194,7 @@ class Network:
         x, y = tree_map(_renamed, x), tree_map(_renamed, y)  # people pass one tensor as input and labels
         inputs, labels = _split_labels(x)
         finish = (lambda output: self._loss_of(output, y, labelled)) if labelled else None
-        with self.undone():
+        with self.undone(), _without_hooks(self.model if silent else None):
             tape = record(
                 [self.model, self.root], lambda: call(self.model, x), inputs, finish, [*labels, *tensors_in(y)]
             )
@@ -218,8 +220,7 @@ class Network:
         Returns:
             The record, up to the loss if the model computes that from its inputs.
         """
-        x = x[:2] if isinstance(x, Tensor) else x
-        with self.undone():
+        with self.undone(), _without_hooks(self.model):
             return self.run(x, None, lambda key, weight: None, Peers(), repeats=False, labelled=self._knows_loss(x))
 
     @contextmanager
@@ -263,10 +264,10 @@ class Network:
         parameters = _parameters(modules if self.root is self.model else dict(self.root.named_modules()))
         modes = tuple(module.training for module in modules.values())
         key = (labelled, modes, tuple(p.requires_grad for p in parameters.values()))
-        for _ in range(_TRIES):
+        for attempt in range(_TRIES):
             plan = self._plans.get(key)
-            if plan is None:
-                plan = self._plans[key] = self.record(x, y, labelled=labelled)
+            if plan is None:  # hooks that make torch calls have to be seen
+                plan = self._plans[key] = self.record(x, y, labelled=labelled, silent=attempt == 0)
             before, runner = _State(modules.values()), Runner(plan, mirror, parameters, repeats=repeats)
             try:
                 value = self._run(plan, runner, x, y, labelled)
@@ -398,6 +399,19 @@ def _parameters(modules: Mapping[str, nn.Module]) -> dict[str, nn.Parameter]:
             if parameter is not None:
                 found.setdefault(id(parameter), (f"{prefix}.{name}" if prefix else name, parameter))
     return dict(found.values())
+
+
+@contextmanager
+def _without_hooks(model: nn.Module | None) -> Iterator[None]:
+    """Take the forward hooks away for a while, but not those that run before a module, which may make its weights."""
+    hooks = [] if model is None else [(module, module._forward_hooks) for module in model.modules()]
+    try:
+        for module, _ in hooks:
+            module._forward_hooks = OrderedDict()
+        yield
+    finally:
+        for module, kept in hooks:
+            module._forward_hooks = kept
 
 
 class _State:

@@ -39,7 +39,15 @@ _LIKE = {"empty_like", "zeros_like", "ones_like", "full_like", "rand_like", "ran
 LOOKUPS = {"embedding", "embedding_bag"}
 _CUSTOM = ".apply"  # ends the names of autograd functions that users write
 _ASKS = "has_torch_function"  # what functions that are written in Python ask whether a mode is on
-_NOT_TENSORS = {"__set__", "backward"}
+_QUESTIONS = {
+    "__set__", "__len__", "__bool__", "__int__", "__float__", "__index__", "__repr__", "__format__", "__hash__",
+    "backward", "data_ptr", "dim", "element_size", "get_device", "is_complex", "is_contiguous", "is_floating_point",
+    "item", "ndimension", "nelement", "numel", "register_hook", "requires_grad_", "size", "storage_offset", "stride",
+    "tolist", "type",
+    "untyped_storage",
+}  # fmt: skip
+_VIEWS = (torch.Tensor.T, torch.Tensor.mT, torch.Tensor.H, torch.Tensor.mH, torch.Tensor.data, torch.Tensor.real,
+          torch.Tensor.imag)  # fmt: skip
 
 
 @dataclass(eq=False)
@@ -167,10 +175,13 @@ class CountedMode(TorchFunctionMode):
             torch.autograd.Function.apply = original
 
     def number(self, func: Callable[..., Any]) -> int:
-        """Give the next call its number."""
+        """Give the next call its number, but for questions about a tensor, which anybody may ask at any time: −1."""
+        name = func.__name__
+        if name in _QUESTIONS or (name == "__get__" and func.__self__ not in _VIEWS):  # pyright: ignore
+            return -1
         index = self.count
         self.count = index + 1
-        self.signature = hash((self.signature, func.__name__))
+        self.signature = hash((self.signature, name))
         return index
 
 
@@ -199,8 +210,8 @@ def record(
         output = run()
         tape = recorder.tape
         tape.total, tape.signature = recorder.count, recorder.signature
-        tape.output = recorder.value(output) if isinstance(output, Tensor) else None
         result = output if finish is None else finish(output)
+    tape.output = recorder.value(output) if isinstance(output, Tensor) else None
     tape.start = next((value for value in map(recorder.value, inputs) if value.trained), None)
     tape.results = [value for t in tensors_in(result) if (value := recorder.value(t)).trained]
     tape.whole = recorder.count, recorder.signature
@@ -264,10 +275,10 @@ class Recorder(CountedMode):
         if self.opens(func):
             return self.run_opened(func, args, kwargs)
         index, name = self.number(func), func.__name__
+        if index < 0:
+            return func(*args, **kwargs)
         placed = list(placed_tensors((args, kwargs)))
         given = [t for _, t in placed]
-        if name in _NOT_TENSORS or (name == "__get__" and func.__self__ is Tensor.grad):  # pyright: ignore
-            return func(*args, **kwargs)
         call = Call(index, name, self._path[-1], [self.value(t) for t in given], [place for place, _ in placed])
         data = name not in _LIKE and any(v.data or (v.labels and name in LOOKUPS) for v in call.inputs)
         versions, drawn = [t._version for t in given], _random_states() if data else []
@@ -313,7 +324,11 @@ class Recorder(CountedMode):
         through = any(v.data and v.trained for v in call.inputs)
         recurrent = any(site.kind == "recurrent" for site in sites)  # these keep no weight of a state without gradient
         call.sites = tuple(
-            replace(site, needed=through, copied=through and not recurrent and key not in kept)
+            replace(  # a recurrent layer leads its own states through weights, whatever its input
+                site,
+                needed=through or (recurrent and key in kept),
+                copied=through and not recurrent and key not in kept,
+            )
             for key, site in weights.items()
         )
         call.gains = bool(kept & (beside - weights.keys()))

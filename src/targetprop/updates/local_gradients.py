@@ -49,9 +49,16 @@ class LocalGradients:
             own = [self.values[p] for p, owner in self.names.items() if owner == name]
             yield Look(BAD_GRADIENT, own, f"layer {name}")
 
-    @torch.no_grad()
     def add_to_grad(self) -> None:
-        """Add to ``.grad``; where there is none, the gradient becomes it, or a copy if its memory has other users."""
+        """Add to ``.grad``, and run the hooks that users have registered to be run after that."""
+        self._accumulate()
+        for p in self.values:
+            for hook in list((p._post_accumulate_grad_hooks or {}).values()):
+                hook(p)
+
+    @torch.no_grad()
+    def _accumulate(self) -> None:
+        """Where there is no ``.grad``, the gradient becomes it, or a copy if its memory has other users."""
         taken = set()
         for p, gradient in self.values.items():
             if p.grad is not None:
