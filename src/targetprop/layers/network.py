@@ -12,6 +12,7 @@ from torch.utils._pytree import tree_map
 
 from targetprop.layers.chain import Chain, Cut, Layer, Model, build_chain
 from targetprop.layers.plan import Plan, make_plan
+from targetprop.layers.random_states import random_states, set_random_states
 from targetprop.layers.record import LayerRecord, LossGradient, MapUse, Record
 from targetprop.layers.repeat import Step, repeat
 from targetprop.layers.runner import Mirror, OtherPathError, Runner
@@ -419,8 +420,7 @@ class _State:
 
     def __init__(self, modules: Iterable[nn.Module]) -> None:
         """Remember it."""
-        self._random = torch.get_rng_state()
-        self._devices = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
+        self._random = random_states()
         self._buffers = [
             (module, name, buffer, buffer.clone())
             for module in modules
@@ -431,9 +431,7 @@ class _State:
     @torch.no_grad()
     def restore(self) -> None:
         """Put it back."""
-        torch.set_rng_state(self._random)
-        if self._devices:
-            torch.cuda.set_rng_state_all(self._devices)
+        set_random_states(self._random)
         for module, name, buffer, before in self._buffers:
             module._buffers[name] = buffer
             if not torch.equal(buffer, before):

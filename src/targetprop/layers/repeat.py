@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from targetprop.layers.random_states import random_states, set_random_states
 from targetprop.layers.sites import Place, tensors_in
 from targetprop.layers.tape import Call, Value
 from targetprop.precision import at_least_float32
@@ -42,13 +43,13 @@ class Step:
         repeated: what the recording knows of it.
         func: the function.
         args: its positional and its keyword arguments, with nothing where values of the stretch are put.
-        random: state of the random numbers before the call; None if it draws none.
+        random: states of the random numbers before the call; None if it draws none.
     """
 
     repeated: Repeated
     func: Callable[..., Any]
     args: tuple[list[Any], dict[str, Any]]
-    random: Tensor | None
+    random: list[Tensor] | None
 
 
 def repeated_calls(layer: int, calls: Iterable[Call], start: Value) -> Iterator[Repeated]:
@@ -68,7 +69,7 @@ def keep_step(repeated: Repeated, func: Callable[..., Any], args: Any, kwargs: M
     kept: Any = (list(args), dict(kwargs))
     for place, _ in repeated.moving:
         kept = _put(kept, place, None)
-    return Step(repeated, func, kept, torch.get_rng_state() if repeated.call.random else None)
+    return Step(repeated, func, kept, random_states() if repeated.call.random else None)
 
 
 def repeat(steps: Iterable[Step], start: Value, end: Value, x: Tensor) -> Tensor:
@@ -102,12 +103,12 @@ def repeat(steps: Iterable[Step], start: Value, end: Value, x: Tensor) -> Tensor
 def _run(step: Step, args: tuple[list[Any], dict[str, Any]]) -> Any:
     if step.random is None:
         return step.func(*args[0], **args[1])
-    now = torch.get_rng_state()
+    now = random_states()
     try:
-        torch.set_rng_state(step.random)
+        set_random_states(step.random)
         return step.func(*args[0], **args[1])
     finally:
-        torch.set_rng_state(now)
+        set_random_states(now)
 
 
 def _put(tree: Any, place: Place, value: Any) -> Any:

@@ -23,6 +23,7 @@ from torch.nn import functional
 from torch.nn.modules import module as module_hooks
 from torch.overrides import TorchFunctionMode, _pop_mode_temporarily  # pyright: ignore[reportPrivateUsage]
 
+from targetprop.layers.random_states import random_states
 from targetprop.layers.sites import (
     Place,
     Site,
@@ -281,12 +282,12 @@ class Recorder(CountedMode):
         given = [t for _, t in placed]
         call = Call(index, name, self._path[-1], [self.value(t) for t in given], [place for place, _ in placed])
         data = name not in _LIKE and any(v.data or (v.labels and name in LOOKUPS) for v in call.inputs)
-        versions, drawn = [t._version for t in given], _random_states() if data else []
+        versions, drawn = [t._version for t in given], random_states() if data else []
         if torch.is_grad_enabled() and any(v.trained for v in call.inputs):
             out = self._run(call, func, args, kwargs, given, data)
         else:
             out = func(*args, **kwargs)
-        call.random = any(not torch.equal(a, b) for a, b in zip(drawn, _random_states(), strict=False))
+        call.random = any(not torch.equal(a, b) for a, b in zip(drawn, random_states(), strict=False))
         written = [t for t, version in zip(given, versions, strict=True) if t._version != version]
         return self._note(call, out, written, data)
 
@@ -323,12 +324,9 @@ class Recorder(CountedMode):
             out = func(*args, **kwargs)
         through = any(v.data and v.trained for v in call.inputs)
         recurrent = any(site.kind == "recurrent" for site in sites)  # these keep no weight of a state without gradient
+        states = kept if recurrent else set()  # a recurrent layer leads its own states through weights
         call.sites = tuple(
-            replace(  # a recurrent layer leads its own states through weights, whatever its input
-                site,
-                needed=through or (recurrent and key in kept),
-                copied=through and not recurrent and key not in kept,
-            )
+            replace(site, needed=through or key in states, copied=through and not recurrent and key not in kept)
             for key, site in weights.items()
         )
         call.gains = bool(kept & (beside - weights.keys()))
@@ -408,8 +406,3 @@ class Recorder(CountedMode):
         finally:
             for handle in handles:
                 handle.remove()
-
-
-def _random_states() -> list[Tensor]:
-    states = [torch.get_rng_state()]
-    return states + (torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else [])
