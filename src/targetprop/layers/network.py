@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from targetprop.layers.chain import Chain, Layer, Model
+from targetprop.layers.loss import checked_loss, evaluate_loss
 from targetprop.layers.plan import Plan, make_plan
 from targetprop.layers.record import LayerRecord, LossGradient, MapUse, Record
 from targetprop.layers.repeat import Step, repeat
@@ -162,11 +163,12 @@ class Network:
         """
         x, y = tree_map(_renamed, x), tree_map(_renamed, y)  # people pass one tensor as input and labels
         inputs, labels = _split_labels(x)
-        finish = (lambda output: self._loss_of(output, y, labelled)) if labelled else None
+        finish = (lambda output: evaluate_loss(self.loss, output, y)) if labelled else None
         with self.undone():
             tape = record(self.model, lambda: call(self.model, x), inputs, finish, [*labels, *tensors_in(y)])
         ends = self.model.ends(tape.ends) if isinstance(self.model, Stack) else None
-        if not tape.results:
+        unrelated = labelled and tape.output is not None and tape.output.data and tape.output.trained
+        if not tape.results or (unrelated and not any(value.data for value in tape.results)):
             raise ValueError(
                 "the loss does not depend on the output; compute it from that, without detach or item"
                 if labelled
@@ -322,17 +324,6 @@ class Stack(nn.Module):
     def ends(self, ends: Mapping[str, Sequence[int]]) -> dict[str, int]:
         """Say at which torch call each layer ends, by name."""
         return {name: ends[name][-1] for name, _ in self.named_children() if name in ends}
-
-
-def checked_loss(value: Any) -> Tensor:
-    """Refuse what is no scalar."""
-    if not isinstance(value, Tensor):
-        raise ValueError(f"the loss returns {type(value).__name__}; it must be a tensor, made from the output")
-    if value.dim() != 0:
-        raise ValueError(
-            f"the loss has shape {tuple(value.shape)}; it must be one number: use reduction='mean' or 'sum'"
-        )
-    return value
 
 
 def call(model: nn.Module, x: Any) -> Any:

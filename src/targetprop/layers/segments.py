@@ -17,7 +17,6 @@ from itertools import pairwise
 from targetprop.layers.sites import Site
 from targetprop.layers.tape import LOOKUPS, Call, Tape, Value
 
-
 _FLAT = {"sign", "sgn", "round", "floor", "ceil", "trunc", "fix", "heaviside", "floor_divide", "bucketize"}
 
 
