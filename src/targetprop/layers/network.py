@@ -118,6 +118,7 @@ class Network:
 
     def __init__(self, model: Model, style: str, loss: Callable[[Any, Any], Tensor]) -> None:
         """Keep the model."""
+        model = getattr(model, "_orig_mod", model)  # of a compiled copy
         self.model = model if isinstance(model, nn.Module) else Stack(model)
         self.style, self.loss = style, loss
         self._plans: dict[Any, Plan] = {}

@@ -76,6 +76,7 @@ class Runner(CountedMode):
         """
         with ExitStack() as stack:
             stack.enter_context(torch.enable_grad())
+            stack.enter_context(torch.compiler.set_stance("force_eager"))  # calls of compiled code are not seen
             if self.plan.custom:
                 stack.enter_context(self.seeing_custom())
             stack.enter_context(self)
@@ -122,7 +123,7 @@ class Runner(CountedMode):
             uses = [self._use(site, given, (args, kwargs)) for site in action.sites]
         except (IndexError, KeyError, AttributeError) as error:
             raise OtherPathError from error
-        weights = {memory(low): (low, partial(_mirror_of, self._mirror, use)) for use, low in uses}
+        weights = {memory(low): (low, partial(_mirror_of, self._mirror, use)) for use, low in uses if use.site.needed}
         if any(site.copied for site in action.sites):
             out = self._split({id(low): use for use, low in uses}, func, args, kwargs)
         else:
