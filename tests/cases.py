@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 import targetprop as tp
-from targetprop.layers.forward_pass import Record, run_forward
+from targetprop.layers import Record
 from targetprop.targets import Targets, propagate
 
 DTYPE = torch.float64
@@ -247,7 +247,7 @@ def targets(
     engine: tp.TargetPropagation, x: Tensor, delta: Tensor | Callable[[Record], Tensor]
 ) -> tuple[Record, Targets]:
     """Carry a change of the output down as the engine would, without training or filling anything."""
-    record, method = run_forward(engine.chain, x), engine.method
+    record, method = engine.record(x), engine.method
     delta = delta(record) if callable(delta) else delta
     with torch.no_grad():
         return record, propagate(record, engine.bank, delta, method.inversion, method.propagation, measure=True)

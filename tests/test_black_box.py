@@ -52,8 +52,8 @@ def bound(make, inputs: tuple[int, ...], n: int = 6) -> tuple:
     torch.manual_seed(0)
     model = [nn.Linear(4, 4).to(DTYPE), make().to(DTYPE)]
     x = rand(n, *inputs)
-    engine = tp.TargetPropagation(model, nn.MSELoss(), example_input=x, seed=0)
-    assert engine.bank.kinds() == {"1": f"linearised, w=1, damping={FALLBACK_DAMPING:g}"}
+    engine = tp.TargetPropagation(model, nn.MSELoss(), example_input=x, method="dtp", seed=0)
+    assert engine.kinds() == {"1": f"linearised, w=1, damping={FALLBACK_DAMPING:g}"}
     record = run_forward(engine.chain, x)
     return engine.bank.inverse(record.layers[1]), record.layers[1]
 
@@ -84,9 +84,9 @@ def test_each_sample_is_solved_to_the_tolerance_alone(tolerance: float) -> None:
 
 def test_one_unknown_module_leaves_its_whole_layer_to_the_fallback() -> None:
     model = nn.Sequential(nn.Linear(4, 4), nn.Tanh(), Gated(), nn.ELU(), nn.Linear(5, 2)).to(DTYPE)
-    engine = tp.TargetPropagation(model, nn.MSELoss(), example_input=rand(2, 4))
-    kinds = engine.bank.kinds()
-    assert kinds["2"].startswith("linearised") and kinds["4"] == "mirrored"
+    engine = tp.TargetPropagation(model, nn.MSELoss(), example_input=rand(2, 4), method="dtp")
+    kinds = engine.kinds()
+    assert kinds["2"].startswith("linearised") and kinds["4"] == "learned"
     x, y = rand(5, 4), rand(5, 2, seed=1)
     tp.TargetPropagation(model, nn.MSELoss(), example_input=x, method=tp.Method(decoder=TRANSPOSE)).backward(x, y)
     found = gradients(model)
@@ -187,9 +187,14 @@ def test_without_a_decoder_the_box_and_the_remedy_are_named(make) -> None:
 def test_a_box_inside_a_block_is_named_too() -> None:
     model = [nn.Linear(4, 4), tp.Residual(nn.Linear(4, 4), Sign(), nn.Linear(4, 4)), nn.Linear(4, 2)]
     with pytest.raises(ValueError, match="layer 1: Sign lets no gradient through to the parameters before it"):
+        tp.TargetPropagation(model, nn.MSELoss(), example_input=torch.ones(2, 4), method="dtp")
+    with pytest.raises(ValueError, match=r"1\.branch\.1: sign has no derivative, so nothing below it would learn"):
         tp.TargetPropagation(model, nn.MSELoss(), example_input=torch.ones(2, 4))
     model[1] = tp.Residual(Sign(), nn.Linear(4, 4))
-    assert tp.TargetPropagation(model, nn.MSELoss(), example_input=torch.ones(2, 4)).bank.kinds()["1"] == "identity"
+    assert (
+        tp.TargetPropagation(model, nn.MSELoss(), example_input=torch.ones(2, 4), method="dtp").kinds()["1"]
+        == "identity"
+    )
 
 
 def test_a_box_with_parameters_that_learn_needs_only_a_decoder() -> None:

@@ -53,21 +53,35 @@ def test_every_layer_has_its_row() -> None:
     found = tp.check(model, torch.zeros(2, 2, 3))
     assert found.supported and found.refusal is None
     assert rows(found) == [
+        ("1", ("linear",), (2, 3), (4,), "none needed", 0, True),
+        ("3.branch.0", ("linear",), (4,), (4,), "mirrored", 4 * 4, True),
+        ("4.linear", ("linear",), (4,), (4,), "mirrored", 4 * 8, True),
+        ("5", ("linear",), (4,), (3,), "mirrored", 4 * 3, True),
+    ]
+    lines = str(found).splitlines()
+    assert len(lines) == 6 and lines[0].startswith("layer") and "2×3" in lines[1]
+    assert lines[-1] == "method iterated, cut post-activation: supported"
+    found = tp.check(model, torch.zeros(2, 2, 3), "dtp")
+    assert found.supported and found.refusal is None
+    assert rows(found) == [
         ("1", ("Flatten", "Linear", "Tanh"), (2, 3), (4,), "none needed", 0, True),
-        ("3", ("Residual",), (4,), (4,), "identity, iterated", 0, True),
+        ("3", ("Residual",), (4,), (4,), "identity", 0, True),
         ("4", ("Gate",), (4,), (4,), "linearised, w=1, damping=0.1", 0, False),
-        ("5", ("Linear",), (4,), (3,), "mirrored", 3 * 4 + 4, True),
+        ("5", ("Linear",), (4,), (3,), "learned", 3 * 4 + 4, True),
     ]
     lines = str(found).splitlines()
     assert len(lines) == 6 and lines[0].startswith("layer  modules") and "2×3" in lines[1]
     assert lines[3].endswith("no: reads the forward weights")
-    assert lines[-1] == "method iterated, cut post-activation: supported"
+    assert lines[-1] == "method dtp, cut post-activation: supported"
+    iterated = tp.method("dtp", inversion=tp.InputSpace())
+    assert tp.check(model, torch.zeros(2, 2, 3), iterated).layers[1].inverse == "identity, iterated"
 
 
-def test_nothing_of_the_model_changes() -> None:
+@pytest.mark.parametrize("method", ["iterated", "dtp"])
+def test_nothing_of_the_model_changes(method: str) -> None:
     model = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), nn.Dropout(0.5), Gate(), nn.Linear(4, 2))
     before, state = {k: v.clone() for k, v in model.state_dict().items()}, torch.get_rng_state()
-    assert tp.check(model, torch.ones(2, 4)).supported
+    assert tp.check(model, torch.ones(2, 4), method).supported
     assert all(torch.equal(before[k], v) for k, v in model.state_dict().items())
     assert all(p.grad is None for p in model.parameters()) and all(m.training for m in model.modules())
     assert torch.equal(state, torch.get_rng_state())
@@ -75,12 +89,16 @@ def test_nothing_of_the_model_changes() -> None:
 
 def test_dropout_that_drops_nothing_may_hide() -> None:
     block = nn.TransformerEncoderLayer(4, 1, dropout=0.0, batch_first=True)
-    assert tp.check([nn.Linear(4, 4), block], torch.ones(2, 3, 4)).supported
+    assert tp.check([nn.Linear(4, 4), block], torch.ones(2, 3, 4), "dtp").supported
 
 
 def test_methods_and_cuts_can_be_chosen() -> None:
     model = nn.Sequential(nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 2))
-    assert tp.check(model, torch.ones(2, 4), cut="pre-activation").layers[1].modules == ("Tanh", "Linear")
+    assert tp.check(model, torch.ones(2, 4), "dtp", "pre-activation").layers[1].modules == ("Tanh", "Linear")
+    chain = tp.TargetPropagation(
+        model, nn.MSELoss(), example_input=torch.ones(2, 4), method=tp.method("l-drl", cut="pre-activation")
+    ).chain
+    assert [[call.name for call in layer.segment.calls] for layer in chain.layers] == [["linear"], ["tanh", "linear"]]
     assert tp.check(model, torch.ones(2, 4), "fw-dtp").layers[1].inverse == "fixed"
     assert tp.check(model, torch.ones(2, 4), "ddtp-linear").layers[1].inverse == "direct feedback, learned"
     assert tp.check(model, torch.ones(2, 4), "drl").layers[1].local
@@ -128,10 +146,30 @@ REFUSED = {
 @pytest.mark.parametrize("case", REFUSED)
 def test_refusals_name_the_module_and_the_way_out(case: str) -> None:
     make, what, way_out = REFUSED[case]
-    found = tp.check(make(), torch.ones(2, 4))
+    found = tp.check(make(), torch.ones(2, 4), "dtp")
     assert not found.supported and found.layers == ()
     assert what in found.refusal and way_out in found.refusal
-    assert str(found) == f"method iterated, cut post-activation: refused\n{found.refusal}"
+    assert str(found) == f"method dtp, cut post-activation: refused\n{found.refusal}"
+
+
+NO_DERIVATIVE = (
+    "{}: round has no derivative, so nothing below it would learn; let an autograd function pass its changes"
+)
+REFUSED_BY_MIRRORS = {
+    "no derivative, no decoder": NO_DERIVATIVE.format("1.0"),
+    "no derivative after parameters": NO_DERIVATIVE.format("1"),
+    "two inputs": "MultiheadAttention.forward() missing 2 required positional arguments",
+    "shape": "does not accept example_input of shape (2, 4)",
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_mirrors_refuse_what_has_no_derivative_and_what_cannot_be_called(case: str) -> None:
+    found = tp.check(REFUSED[case][0](), torch.ones(2, 4))
+    assert found.supported == (case not in REFUSED_BY_MIRRORS)
+    if not found.supported:
+        assert REFUSED_BY_MIRRORS[case] in found.refusal and found.layers == ()
+        assert str(found) == f"method iterated, cut post-activation: refused\n{found.refusal}"
 
 
 # The command
@@ -167,7 +205,7 @@ def test_the_command_prints_the_table(file, capsys, name: str, shape: str) -> No
 
 
 def test_the_command_fails_on_a_refusal(file, capsys) -> None:
-    assert main(["check", f"{file}:bad", "--input", "4"]) == 1
+    assert main(["check", f"{file}:bad", "--input", "4", "--method", "dtp"]) == 1
     assert "set inplace=False" in capsys.readouterr().out
 
 

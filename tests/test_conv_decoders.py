@@ -294,7 +294,7 @@ def test_shared_places_get_the_mean() -> None:
 def test_pools_that_return_places_are_refused() -> None:
     net = nn.Sequential(nn.Conv1d(1, 2, 3), nn.MaxPool1d(2, return_indices=True), nn.Conv1d(2, 2, 1))
     with pytest.raises(TypeError, match="layer 0: MaxPool1d returned tuple; wrap it in a module"):
-        tp.TargetPropagation(net, nn.MSELoss(), example_input=torch.ones(2, 1, 9))
+        tp.TargetPropagation(net, nn.MSELoss(), example_input=torch.ones(2, 1, 9), method="dtp")
 
 
 def test_a_pool_over_inputs_without_channels_is_left_to_the_fallback() -> None:

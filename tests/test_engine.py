@@ -272,7 +272,7 @@ ENGINES = [
         r"does not accept example_input of shape \(6, 2, 2\)",
     ),
     (
-        lambda: make(nn.Sequential(nn.Flatten(), nn.Linear(4, 3).double(), Pair())),
+        lambda: make(nn.Sequential(nn.Flatten(), nn.Linear(4, 3).double(), Pair()), "dtp"),
         TypeError,
         "layer 1: Pair returned tuple; wrap it",
     ),

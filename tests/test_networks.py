@@ -1,6 +1,7 @@
 """The networks by name: parameters counted by hand, blocks that add up, and a sentence where images do not fit."""
 
 import json
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,13 +13,15 @@ from torch import nn
 import targetprop as tp
 from cases import DTYPE, backprop, gradients, rand, relative
 from targetprop import diagnostics
-from targetprop.decoders import Learned
+from targetprop.decoders import LayerBank
+from targetprop.decoders.conv import LearnedMap
 from targetprop.decoders.linear import LinearDecoder
-from targetprop.decoders.mirror import mirrored_maps
+from targetprop.decoders.residual import CorrectedDecoder, PathDecoder
 from targetprop.experiments.errors import CommandError
 from targetprop.experiments.main import main
 from targetprop.experiments.networks import ACTIVATIONS, NETWORKS, LeNet, Network, ResNet, Vgg, ViT
 from targetprop.experiments.networks.vit import AttentionCore, MeanPool
+from targetprop.layers import leaves
 from targetprop.layers.forward_pass import run_forward
 
 # settings, parameters for images 3×32×32 and 10 classes, counted by hand
@@ -138,28 +141,56 @@ def residual(name: str, seed: int = 0, **settings) -> tuple[nn.Sequential, torch
     return model, rand(5, *shape), torch.arange(5) % 3
 
 
+def learned_maps(decoder: nn.Module, module: nn.Module) -> Iterator[tuple[nn.Module, nn.Module]]:
+    """Pair the learned maps of a decoder with the maps that they stand against."""
+    if isinstance(module, tp.Residual):
+        if isinstance(decoder, CorrectedDecoder):
+            yield from learned_maps(decoder.branch, module.branch)
+            decoder = decoder.shortcut
+        yield from learned_maps(decoder, module.shortcut)
+    elif isinstance(decoder, PathDecoder):
+        for part, (_, leaf) in zip(decoder.parts, leaves(module), strict=True):
+            yield from learned_maps(part, leaf)
+    elif isinstance(decoder, LinearDecoder | LearnedMap):
+        yield decoder, module
+
+
+@torch.no_grad()
 def transpose_every_map(engine: tp.TargetPropagation, x: torch.Tensor, sign: float = 1.0) -> None:
-    """Copy the forward weights into the decoders' maps, and see to it that none is left out."""
-    record, done = run_forward(engine.chain, x), 0
-    with torch.no_grad():
-        for layer in record.inverted:
-            for part, module, _ in mirrored_maps(engine.bank, layer):
-                weight = part.map.weight if isinstance(part, LinearDecoder) else part.weight
-                weight.copy_(sign * (module.weight.T if isinstance(part, LinearDecoder) else module.weight))
+    """Copy the forward weights into the decoders' maps, or the mirrors, and see to it that none is left out."""
+    done = 0
+    if isinstance(engine.bank, LayerBank):
+        for layer in engine.chain.layers[1:]:
+            for part, module in zip(engine.bank.decoder(layer.name).parts, layer.modules, strict=True):
+                for decoder, of in learned_maps(part, module):
+                    linear = isinstance(decoder, LinearDecoder)
+                    weight = decoder.map.weight if linear else decoder.weight
+                    weight.copy_(sign * (of.weight.T if linear else of.weight))
+                    done += 1
+    else:
+        for use in engine.record(x).uses():
+            if use.site.needed:
+                engine.bank.mirror(use.site.key, use.base).copy_(sign * use.base)
                 done += 1
     assert done == sum(parameter.dim() > 1 for parameter in engine.bank.parameters())
 
 
+TRANSPOSES = {
+    "learned": tp.DifferenceReconstruction(w=0.0, damping=1.0, activation="transpose", updates=0),
+    "mirrored": tp.WeightMirror(updates=0),
+}
+
+
+@pytest.mark.parametrize("kind", TRANSPOSES)
 @pytest.mark.parametrize("name", RESIDUAL)
-def test_transposed_maps_give_the_gradient_of_back_propagation(name):
+def test_transposed_maps_give_the_gradient_of_back_propagation(name, kind):
     model, x, y = residual(name)
     loss = nn.CrossEntropyLoss()
     wanted = backprop(model, loss, x, y)
-    objective = tp.DifferenceReconstruction(w=0.0, damping=1.0, activation="transpose", updates=0)
     for beta in (1e-6, 0.1):  # at any size: between one layer's output and its input, every decoder is affine
-        method = tp.method("l-drl", decoder=objective, output_target=tp.GradientStep(beta))
+        method = tp.method("l-drl", decoder=TRANSPOSES[kind], output_target=tp.GradientStep(beta))
         engine = tp.TargetPropagation(model, loss, example_input=x, method=method, seed=0)
-        assert set(engine.bank.kinds().values()) <= {"learned", "identity"}
+        assert {kind} <= set(engine.kinds().values()) <= {kind, "identity"}
         transpose_every_map(engine, x)
         model.zero_grad()
         engine.backward(x, y)
@@ -170,19 +201,22 @@ def test_transposed_maps_give_the_gradient_of_back_propagation(name):
     assert relative(gradients(model), wanted) > 0.1
 
 
-@pytest.mark.parametrize("style", ["identity", "inverse", "transpose"])
-@pytest.mark.parametrize("method", ["dtp", "iterated", "l-drl"])
+@pytest.mark.parametrize("recipe", ["dtp, identity", "dtp, inverse", "dtp, transpose", "iterated", "l-drl"])
 @pytest.mark.parametrize("name", ["vit", "resnet"])
-def test_blocks_take_steps_in_every_style_with_their_correction_and_without(name, method, style):
+def test_blocks_take_steps_in_every_style_with_their_correction_and_without(name, recipe):
     for correction in (True, False):
         model, x, y = residual(name, correction=correction)
+        method, _, style = recipe.partition(", ")
         chosen = tp.method(method)
-        if isinstance(chosen.decoder, Learned):
+        if style:
             chosen = replace(chosen, decoder=replace(chosen.decoder, activation=style))
         engine = tp.TargetPropagation(model, nn.CrossEntropyLoss(), example_input=x, method=chosen, seed=0)
-        blocks = [str(i) for i, module in enumerate(model) if isinstance(module, tp.Residual)]
-        kinds = {engine.bank.kinds()[block] for block in blocks}
-        assert ("identity" in kinds) != correction and not any("linearised" in kind for kind in kinds)
+        if style:
+            blocks = [str(i) for i, module in enumerate(model) if isinstance(module, tp.Residual)]
+            kinds = {engine.kinds()[block] for block in blocks}
+            assert ("identity" in kinds) != correction and not any("linearised" in kind for kind in kinds)
+        else:
+            assert set(engine.kinds().values()) == {"mirrored"}
         for _ in range(2):
             assert torch.isfinite(engine.backward(x, y).loss)
         assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in model.parameters())

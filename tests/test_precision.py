@@ -152,10 +152,11 @@ def changes(method: tp.Method, precision) -> tuple[list[Tensor], dict]:
     engine = tp.TargetPropagation(model, nn.CrossEntropyLoss(), example_input=x, method=method, seed=0)
     for _ in range(30):
         engine.train_decoders(x)
-    with casting(CPU, precision), torch.no_grad():
-        record = run_forward(engine.chain, x)
+    with casting(CPU, precision):
+        record = engine.record(x)
         delta = method.output_target(record.output, y, engine.loss).delta
-        found = propagate(record, engine.bank, delta, method.inversion, method.propagation, measure=True)
+        with torch.no_grad():
+            found = propagate(record, engine.bank, delta, method.inversion, method.propagation, measure=True)
     residuals = {name: float(outcome.forward_residual.square().sum()) for name, outcome in found.outcomes.items()}
     return [delta.float() for delta in found.deltas], residuals
 

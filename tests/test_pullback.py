@@ -142,7 +142,7 @@ def test_half_precision_goes_through() -> None:
 
 def build(module: nn.Module, width: int = 6) -> tp.TargetPropagation:
     layers = [nn.Linear(width, width), nn.Sequential(nn.Linear(width, width), module)]
-    return tp.TargetPropagation(layers, nn.MSELoss(), example_input=rand(2, width).float())
+    return tp.TargetPropagation(layers, nn.MSELoss(), example_input=rand(2, width).float(), method="dtp")
 
 
 class Gain(Fold):

@@ -204,8 +204,8 @@ class Square(nn.Module):
 @pytest.mark.parametrize(("width", "shortcut"), [(4, Square()), (1, None)], ids=["unregistered", "broadcasting"])
 def test_other_blocks_fall_back(width: int, shortcut: nn.Module | None) -> None:
     model = [nn.Linear(3, width), tp.Residual(nn.Linear(width, 4), shortcut=shortcut)]
-    engine = tp.TargetPropagation(model, nn.MSELoss(), example_input=torch.ones(2, 3))
-    assert engine.bank.kinds()["1"].startswith("linearised")
+    engine = tp.TargetPropagation(model, nn.MSELoss(), example_input=torch.ones(2, 3), method="dtp")
+    assert engine.kinds()["1"].startswith("linearised")
 
 
 # Gradients and training
@@ -245,7 +245,7 @@ def test_a_correction_starts_at_zero_and_learns_the_transpose_of_the_block() -> 
 def test_a_correction_that_cannot_be_built_names_the_module() -> None:
     block = tp.Residual(nn.LayerNorm(4), Attention(4), correction=True)
     with pytest.raises(ValueError, match="for every module of its branch, and Attention has none; register one"):
-        tp.TargetPropagation([nn.Linear(4, 4), block], nn.MSELoss(), example_input=torch.ones(2, 3, 4))
+        tp.TargetPropagation([nn.Linear(4, 4), block], nn.MSELoss(), example_input=torch.ones(2, 3, 4), method="dtp")
 
 
 def transformer(correction: bool = False) -> nn.Sequential:
@@ -259,13 +259,17 @@ def transformer(correction: bool = False) -> nn.Sequential:
     )
 
 
-@pytest.mark.parametrize("correction", [False, True])
-@pytest.mark.parametrize("method", ["iterated", "l-drl"])
+@pytest.mark.parametrize(
+    ("method", "correction"), [("iterated", False), ("l-drl", False), ("dtp", False), ("dtp", True)]
+)
 def test_a_small_transformer_trains(method: str, correction: bool) -> None:
     model, x = transformer(correction), rand(128, 5, 4).float()
     y = (x[:, :, 0].sum(1) * x[:, 0, 1].sign() > 0).long()
     engine = tp.TargetPropagation(model, nn.CrossEntropyLoss(), example_input=x, method=method, seed=0)
-    assert engine.bank.kinds() == {"1": "identity", "2": "mirrored" if correction else "identity", "4": "mirrored"}
+    if method == "dtp":
+        assert engine.kinds() == {"1": "identity", "2": "learned" if correction else "identity", "4": "learned"}
+    else:
+        assert engine.kinds() == {"1.branch.1": "mirrored", "2.branch": "mirrored", "4": "mirrored"}
     optimizer = torch.optim.Adam(model.parameters(), lr=2e-2)
     for _ in range(40):
         optimizer.zero_grad()

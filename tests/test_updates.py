@@ -225,7 +225,7 @@ def test_bad_settings_are_named(make, message: str) -> None:
 def test_parameters_never_share_the_memory_of_a_gradient():
     p, q = (nn.Parameter(torch.zeros(2, 3)) for _ in range(2))
     found, shared = LocalGradients(), torch.ones(2, 3)
-    found.note([p, q], [shared, shared])
+    found.note("0", [p, q], [shared, shared])
     found.add_to_grad()
     p.grad.mul_(5)
     assert q.grad.tolist() == [[1.0] * 3] * 2

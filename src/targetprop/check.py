@@ -4,11 +4,11 @@
 >>> from torch import nn
 >>> net = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 3))
 >>> print(check(net, torch.zeros(2, 4)))
-layer  modules        in  out  inverted by  decoder parameters  local
-0      Linear → Tanh  4   8    none needed  0                   yes
-2      Linear         8   3    mirrored     32                  yes
+layer  modules  in  out  inverted by  decoder parameters  local
+0      linear   4   8    none needed  0                   yes
+2      linear   8   3    mirrored     24                  yes
 method iterated, cut post-activation: supported
->>> print(check(nn.Sequential(nn.Linear(4, 3), nn.ReLU(inplace=True)), torch.zeros(2, 4)).refusal)
+>>> print(check(nn.Sequential(nn.Linear(4, 3), nn.ReLU(inplace=True)), torch.zeros(2, 4), "dtp").refusal)
 layer 0: ReLU(inplace=True) would overwrite the activations that targets are measured against; set inplace=False
 """
 

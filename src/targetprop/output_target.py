@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from targetprop.batch import Batch
 from targetprop.finite import BAD_LOSS, Look
-from targetprop.layers import LossGradient, checked_loss
+from targetprop.layers import LossGradient, evaluate_loss, explain_loss
 from targetprop.settings import check_ranges, check_types
 
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -123,27 +123,18 @@ def loss_gradient(output: Tensor, y: Tensor, loss: Loss) -> tuple[Tensor, Tensor
     """Evaluate a loss and its gradient in the output."""
     h = output.detach().requires_grad_()
     with torch.enable_grad():
-        try:
-            value = loss(h, y)
-        except (IndexError, RuntimeError, ValueError) as error:
-            raise ValueError(_explain(h, y, error)) from error
-        value = checked_loss(value)
+        value = evaluate_loss(loss, h, y)
         if value.device != h.device:
             raise ValueError(f"the loss is on {value.device} and the output on {h.device}; move the labels there")
-        (gradient,) = torch.autograd.grad(value, h, allow_unused=True) if value.requires_grad else (None,)
+        try:
+            (gradient,) = torch.autograd.grad(value, h, allow_unused=True) if value.requires_grad else (None,)
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as error:
+            raise ValueError(explain_loss(h, y, error)) from error
     if gradient is None:
         raise ValueError("the loss does not depend on the output; compute it from that, without detach or item")
     return value.detach(), gradient
-
-
-def _explain(output: Tensor, y: Tensor, error: Exception) -> str:
-    labels = isinstance(y, Tensor) and not y.is_floating_point() and y.dim() == 1 and not y.is_meta
-    if labels and output.dim() == 2 and len(y):
-        low, high, classes = int(y.min()), int(y.max()), output.shape[1]
-        if low < 0 or high >= classes:
-            return f"labels must lie in 0…{classes - 1}, one per network output; got {low}…{high}"
-    shape = tuple(y.shape) if isinstance(y, Tensor) else type(y).__name__
-    return f"the loss does not accept an output of shape {tuple(output.shape)} with y of shape {shape}: {error}"
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ class Bank(nn.Module):
         names: what each decoder is called; the noise that trains it has a source of its own by that name.
     """
 
-    names: list[str]
+    names: Sequence[str] = ()
 
     @abstractmethod
     def inverse(self, layer: LayerRecord) -> Inverse:

@@ -21,7 +21,7 @@ Source: weight mirrors, Akrout 2019, arXiv:1904.05391, which learn ``Wᵀ`` from
 Kaczmarz' projection onto the equations of a block of probes.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -76,32 +76,34 @@ class MirrorStep:
             self.mirror.baddbmm_(*self.factors)
 
 
-def project(probes: Probes) -> MirrorStep:
-    """Find the nearest matrix that explains the answers.
+def project(probes: Sequence[Probes]) -> list[MirrorStep]:
+    """Find for each of several mirrors the nearest matrix that explains the answers.
 
     Args:
-        probes: the probes, the answers and the mirror.
+        probes: probes, answers and mirror of each map; all maps have as many inputs, outputs and probes.
 
     Returns:
-        The step to it.
+        The steps to them.
 
     >>> w = torch.tensor([[1.0, 2.0, 3.0]]).T
     >>> v, e = torch.zeros(1, 3, 1), torch.eye(3)[None, :2]
-    >>> step = project(Probes(e, e @ w, v))
+    >>> (step,) = project([Probes(e, e @ w, v)])
     >>> step.take()
     >>> step.share, v.flatten().round(decimals=2)
     (tensor(1.), tensor([1., 2., 0.]))
     """
-    e, z = probes.e, probes.z
-    missed = z - e @ probes.mirror
-    sizes = missed.square().sum(), z.square().sum()
+    groups = [len(p.e) for p in probes]
+    e, z = torch.cat([p.e for p in probes]), torch.cat([p.z for p in probes])
+    missed = z - torch.cat([p.e @ p.mirror for p in probes])
+    left, asked = ([part.sum() for part in v.square().sum((1, 2)).split(groups)] for v in (missed, z))
     lengths = e.square().sum(2, keepdim=True).clamp_min(torch.finfo(e.dtype).tiny).rsqrt()
     e, missed = e * lengths, missed * lengths
     gram = e @ e.mT
     gram.diagonal(dim1=1, dim2=2).add_(_DAMPING)
     # The small matrix is inverted, which costs a quarter of the triangular solutions with many right-hand sides.
     solved = torch.cholesky_inverse(torch.linalg.cholesky_ex(gram).L) @ missed
-    return MirrorStep(probes.mirror, *sizes, (e.mT, solved))
+    factors = zip(e.mT.split(groups), solved.split(groups), strict=True)
+    return [MirrorStep(p.mirror, a, b, f) for p, a, b, f in zip(probes, left, asked, factors, strict=True)]
 
 
 def descend(use: MapUse, mirror: Tensor, generator: torch.Generator, batch: Batch) -> MirrorStep:
@@ -231,10 +233,13 @@ class WeightMirror(Objective):
         self, uses: Mapping[str, MapUse], mirrors: Mapping[str, Tensor], generators: Generators, batch: Batch
     ) -> Iterator[tuple[str, MirrorStep]]:
         """Work out a step of every mirror."""
+        alike: dict[Any, dict[str, Probes]] = {}
         for key, use in uses.items():
-            generator = generators[key]
             if use.site.kind == "other":
-                yield key, descend(use, mirrors[key], generator, batch)
-            else:
-                count = min(self.probes, max(_FEW, int(self.share * rows(use, batch))))
-                yield key, project(probe(use, mirrors[key], count, self.activity, generator, batch))
+                yield key, descend(use, mirrors[key], generators[key], batch)
+                continue
+            count = min(self.probes, max(_FEW, int(self.share * rows(use, batch))))
+            probes = probe(use, mirrors[key], count, self.activity, generators[key], batch)
+            alike.setdefault((probes.e.shape[1:], probes.z.shape[2], probes.e.dtype, probes.e.device), {})[key] = probes
+        for found in alike.values():  # many small matrices at once cost hardly more than one
+            yield from zip(found, project(list(found.values())), strict=True)

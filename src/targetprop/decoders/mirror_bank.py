@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from targetprop.decoders.bank import Bank
 from targetprop.decoders.layer import Inverse
 from targetprop.layers import LayerRecord, Pulled
+from targetprop.precision import at_least_float32
 
 
 class MirrorBank(Bank):
@@ -76,7 +77,7 @@ class MirrorBank(Bank):
             assert found is not None
             return found
 
-        return Inverse(lambda y: layer.x + difference(y, y - layer.h), difference)
+        return Inverse(lambda y: at_least_float32(layer.x) + difference(y, y - layer.h), difference)
 
     def composite(self, layers: Sequence[LayerRecord]) -> Inverse:
         """Chain the backward passes; see `Bank.composite`."""
@@ -87,7 +88,7 @@ class MirrorBank(Bank):
                 change = g.difference(y, change)
             return change
 
-        top, bottom = layers[-1].h, layers[0].x
+        top, bottom = layers[-1].h, at_least_float32(layers[0].x)
         return Inverse(lambda y: bottom + difference(y, y - top), difference)
 
     def parts(self, name: str) -> list[nn.Module]:

@@ -143,7 +143,7 @@ def _measure_inverses(
     for index in range(1, len(record.layers)):
         if on_layer is not None:
             on_layer(index + 1, len(record.layers))
-        asked = asked_inverse(engine.bank, engine.method, record, targets.deltas, index)
+        asked = asked_inverse(engine, record, targets.deltas, index)
         quality = measure_inverse(asked, engine.method.inversion, targets.deltas[index - 1])
         outcome = targets.outcomes.get(record.layers[index].layer.name, targets.outcomes.get("all"))
         fell = None if outcome is None else float((outcome.status == Status.FALLBACK).double().mean())

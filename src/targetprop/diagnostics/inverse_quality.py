@@ -19,9 +19,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from targetprop.decoders import Bank, LayerBank, LinearisedDecoder, MirrorBank
+from targetprop.decoders import LayerBank, LinearisedDecoder, MirrorBank
 from targetprop.diagnostics.angles import median
 from targetprop.diagnostics.step_norm import Jacobian, step_norm
+from targetprop.engine import TargetPropagation
 from targetprop.inversion import (
     Difference,
     Direct,
@@ -37,7 +38,6 @@ from targetprop.inversion import (
     solve,
 )
 from targetprop.layers.forward_pass import Record
-from targetprop.methods import Method
 
 EXTRA_STEPS = 20
 TRIAL_STEPS, TRIAL_TOLERANCE = 100, 1e-3
@@ -86,8 +86,9 @@ class AskedInverse:
     jacobian: Jacobian = "autograd"  # how ``J_f J_g`` is had, see `step_norm`
 
 
-def asked_inverse(bank: Bank, method: Method, record: Record, deltas: list[Tensor], index: int) -> AskedInverse:
+def asked_inverse(engine: TargetPropagation, record: Record, deltas: list[Tensor], index: int) -> AskedInverse:
     """Find the inverse of a layer (``index ≥ 1``), or of all from it to the output if the propagation is composite."""
+    bank, method = engine.bank, engine.method
     layers, composite = record.layers[index:], method.propagation == "composite"
     problem = Problem(layers[0].f, _no_decoder, deltas[index], layers[0].x, layers[0].h)
     if composite:
@@ -95,7 +96,7 @@ def asked_inverse(bank: Bank, method: Method, record: Record, deltas: list[Tenso
     if not method.inversion.needs_decoder:
         return AskedInverse(problem, f"none, {method.inversion.name}")
     g = bank.composite(record.layers[index:]) if composite else bank.inverse(record.layers[index])
-    kind = bank.kinds().get(layers[0].layer.name, method.decoder.name)
+    kind = engine.kinds().get(layers[0].layer.name, method.decoder.name)
     asked = AskedInverse(replace(problem, g=g), kind)
     if isinstance(bank, MirrorBank):  # a backward pass is not differentiated again
         return replace(asked, jacobian="unknown" if composite and len(layers) > 1 else "symmetric")

@@ -3,7 +3,8 @@
 from targetprop.layers.accepts import check_whereabouts, explained, whereabouts
 from targetprop.layers.chain import Chain, Cut, Layer, Model, build_chain, leaves, visible
 from targetprop.layers.forward_pass import check_repeatable, evaluating, run_forward
-from targetprop.layers.network import Layered, Network, SegmentLayer, SegmentRecord, checked_loss
+from targetprop.layers.loss import evaluate_loss, explain_loss
+from targetprop.layers.network import Layered, Network, SegmentLayer, SegmentRecord
 from targetprop.layers.record import LayerRecord, LossGradient, MapUse, Pulled, Record, linear_index
 from targetprop.layers.replay import ReplayState, record_input, record_modules, register_replay, replay_modules
 from targetprop.layers.residual import Residual
@@ -26,9 +27,10 @@ __all__ = [
     "Residual",
     "build_chain",
     "check_repeatable",
-    "checked_loss",
     "check_whereabouts",
     "evaluating",
+    "evaluate_loss",
+    "explain_loss",
     "explained",
     "leaves",
     "linear_index",

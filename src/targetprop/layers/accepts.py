@@ -31,13 +31,18 @@ def check_whereabouts(x: Tensor, now: Whereabouts, built: Whereabouts) -> None:
 
 
 @contextmanager
-def explained(x: Tensor, now: Whereabouts, what: str | None = None) -> Iterator[None]:
+def explained(
+    x: Tensor,
+    now: Whereabouts,
+    what: str | None = None,
+    errors: tuple[type[Exception], ...] = (RuntimeError, IndexError, TypeError),
+) -> Iterator[None]:
     """Say what a model was given when its forward pass fails."""
     try:
         yield
     except torch.OutOfMemoryError:
         raise
-    except (RuntimeError, IndexError, TypeError) as error:
+    except errors as error:
         given = what or f"an input of shape {tuple(x.shape)}"
         raise ValueError(
             f"the model, {_kind(now[1])}, does not accept {given} and type {_kind(x.dtype)}: {error}"

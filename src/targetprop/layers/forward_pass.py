@@ -47,7 +47,7 @@ def run_forward(
     """
     peers = Peers() if peers is None else peers
     batch, own = peers.batch(len(x)), peers.own(len(chain))
-    with explained(x, whereabouts(chain), what):
+    with explained(x, whereabouts(chain), what, (RuntimeError, IndexError)):  # a TypeError names its layer
         h, records = peers.receive_input(x.detach()), []
         for layer in chain.layers[own.start : own.stop]:
             records.append(_run_layer(layer, h, keep_inner))

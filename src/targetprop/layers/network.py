@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from targetprop.layers.chain import Chain, Cut, Layer, Model, build_chain
+from targetprop.layers.loss import evaluate_loss
 from targetprop.layers.plan import Plan, make_plan
 from targetprop.layers.random_states import random_states, set_random_states
 from targetprop.layers.record import LayerRecord, LossGradient, MapUse, Record
@@ -122,6 +123,7 @@ class Network:
         self, model: Model, style: Cut, loss: Callable[[Any, Any], Tensor], root: nn.Module | None = None
     ) -> None:
         """Keep the model."""
+        model = getattr(model, "_orig_mod", model)  # of a compiled copy
         self.model = model if isinstance(model, nn.Module) else Stack(model)
         self.style: Cut = style
         self.loss, self.root = loss, self.model if root is None else root
@@ -194,13 +196,14 @@ class Network:
         """
         x, y = tree_map(_renamed, x), tree_map(_renamed, y)  # people pass one tensor as input and labels
         inputs, labels = _split_labels(x)
-        finish = (lambda output: self._loss_of(output, y, labelled)) if labelled else None
+        finish = (lambda output: evaluate_loss(self.loss, output, y)) if labelled else None
         with self.undone(), _without_hooks(self.model if silent else None):
             tape = record(
                 [self.model, self.root], lambda: call(self.model, x), inputs, finish, [*labels, *tensors_in(y)]
             )
         ends = self.model.ends(tape.ends) if isinstance(self.model, Stack) else None
-        if not tape.results:
+        unrelated = labelled and tape.output is not None and tape.output.data and tape.output.trained
+        if not tape.results or (unrelated and not any(value.data for value in tape.results)):
             raise ValueError(
                 "the loss does not depend on the output; compute it from that, without detach or item"
                 if labelled
@@ -289,10 +292,11 @@ class Network:
     def _run(self, plan: Plan, runner: Runner, x: Any, y: Any, labelled: bool) -> Tensor | None:
         """Run the model, and its loss where that is a part of the plan."""
         output = runner.run(lambda: call(self.model, x), ends=plan.plain)
-        return None if plan.plain else runner.run(lambda: self._loss_of(output, y, labelled), ends=True)
-
-    def _loss_of(self, output: Any, y: Any, labelled: bool) -> Tensor | None:
-        return checked_loss(self.loss(output, y)) if labelled else None
+        return (
+            None
+            if plan.plain
+            else runner.run(lambda: evaluate_loss(self.loss, output, y) if labelled else None, ends=True)
+        )
 
     def _collect(
         self, plan: Plan, runner: Runner, parameters: Mapping[str, nn.Parameter], x: Any
@@ -360,17 +364,6 @@ class Stack(nn.Module):
     def ends(self, ends: Mapping[str, Sequence[int]]) -> dict[str, int]:
         """Say at which torch call each layer ends, by name."""
         return {name: ends[name][-1] for name, _ in self.named_children() if name in ends}
-
-
-def checked_loss(value: Any) -> Tensor:
-    """Refuse what is no scalar."""
-    if not isinstance(value, Tensor):
-        raise ValueError(f"the loss returns {type(value).__name__}; it must be a tensor, made from the output")
-    if value.dim() != 0:
-        raise ValueError(
-            f"the loss has shape {tuple(value.shape)}; it must be one number: use reduction='mean' or 'sum'"
-        )
-    return value
 
 
 def call(model: nn.Module, x: Any) -> Any:

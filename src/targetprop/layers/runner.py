@@ -30,7 +30,7 @@ from targetprop.layers.tape import CountedMode
 Mirror = Callable[[str, Tensor], Tensor | None]
 
 
-class OtherPathError(RuntimeError):
+class OtherPathError(Exception):
     """The model made other calls than the plan knows."""
 
 
@@ -86,6 +86,7 @@ class Runner(CountedMode):
         """
         with ExitStack() as stack:
             stack.enter_context(torch.enable_grad())
+            stack.enter_context(torch.compiler.set_stance("force_eager"))  # calls of compiled code are not seen
             if self.plan.custom:
                 stack.enter_context(self.seeing_custom())
             stack.enter_context(self)

@@ -11,6 +11,7 @@ tensors feed which calls.
 [('linear', '0'), ('tanh', '1')]
 """
 
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -324,9 +325,10 @@ class Recorder(CountedMode):
             out = func(*args, **kwargs)
         through = any(v.data and v.trained for v in call.inputs)
         recurrent = any(site.kind == "recurrent" for site in sites)  # these keep no weight of a state without gradient
-        states = kept if recurrent else set()  # a recurrent layer leads its own states through weights
         call.sites = tuple(
-            replace(site, needed=through or key in states, copied=through and not recurrent and key not in kept)
+            replace(
+                site, needed=key in kept if recurrent else through, copied=through and not recurrent and key not in kept
+            )
             for key, site in weights.items()
         )
         call.gains = bool(kept & (beside - weights.keys()))
@@ -402,7 +404,9 @@ class Recorder(CountedMode):
             module_hooks.register_module_forward_hook(leave, always_call=True),
         ]
         try:
-            yield
+            with warnings.catch_warnings():  # compiled modules run as they are written here
+                warnings.filterwarnings("ignore", r"Using `torch.compile\(module\)` when there are global hooks")
+                yield
         finally:
             for handle in handles:
                 handle.remove()
