@@ -19,7 +19,7 @@ from targetprop.layers.repeat import Step, repeat
 from targetprop.layers.runner import Mirror, OtherPathError, Runner
 from targetprop.layers.segments import Segment
 from targetprop.layers.sites import tensors_in
-from targetprop.layers.tape import record
+from targetprop.layers.tape import LOOKUPS, record
 from targetprop.peers import Peers
 
 _TRIES = 3
@@ -44,9 +44,10 @@ class SegmentLayer(Layer):
         found: list[str] = []
         for call in self.segment.calls:
             for site in call.sites:
-                short = site.key.removesuffix(".weight").removeprefix(self.name).strip(".")
+                short = site.key.removesuffix("weight").rstrip("._").removeprefix(self.name).strip(".")
                 found.append(short or call.name)
-        return list(dict.fromkeys(found)) or [self.segment.calls[-1].name]
+        lookups = [call.name for call in self.segment.calls if call.name in LOOKUPS]
+        return list(dict.fromkeys(found or lookups)) or [self.segment.calls[-1].name]
 
     def parameters(self) -> Iterator[nn.Parameter]:
         """Yield the trainable parameters ``θ_l``."""
