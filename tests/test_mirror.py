@@ -334,3 +334,19 @@ def test_a_failed_warm_up_is_taken_back_with_what_it_drew() -> None:
     for engine in (spoilt, plain):
         train(engine, x, 1)
     assert same(spoilt, plain)
+
+
+def test_a_weight_that_comes_later_gets_a_mirror_that_learns() -> None:
+    """What lies below it may be frozen at first."""
+    x, y = rand(8, 2), torch.arange(8) % 3
+    net = two_layers(4)
+    net[0].requires_grad_(False)
+    engine = build(net, x, updates=3)
+    engine.backward(x, y)
+    net[0].requires_grad_(True)
+    train(engine, x, 20)
+    net.zero_grad()
+    engine.backward(x, y)
+    found = gradients(net)
+    net.zero_grad()
+    assert relative(found, backprop(net, nn.CrossEntropyLoss(), x, y)) < 2e-3

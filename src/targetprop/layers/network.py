@@ -228,6 +228,7 @@ class Network:
         Raises:
             ValueError: the model makes other calls every time.
         """
+        x = tree_map(lambda t: t.detach() if isinstance(t, Tensor) else t, x)
         batch = peers.batch(len(next(tensors_in(x))))
         modules = dict(self.model.named_modules())
         parameters = _parameters(modules)
