@@ -1,6 +1,6 @@
 """`TargetPropagation`: replaces ``loss.backward()`` in an existing training loop."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, Self, get_args
 
 import torch
@@ -146,10 +146,7 @@ class TargetPropagation:
         self._stage = self.chain
         if placement is not None and isinstance(self.chain, Network):
             self._stage = self.chain.stage(self.peers.own(len(self.chain)))
-        generators = {
-            name: torch.Generator(device=first.device).manual_seed((seed + index * _STREAMS) % 2**63)
-            for index, name in enumerate(self.bank.names, start=1)
-        }
+        generators = _Generators(self.bank.names, seed, first.device)
         update_state = self.method.update.build(self.chain, example)
         self._parts = Parts(
             self.method, self.chain, self._forward, loss, self.bank, self.decoder_optimizer, generators, update_state,
@@ -300,6 +297,20 @@ class TargetPropagation:
                 for name, t in (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False))
             }
         return named
+
+
+class _Generators(dict[str, torch.Generator]):
+    """A source of noise for each decoder; one that is made later, such as a mirror of a new weight, gets the next."""
+
+    def __init__(self, names: Sequence[str], seed: int, device: torch.device) -> None:
+        super().__init__()
+        self._seed, self._device = seed, device
+        for name in names:
+            self[name]
+
+    def __missing__(self, name: str) -> torch.Generator:
+        seed = (self._seed + (len(self) + 1) * _STREAMS) % 2**63
+        return self.setdefault(name, torch.Generator(device=self._device).manual_seed(seed))
 
 
 def _check(loss: Any, method: Any, decoders: Any, seed: Any, on_divergence: Any, example_input: Any) -> None:

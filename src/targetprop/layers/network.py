@@ -262,6 +262,7 @@ class Network:
         Raises:
             ValueError: the model makes other calls every time.
         """
+        x = tree_map(lambda t: t.detach() if isinstance(t, Tensor) else t, x)
         batch, own = peers.batch(len(next(tensors_in(x)))), peers.own(len(self.layers))
         if own.start > 0:
             x = peers.receive_input(x).detach().requires_grad_()
