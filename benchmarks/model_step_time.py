@@ -87,7 +87,9 @@ def characters() -> tuple[Tensor, Tensor]:
 
 Task = tuple[Callable[[], nn.Module], Callable[[], tuple[Tensor, Tensor]], Callable[[Any, Any], Tensor], int]
 TASKS: dict[str, Task] = {
-    "784-5x256-10, batch 128": (lambda: dense(784, *[256] * 5, 10), lambda: images(128, 784), functional.cross_entropy, 30),
+    "784-5x256-10, batch 128": (
+        lambda: dense(784, *[256] * 5, 10), lambda: images(128, 784), functional.cross_entropy, 30,
+    ),
     "784-3x1024-10, batch 128": (
         lambda: dense(784, *[1024] * 3, 10), lambda: images(128, 784), functional.cross_entropy, 8,
     ),

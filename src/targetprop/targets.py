@@ -12,6 +12,7 @@ from typing import Literal
 from torch import Tensor
 
 from targetprop.decoders import Bank, Inverse, MirrorBank
+from targetprop.finite import BAD_TARGET, Look
 from targetprop.inversion import Difference, InputSpace, Inversion, Map, Outcome, Problem, solve
 from targetprop.joint import Targets, joint
 from targetprop.layers import LayerRecord, Pulled, Record
@@ -65,17 +66,21 @@ def _layerwise(
     deltas: list[Tensor] = [peers.receive_change(delta)]
     outcomes: dict[str, Outcome] = {}
     pulled: dict[str, Pulled] = {}
+    looks: list[Look] = []
     for layer in reversed(record.inverted):
         if once is not None and isinstance(bank, MirrorBank):
             g = bank.inverse_once(layer, once, pulled)
         else:
             g = bank.inverse(layer) if inversion.needs_decoder else _no_decoder
         solution = solve(_by_sample(layer, g, deltas[-1]), inversion, measure=measure)
+        if layer.name in pulled:  # its change has served: what is left of it is whether it was finite
+            looks.append(Look(BAD_TARGET, (deltas[-1],), layer.name))
+            deltas[-1] = deltas[-1].new_empty(0)
         deltas.append(solution.delta.reshape(layer.x.shape))
         outcomes[layer.name] = solution.outcome
     if not record.from_first:
         peers.send_change(deltas.pop())
-    return Targets(deltas[::-1], outcomes, pulled=pulled)
+    return Targets(deltas[::-1], outcomes, pulled=pulled, looks=looks)
 
 
 def _by_sample(layer: LayerRecord, g: Map, change: Tensor) -> Problem:
