@@ -74,8 +74,9 @@ def cut(tape: Tape, style: str = "post-activation", ends: Mapping[str, int] | No
     else:
         layers = [replace(_segment(group), name=name) for name, group in _group_at(atoms, ends).items()]
     found = [*layers, Segment("loss", tuple(rest), None)]
-    tape.problems += _flat(needed, tape.results)
-    return _with_parameters(found, needed)
+    segments = _with_parameters(found, needed)
+    tape.problems += [*_flat(needed, tape.results), *_opaque(tape, segments)]
+    return segments
 
 
 def _flat(calls: list[Call], results: Iterable[Value]) -> list[str]:
@@ -91,6 +92,19 @@ def _flat(calls: list[Call], results: Iterable[Value]) -> list[str]:
                     " an autograd function pass its changes, or add them as in x + (x.sign() - x).detach()"
                 )
     return found
+
+
+def _opaque(tape: Tape, segments: list[Segment]) -> list[str]:
+    """Name the modules that let no gradient through, if parameters below them are cut off by that."""
+    working = [call for call in tape.calls if any(value.data for value in call.outputs)]
+    used = {value.parameter for call in working for value in call.inputs if value.trained and value.parameter}
+    if used <= {name for segment in segments for name in segment.parameters}:
+        return []
+    return [
+        f"{name} lets no gradient through, so nothing below it would learn; choose a method whose decoders are learned,"
+        " such as 'dtp'"
+        for name in tape.opaque
+    ]
 
 
 def _needed(tape: Tape) -> list[Call]:

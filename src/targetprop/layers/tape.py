@@ -121,6 +121,7 @@ class Tape:
         problems: why the model cannot be trained, with the module's name and the way out.
         ends: indices of the last torch call before a module returned, by its name.
         custom: whether autograd functions of the user's were called.
+        opaque: modules that let no gradient through, by name and kind.
     """
 
     calls: list[Call] = field(default_factory=list)
@@ -133,6 +134,7 @@ class Tape:
     problems: list[str] = field(default_factory=list)
     ends: dict[str, list[int]] = field(default_factory=dict)
     custom: bool = False
+    opaque: list[str] = field(default_factory=list)
 
 
 class CountedMode(TorchFunctionMode):
@@ -397,6 +399,10 @@ class Recorder(CountedMode):
             self._path.append(self._modules.get(id(module), self._path[-1]))
 
         def leave(module: nn.Module, args: Any, output: Any) -> None:
+            made = [t for t in tensors_in(output) if t.is_floating_point()]
+            led = any(self.value(t).trained and self.value(t).data for t in tensors_in(args))
+            if led and made and torch.is_grad_enabled() and not any(t.requires_grad for t in made):
+                self.tape.opaque.append(f"{self._path[-1]}: {type(module).__name__}")
             self.tape.ends.setdefault(self._path.pop(), []).append(self.count - 1)
 
         handles = [
