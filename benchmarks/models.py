@@ -90,9 +90,9 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], tuple[Callable[..., Any], dict[
     "gru_bidirectional": (lambda: recurrent.BiGRU(32, N), KINDS_ALONE, ()),
     "rnn_own_cell": (lambda: recurrent.OwnRNN(64, N), KINDS_ALONE, ()),
 }  # fmt: skip
-ROW = "{model:<20}{method:<10}{seed:>4}{parameters:>8}{layers:>7}{backprop_loss:>10.4f}{loss:>8.4f}{ratio:>7.3f}"
+ROW = "{model:<20}{method:<15}{seed:>4}{parameters:>8}{layers:>7}{backprop_loss:>10.4f}{loss:>8.4f}{ratio:>7.3f}"
 ROW += "{least_cosine:>8.3f}{backprop_seconds:>11.4f}{seconds:>9.4f}"
-TITLES = "model               method    seed  params layers  backprop    loss  ratio  cosine backprop s method s"
+TITLES = "model               method         seed  params layers  backprop    loss  ratio  cosine backprop s method s"
 
 
 class Side:
