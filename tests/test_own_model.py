@@ -130,7 +130,7 @@ def sentence(capsys) -> str:
 
 
 def test_a_model_of_a_file_learns(file) -> None:
-    assert train("--network.name", "nets.py:Net", "--method", "l-drl", "--epochs", 4, "--optimizer.lr", 0.003,
+    assert train("--network.name", "nets.py:Net", "--method", "l-drl", "--epochs", 2, "--optimizer.lr", 0.01,
                  "--out", "run") == 0  # fmt: skip
     assert read_summary(Path("run"))["test_accuracy"] > 0.7
     assert yaml.safe_load(Path("run/config.yaml").read_text())["network"] == {"name": f"{file}:Net"}
@@ -138,7 +138,7 @@ def test_a_model_of_a_file_learns(file) -> None:
 
 @pytest.mark.parametrize("name", ["Net", "Tied", "make"])
 def test_a_run_goes_on_bit_for_bit_from_another_folder(file, monkeypatch, name: str) -> None:
-    words = ("--network.name", f"nets.py:{name}", "--data.limit", 300, "--log_every", 1)
+    words = ("--network.name", f"nets.py:{name}", "--data.limit", 100, "--log_every", 1)
     assert train(*words, "--epochs", 2, "--out", "whole") == 0
     assert train(*words, "--epochs", 1, "--out", "parts") == 0
     Path("away").mkdir()
@@ -147,7 +147,7 @@ def test_a_run_goes_on_bit_for_bit_from_another_folder(file, monkeypatch, name: 
     one, other = (load_checkpoint(Path("..") / run) for run in ("whole", "parts"))
     assert alike(one["model"], other["model"]) and alike(one["engine"], other["engine"])
     assert metrics(Path("../whole")) == metrics(Path("../parts"))
-    assert main(["inspect", "../parts", "--samples", "8"]) == 0
+    assert main(["inspect", "../parts", "--samples", "2"]) == 0
 
 
 def test_a_model_is_built_under_the_seed(file) -> None:
@@ -217,7 +217,7 @@ def test_the_help_tells_of_models_of_a_file(file, capsys) -> None:
     assert train("--help") == 0
     assert "FILE:NAME" in capsys.readouterr().out
     assert train("--network.name", "nets.py:Net", "--help") == 0
-    assert f"{file}:Net" in capsys.readouterr().out
+    assert f"{file}:Net" in "".join(capsys.readouterr().out.split())
 
 
 def test_loading_leaves_the_path_as_it_was(file) -> None:

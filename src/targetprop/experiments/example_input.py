@@ -16,8 +16,8 @@ from typing import Any, Literal, cast
 import torch
 from torch import Tensor
 
-_FORM = re.compile(r"(?:(\w+)=)?(\d+(?:,\d+)*)?(?::(float|int|bool)(?:(?<=int)(\d+))?)?")
-_SAMPLES, _LARGEST = 2, 2**31 - 1
+_FORM = re.compile(r"(?:(\w+)=)?(\d{1,18}(?:,\d{1,18})*)?(?::(float|int|bool)(?:(?<=int)(\d{1,18}))?)?")
+_SAMPLES, _LARGEST, _LONGEST = 2, 2**31 - 1, 60  # samples, a number, a text in a message
 _MEANING = (
     "whole numbers ≥ 1 with commas between them, and a type if it is not float, such as 1,28,28 or 12:int1000 or"
     " mask=12:bool"
@@ -62,7 +62,8 @@ def read_forms(words: Sequence[str]) -> list[InputForm]:
     names = [form.name for form in forms if form.name]
     if names and len(names) < len(forms):
         raise ValueError(
-            f"input must be all in order or all by keyword, such as ids=12:int1000 mask=12:bool; got {' '.join(words)}"
+            f"input must be all in order or all by keyword, such as ids=12:int1000 mask=12:bool; got"
+            f" {_short(' '.join(words))}"
         )
     for name in names:
         if names.count(name) > 1:
@@ -86,7 +87,11 @@ def _read_form(word: str) -> InputForm:
     limit = int(below or 2)
     good = found and (numbers or kind) and all(numbers) and limit and (not name or name.isidentifier())
     if not good:
-        raise ValueError(f"input must be {_MEANING}; got {word!r}")
+        raise ValueError(f"input must be {_MEANING}; got {_short(word)!r}")
     if max([*numbers, limit]) > _LARGEST:
         raise ValueError(f"input {word} has a number that is too large; give at most {_LARGEST}, such as 12:int1000")
     return InputForm(name or "", tuple(numbers), cast(Any, kind or "float"), limit)
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}…"

@@ -125,7 +125,7 @@ def _prefix(section: str) -> str:
 
 
 def _replaced(section: str, settings: Any, given: Mapping[str, Any]) -> Any:
-    prefix, names = _prefix(section), [f.name for f in fields(settings)]
+    prefix, names = _prefix(section), [f.name for f in fields(settings) if f.name != SECTIONS[section].key]
     with refusing(names, prefix):
         return replace(settings, **{name: given[prefix + name] for name in names if prefix + name in given})
 
