@@ -217,11 +217,11 @@ def test_the_command_fails_on_a_refusal(file, capsys) -> None:
         (["{file}:net"], "needs the shape of one sample, such as 1,28,28"),
         (
             ["{file}:net", "--input", "4,x"],
-            r"must be whole numbers ≥ 1 .*, such as 1,28,28; got '\[4,x\]'",
+            r"must be whole numbers ≥ 1 .*, such as 1,28,28 .*; got '4,x'",
         ),
         (
             ["{file}:net", "--input", "0"],
-            r"must be whole numbers ≥ 1 .*, such as 1,28,28; got \[0\]",
+            r"must be whole numbers ≥ 1 .*, such as 1,28,28 .*; got '0'",
         ),
         (["{file}:net", "--input", "4", "--method", "l-dlr"], "did you mean 'l-drl'"),
         (["{file}:net", "--input", "4", "--cut", "middle"], "--cut must be post-activation or pre-activation"),

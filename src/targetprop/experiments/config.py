@@ -38,7 +38,7 @@ PARTS: dict[str, Section] = {
 SECTIONS: dict[str, Section] = {
     **PARTS,
     "data": Section("data", "name", SOURCES, "where the data comes from"),
-    "network": Section("network", "name", NETWORKS, "the network"),
+    "network": Section("network", "name", NETWORKS, "the network, or FILE:NAME, a model of your own"),
     "optimizer": Section("optimiser of the network", "name", OPTIMIZERS, "the network's optimiser"),
     "schedule": Section("its learning rate over the steps", "name", SCHEDULES, "how its learning rate changes"),
     "loop": Section(),

@@ -5,19 +5,24 @@ from contextlib import suppress
 from targetprop.experiments.data import Dataset
 from targetprop.experiments.loop import run_epoch
 from targetprop.experiments.memory import OutOfMemory, fitting
+from targetprop.experiments.networks import OwnModel
 from targetprop.experiments.recorder import RunRecorder
 from targetprop.experiments.signals import Stopped
+
+_TOLD = (FloatingPointError, OutOfMemory, OSError)
+_OF_MODELS = (ValueError, TypeError)  # a step or a checkpoint refuses a user's own model
 
 
 def train_epochs(recorder: RunRecorder, data: Dataset) -> int:
     """Train to the end, and record the end, whichever it is; returns the exit status."""
+    told = _TOLD + (_OF_MODELS if isinstance(recorder.config.network, OwnModel) else ())
     with recorder.signals:
         try:
             status = _run_or_stop(recorder, data)
         except BrokenPipeError:
             recorder.write("interrupted", "nobody reads its output any more")
             raise
-        except (FloatingPointError, OutOfMemory, OSError) as error:
+        except told as error:
             raise recorder.fail(error) from error
         except BaseException as error:
             with suppress(OSError):

@@ -8,6 +8,7 @@ from typing import Any, Literal, NoReturn, get_args
 
 from targetprop.experiments.config import PARTS, SECTIONS, RunConfig, has_parts
 from targetprop.experiments.errors import CommandError, suggest
+from targetprop.experiments.networks import OwnModel
 from targetprop.experiments.options import Option, convert, field_options, make_help, refusing
 from targetprop.experiments.values import Options, read_file, split_words
 from targetprop.layers.chain import Cut
@@ -85,8 +86,12 @@ def choose(values: Mapping[str, str]) -> tuple[Method, dict[str, Any]]:
     for section, default in sections.items():
         _, key, classes, _ = SECTIONS[section]
         name = values.get(f"{section}.{key}") if key else None
+        if name is not None and section == "network" and ":" in name:
+            sections[section] = OwnModel(name)
+            continue
         if name is not None and name not in classes:
-            raise CommandError(f"unknown --{section}.{key} {name!r}; {suggest(name, classes)}")
+            own = " A model of your own is FILE:NAME, such as nets.py:net" if section == "network" else ""
+            raise CommandError(f"unknown --{section}.{key} {name!r}; {suggest(name, classes)}{own}")
         if name is not None and name != default.name:
             sections[section] = classes[name]()
     return recipe, sections
@@ -110,7 +115,7 @@ def _group(recipe: Method, sections: Mapping[str, Any]) -> dict[str, list[Option
         group = groups.setdefault(title, [])
         if key:
             group.append(Option(f"{name}.{key}", Literal[tuple(classes)], settings.name, text))
-        group += field_options(settings, _prefix(name))
+        group += [option for option in field_options(settings, _prefix(name)) if option.name != f"{name}.{key}"]
     groups[""].append(Option("out", str | None, None, "the run's new folder; null is runs/METHOD-DATA-sSEED"))
     return groups
 
@@ -120,7 +125,7 @@ def _prefix(section: str) -> str:
 
 
 def _replaced(section: str, settings: Any, given: Mapping[str, Any]) -> Any:
-    prefix, names = _prefix(section), [f.name for f in fields(settings)]
+    prefix, names = _prefix(section), [f.name for f in fields(settings) if f.name != SECTIONS[section].key]
     with refusing(names, prefix):
         return replace(settings, **{name: given[prefix + name] for name in names if prefix + name in given})
 

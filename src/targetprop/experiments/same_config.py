@@ -1,5 +1,6 @@
 """Notices a run folder whose ``config.yaml`` is no longer the one that its checkpoint was made with."""
 
+from pathlib import Path
 from typing import Any
 
 from targetprop.experiments.config import RunConfig
@@ -13,6 +14,7 @@ _FREE = {"epochs", "device", "checkpoint_minutes", "data.root"}
 def fixed_values(config: RunConfig) -> dict[str, str]:
     """List what stays the same for a run's whole life."""
     values = read_values(config.to_yaml())
+    values["network.name"] = Path(values["network.name"]).name  # a file of the user's own may have moved
     return {name: text for name, text in values.items() if name not in _FREE}
 
 

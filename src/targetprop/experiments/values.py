@@ -1,6 +1,6 @@
 """Values as texts by dotted name: from a command line, and from nested YAML, where they are taken as written."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -21,8 +21,11 @@ class Options:
     notes: list[str] = field(default_factory=list)
 
 
-def split_words(argv: Sequence[str], command: str) -> Options:
-    """Split a command line; several numbers become a list, and an option without value has an empty text."""
+def split_words(argv: Sequence[str], command: str, several: Collection[str] = ()) -> Options:
+    """Split a command line; several numbers become a list, and an option without value has an empty text.
+
+    Options that take several texts may be repeated; their texts are joined by spaces.
+    """
     found, words = Options(), list(argv)
     while words:
         word = words.pop(0)
@@ -36,6 +39,9 @@ def split_words(argv: Sequence[str], command: str) -> Options:
         name, given = name[2:], [value] if equals else []
         while words and not equals and not words[0].startswith("--") and words[0] not in _FLAGS:
             given.append(words.pop(0))
+        if name in several:
+            found.values[name] = " ".join([*found.values.get(name, "").split(), *given])
+            continue
         if len(given) > 1 and not all(text.isdecimal() for text in given):
             raise CommandError(f"--{name} got {len(given)} values; put it in quotes if it has spaces")
         found.values[name] = f"[{', '.join(given)}]" if len(given) > 1 else "".join(given)

@@ -1,4 +1,4 @@
-"""What every family of networks has: settings with a name, checked, that build an ``nn.Sequential``."""
+"""What every family of networks has: settings with a name, checked, that build a module."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -35,7 +35,7 @@ class Network(ABC):
         check_types(self, "network.")
 
     @abstractmethod
-    def build(self, shape: tuple[int, ...], classes: int) -> nn.Sequential:
+    def build(self, shape: tuple[int, ...], classes: int) -> nn.Module:
         """Build the network with PyTorch's own initial values."""
 
 
