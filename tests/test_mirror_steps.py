@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from cases import DTYPE, rand, relative
+from targetprop.batch import Batch
 from targetprop.decoders.mirror import descend, project
 from targetprop.decoders.probes import Probes
 from targetprop.layers import MapUse

@@ -95,7 +95,7 @@ def _iterated() -> Method:
         The recipe.
     """
     return Method(
-        decoder=WeightMirror(warmup=20),
+        decoder=WeightMirror(warmup=4.0),
         inversion=Krylov(steps=2, damping=0.3),
         influence=Influence(normalise=True, limit=10.0),
     )
@@ -143,7 +143,7 @@ def _ddtp() -> Method:
 def _l_drl() -> Method:
     """Ernoult 2022, arXiv:2201.13415: decoders learn the transposed Jacobian, so targets follow back-propagation."""
     # The original learns by DifferenceReconstruction(w=0, damping=1), many updates a batch; mirrors have its minimum.
-    return Method(decoder=WeightMirror(warmup=20))
+    return Method(decoder=WeightMirror(warmup=4.0))
 
 
 def _least_squares() -> Method:
@@ -158,7 +158,7 @@ def _least_squares() -> Method:
     Returns:
         The recipe.
     """
-    return Method(decoder=WeightMirror(warmup=40), update=LeastSquares(damping=0.003, shrinkage=0.1))
+    return Method(decoder=WeightMirror(warmup=4.0), update=LeastSquares(damping=0.003, shrinkage=0.1))
 
 
 def _fw_dtp() -> Method:

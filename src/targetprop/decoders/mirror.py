@@ -23,6 +23,7 @@ Kaczmarz' projection onto the equations of a block of probes.
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from math import ceil
 from typing import Any, ClassVar
 
 import torch
@@ -33,7 +34,7 @@ from targetprop.batch import Batch
 from targetprop.decoders.bank import Bank
 from targetprop.decoders.mirror_bank import MirrorBank
 from targetprop.decoders.objective import Generators, Objective
-from targetprop.decoders.probes import Probes, probe, rows
+from targetprop.decoders.probes import Probes, inputs, probe, rows
 from targetprop.decoders.proposal import Proposal, Rehearsal, look_at_mirror
 from targetprop.finite import check_digits
 from targetprop.layers import Layered, MapUse, Record
@@ -42,6 +43,7 @@ from targetprop.precision import no_autocast
 from targetprop.settings import check_ranges
 
 _FEW = 8  # probes that every map gets
+_BLOCK = 256  # probes at once, of a warm-up
 _DAMPING = 1e-3  # μ, with probes of unit length
 
 
@@ -159,15 +161,15 @@ class WeightMirror(Objective):
             cost little beside it; but eight at least.
         activity: share of the probes that are activities of the batch, in [0, 1]; the others are white noise.
         updates: steps of every mirror per batch, ≥ 0.
-        warmup: further steps on the first batch, for updates whose steps do not shrink with their targets; ``d/probes``
-            of them cover a map of ``d`` inputs.
+        warmup: white noise on the first batch, in probes for each input of a map, ≥ 0: ``c`` of them leave ``e^{−c}``
+            of the squared error. Products of another form take ten steps for each.
     """
 
     probes: int = 64
     share: float = 0.125
     activity: float = 0.5
     updates: int = 1
-    warmup: int = 0
+    warmup: float = 0.0
     name: ClassVar[str] = "mirror"
     mirrors: ClassVar[bool] = True
 
@@ -180,7 +182,7 @@ class WeightMirror(Objective):
             share=(self.share > 0, "a share of the rows > 0"),
             activity=(0 <= self.activity <= 1, "a share of the probes in [0, 1]"),
             updates=(self.updates >= 0, "a number of steps ≥ 0"),
-            warmup=(self.warmup >= 0, "a number of steps ≥ 0"),
+            warmup=(self.warmup >= 0, "a number of probes per input ≥ 0"),
         )  # fmt: skip
 
     def build(self, chain: Layered, example: Record, custom: Mapping[str, nn.Module]) -> Bank:
@@ -204,16 +206,16 @@ class WeightMirror(Objective):
         for use in record.uses():
             if use.site.needed:
                 uses.setdefault(use.site.key, use)
-        count = self.updates + (0 if bool(bank.warm) else self.warmup)
-        if not count:
-            return Proposal()
+        cold = self.warmup > 0 and not bool(bank.warm)
         mirrors = {key: bank.mirror(key, use.base) for key, use in uses.items()}
         with torch.no_grad(), no_autocast(record.output):
-            earlier = Rehearsal(list(mirrors.values())) if count > 1 else None
-            for _ in range(count - 1):
+            earlier = Rehearsal(list(mirrors.values())) if cold or self.updates > 1 else None
+            for key, use in uses.items() if cold else ():
+                self._warm_up(use, mirrors[key], generators[key], record.batch)
+            for _ in range(self.updates - 1):
                 for _, step in self._steps(uses, mirrors, generators, record.batch):
                     step.take()
-            steps = list(self._steps(uses, mirrors, generators, record.batch))
+            steps = list(self._steps(uses, mirrors, generators, record.batch)) if self.updates else []
             if earlier is not None:
                 earlier.take_back()
 
@@ -228,6 +230,18 @@ class WeightMirror(Objective):
         looks = tuple(look_at_mirror(key, step.missed) for key, step in steps)
         loss = torch.stack([step.share for _, step in steps]).sum() if steps else None
         return Proposal(loss, looks, apply)
+
+    def _warm_up(self, use: MapUse, mirror: Tensor, generator: torch.Generator, batch: Batch) -> None:
+        """Send white noise until the map is covered, in blocks; the mirror is changed at once."""
+        if use.site.kind == "other":
+            for _ in range(ceil(10 * self.warmup)):
+                descend(use, mirror, generator, batch).take()
+            return
+        left = ceil(self.warmup * inputs(use))
+        while left > 0:
+            (step,) = project([probe(use, mirror, min(left, _BLOCK), 0.0, generator, batch)])
+            step.take()
+            left -= _BLOCK
 
     def _steps(
         self, uses: Mapping[str, MapUse], mirrors: Mapping[str, Tensor], generators: Generators, batch: Batch

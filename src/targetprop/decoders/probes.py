@@ -73,6 +73,11 @@ def as_matrix(use: MapUse, weight: Tensor, groups: int) -> Tensor:
     return weight.view(groups, weight.shape[0] // groups, -1)
 
 
+def inputs(use: MapUse) -> int:
+    """Count the inputs of a map, of one group."""
+    return as_matrix(use, use.weight.detach(), _groups(use)).shape[1]
+
+
 def rows(use: MapUse, batch: Batch) -> int:
     """Count the rows that a map is applied to in a step, samples times positions; many if they are not known."""
     a = use.input

@@ -400,7 +400,8 @@ class Recorder(CountedMode):
 
         def leave(module: nn.Module, args: Any, output: Any) -> None:
             made = [t for t in tensors_in(output) if t.is_floating_point()]
-            led = any(self.value(t).trained and self.value(t).data for t in tensors_in(args))
+            given = [value for t in tensors_in(args) if (value := self._values.get(id(t))) is not None]
+            led = any(value.trained and value.data for value in given)
             if led and made and torch.is_grad_enabled() and not any(t.requires_grad for t in made):
                 self.tape.opaque.append(f"{self._path[-1]}: {type(module).__name__}")
             self.tape.ends.setdefault(self._path.pop(), []).append(self.count - 1)
