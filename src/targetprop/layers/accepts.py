@@ -13,7 +13,9 @@ Whereabouts = tuple[torch.device, torch.dtype]
 
 def whereabouts(chain: Layered) -> Whereabouts:
     """Say where a model is and in which precision, by its first parameter."""
-    first = next(p for module in chain.modules() for p in module.parameters())
+    first = next((p for module in chain.modules() for p in module.parameters()), None)
+    if first is None:
+        raise ValueError("the model has no trainable parameter; give it layers to train")
     return first.device, first.dtype
 
 

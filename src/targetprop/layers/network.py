@@ -97,6 +97,8 @@ class SegmentRecord(LayerRecord):
         assert end is not None
         whole = self.x if self.full is None else self.full
         rows = len(x)
+        if x.dtype is torch.float64:  # a model may cast on its way
+            x = x.to(self.x.dtype)
         if rows < len(whole):
             x = torch.cat([x, whole[rows:].to(x.dtype)])
         if x.stride() != whole.stride():  # a model may ask for views that other strides do not allow
