@@ -169,7 +169,9 @@ def draw(read: Path, figure: Path) -> None:
             )
     for ax, title in zip(axes, ("training loss, mean of 25 steps", "validation loss"), strict=True):
         ax.set(title=title, xlabel="step", yscale="log")
-        ax.grid(alpha=0.3, which="both")
+        ax.set_yticks(ticks := [1.5, 2, 2.5, 3, 4], [f"{tick:g}" for tick in ticks])
+        ax.minorticks_off()
+        ax.grid(alpha=0.3)
     axes[0].legend()
     drawn.savefig(figure, dpi=130)
 
