@@ -54,7 +54,7 @@ def probe(use: MapUse, mirror: Tensor, count: int, activity: float, generator: t
     width = matrix.shape[1]
     count = min(count, width)
     active = round(activity * count) if use.input is not None else 0
-    noise = torch.empty(groups, count - active, width, device=weight.device)  # the same numbers in every precision
+    noise = torch.empty(groups, count - active, width, dtype=torch.float32, device=weight.device)  # in any precision
     e = noise.normal_(generator=generator).to(weight.dtype)
     if active:
         e = torch.cat([e, _activities(use, active, groups, generator, batch).to(weight.dtype)], dim=1)
