@@ -36,7 +36,7 @@ from torch.utils._pytree import tree_map
 import targetprop as tp
 from real_data import KINDS, VOCAB, RealData
 from targetprop.experiments.build import find_device
-from targetprop.layers.network import call
+from targetprop.layers.inputs import call
 from zoo import attention, dense, gpt, modern, recurrent, vision
 
 

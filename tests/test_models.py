@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_map
 
 import targetprop as tp
 from targetprop.decoders.proposal import Proposal
-from targetprop.layers.network import call
+from targetprop.layers.inputs import call
 from zoo import CASES, Case, transformers_cases
 
 FLOAT32_INSIDE = {"hf_gpt2", "hf_llama", "hf_t5"}  # they cast to float32 whatever they are given

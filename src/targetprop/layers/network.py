@@ -1,115 +1,27 @@
 """Any module as a network of layers: recorded once, cut, and run by its plan at every step."""
 
-from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
-from targetprop.layers.chain import Chain, Cut, Layer, Model, build_chain
+from targetprop.layers.chain import Chain, Cut, Model, build_chain
+from targetprop.layers.inputs import Stack, call, split_labels
 from targetprop.layers.loss import evaluate_loss
 from targetprop.layers.plan import Plan, make_plan
-from targetprop.layers.random_states import random_states, set_random_states
-from targetprop.layers.record import LayerRecord, LossGradient, MapUse, Record
-from targetprop.layers.repeat import Step, repeat
+from targetprop.layers.record import LossGradient, Record
+from targetprop.layers.recorder import record
 from targetprop.layers.runner import Mirror, OtherPathError, Runner
-from targetprop.layers.segments import Segment
+from targetprop.layers.segment_record import SegmentLayer, SegmentRecord
 from targetprop.layers.sites import tensors_in
-from targetprop.layers.tape import LOOKUPS, record
+from targetprop.layers.undone import ForwardState, without_hooks
 from targetprop.peers import Peers
 
 _TRIES = 3
-_LABELS = ("labels", "label", "targets", "target")
-
-
-@dataclass(frozen=True, eq=False)
-class SegmentLayer(Layer):
-    """A layer that is a stretch of a model's forward pass.
-
-    Attributes:
-        segment: the stretch.
-        model: the model.
-    """
-
-    segment: Segment | None = None
-    model: nn.Module | None = None
-
-    def kinds(self) -> list[str]:
-        """Say which weights the layer applies, in order."""
-        assert self.segment is not None
-        found: list[str] = []
-        for call in self.segment.calls:
-            for site in call.sites:
-                short = site.key.removesuffix("weight").rstrip("._").removeprefix(self.name).strip(".")
-                found.append(short or call.name)
-        lookups = [call.name for call in self.segment.calls if call.name in LOOKUPS]
-        return list(dict.fromkeys(found or lookups)) or [self.segment.calls[-1].name]
-
-    def parameters(self) -> Iterator[nn.Parameter]:
-        """Yield the trainable parameters ``θ_l``."""
-        assert self.model is not None and self.segment is not None
-        named = dict(self.model.named_parameters())
-        yield from (named[name] for name in self.segment.parameters)
-
-
-@dataclass(frozen=True, eq=False)
-class SegmentRecord(LayerRecord):
-    """What a pass left of one stretch.
-
-    Attributes:
-        tensors: its trainable parameters, and values made from parameters alone that it shares with other layers.
-        uses: its uses of weights.
-        start: where its graph begins; None for the first layer.
-        steps: its calls, to be made again; empty unless asked for.
-        begin: what the recording calls its input.
-        full: its whole input, where the record is restricted to some samples.
-    """
-
-    tensors: tuple[Tensor, ...] = ()
-    uses: tuple[MapUse, ...] = ()
-    start: Tensor | None = None
-    steps: tuple[Step, ...] = ()
-    begin: Any = None
-    full: Tensor | None = None
-
-    @property
-    def parameters(self) -> tuple[Tensor, ...]:
-        """The trainable parameters, and the shared values made from some."""
-        return self.tensors
-
-    @property
-    def maps(self) -> tuple[MapUse, ...]:
-        """The uses of weights."""
-        return self.uses
-
-    @property
-    def _start(self) -> Tensor | None:
-        return self.start
-
-    def f(self, x: Tensor) -> Tensor:
-        """Make the calls of the layer again on another input; see `targetprop.layers.repeat`."""
-        assert isinstance(self.layer, SegmentLayer) and self.layer.segment is not None
-        end = self.layer.segment.end
-        assert end is not None
-        whole = self.x if self.full is None else self.full
-        rows = len(x)
-        if x.dtype is torch.float64:  # a model may cast on its way
-            x = x.to(self.x.dtype)
-        if rows < len(whole):
-            x = torch.cat([x, whole[rows:].to(x.dtype)])
-        if x.stride() != whole.stride():  # a model may ask for views that other strides do not allow
-            x = torch.empty_strided(x.shape, whole.stride(), dtype=x.dtype, device=x.device).copy_(x)
-        y = repeat(self.steps, self.begin, end, x)
-        return y[:rows] if rows < len(whole) else y
-
-    def head(self, rows: int) -> "SegmentRecord":
-        """Restrict to the first samples; what is repeated is still the whole batch."""
-        full = self.x if self.full is None else self.full
-        return replace(self, x=self.x[:rows], y=self.h[:rows], full=full)
 
 
 class Network:
@@ -198,9 +110,9 @@ class Network:
             ValueError: the model cannot be trained.
         """
         x, y = tree_map(_renamed, x), tree_map(_renamed, y)  # people pass one tensor as input and labels
-        inputs, labels = _split_labels(x)
+        inputs, labels = split_labels(x)
         finish = (lambda output: evaluate_loss(self.loss, output, y)) if labelled else None
-        with self.undone(), _without_hooks(self.model if silent else None):
+        with self.undone(), without_hooks(self.model if silent else None):
             tape = record(
                 [self.model, self.root], lambda: call(self.model, x), inputs, finish, [*labels, *tensors_in(y)]
             )
@@ -227,13 +139,13 @@ class Network:
         Returns:
             The record, up to the loss if the model computes that from its inputs.
         """
-        with self.undone(), _without_hooks(self.model):
+        with self.undone(), without_hooks(self.model):
             return self.run(x, None, lambda key, weight: None, Peers(), repeats=False, labelled=self._knows_loss(x))
 
     @contextmanager
     def undone(self) -> Iterator[None]:
         """Put random numbers and buffers back afterwards."""
-        before = _State(self.model.modules())
+        before = ForwardState(self.model.modules())
         try:
             yield
         finally:
@@ -276,7 +188,7 @@ class Network:
             plan = self._plans.get(key)
             if plan is None:  # hooks that make torch calls have to be seen
                 plan = self._plans[key] = self.record(x, y, labelled=labelled, silent=attempt == 0)
-            before, runner = _State(modules.values()), Runner(plan, mirror, parameters, repeats=repeats)
+            before, runner = ForwardState(modules.values()), Runner(plan, mirror, parameters, repeats=repeats)
             try:
                 value = self._run(plan, runner, x, y, labelled)
                 break
@@ -341,52 +253,8 @@ def _differentiate(rest: SegmentRecord, value: Tensor) -> LossGradient:
 Layered = Chain | Network
 
 
-class Stack(nn.Module):
-    """Modules applied in order, each of which is one layer.
-
-    Args:
-        modules: a sequence, or a dictionary by layer name.
-    """
-
-    def __init__(self, modules: Any) -> None:
-        """Keep the modules, by an error that names what is none."""
-        super().__init__()
-        if not isinstance(modules, Iterable):
-            raise TypeError(f"the model must be a module or a list of modules; got {type(modules).__name__}")
-        named = modules.items() if isinstance(modules, Mapping) else ((str(i), m) for i, m in enumerate(modules))
-        for name, module in named:
-            if not isinstance(module, nn.Module):
-                raise TypeError(f"layer {name} must be a module; got {type(module).__name__}")
-            self.add_module(name, module)
-
-    def forward(self, h: Any) -> Any:
-        """Apply the modules in order."""
-        for module in self.children():
-            h = module(h)
-        return h
-
-    def ends(self, ends: Mapping[str, Sequence[int]]) -> dict[str, int]:
-        """Say at which torch call each layer ends, by name."""
-        return {name: ends[name][-1] for name, _ in self.named_children() if name in ends}
-
-
-def call(model: nn.Module, x: Any) -> Any:
-    """Call a model with a tensor, a tuple of positional or a dictionary of keyword inputs."""
-    if isinstance(x, Mapping):
-        return model(**x)
-    return model(*x) if isinstance(x, tuple | list) else model(x)
-
-
 def _renamed(t: Any) -> Any:
     return t.view_as(t) if isinstance(t, Tensor) else t
-
-
-def _split_labels(x: Any) -> tuple[list[Tensor], list[Tensor]]:
-    """Tell labels that a model takes by keyword from its other inputs."""
-    if not isinstance(x, Mapping):
-        return list(tensors_in(x)), []
-    labels = [t for name, t in x.items() if name in _LABELS and isinstance(t, Tensor)]
-    return [t for t in tensors_in(x) if not any(t is label for label in labels)], labels
 
 
 def _parameters(modules: Mapping[str, nn.Module]) -> dict[str, nn.Parameter]:
@@ -397,39 +265,3 @@ def _parameters(modules: Mapping[str, nn.Module]) -> dict[str, nn.Parameter]:
             if parameter is not None:
                 found.setdefault(id(parameter), (f"{prefix}.{name}" if prefix else name, parameter))
     return dict(found.values())
-
-
-@contextmanager
-def _without_hooks(model: nn.Module | None) -> Iterator[None]:
-    """Take the forward hooks away for a while, but not those that run before a module, which may make its weights."""
-    hooks = [] if model is None else [(module, module._forward_hooks) for module in model.modules()]
-    try:
-        for module, _ in hooks:
-            module._forward_hooks = OrderedDict()
-        yield
-    finally:
-        for module, kept in hooks:
-            module._forward_hooks = kept
-
-
-class _State:
-    """What a forward pass moves: random numbers and buffers."""
-
-    def __init__(self, modules: Iterable[nn.Module]) -> None:
-        """Remember it."""
-        self._random = random_states()
-        self._buffers = [
-            (module, name, buffer, buffer.clone())
-            for module in modules
-            for name, buffer in module._buffers.items()
-            if buffer is not None
-        ]
-
-    @torch.no_grad()
-    def restore(self) -> None:
-        """Put it back."""
-        set_random_states(self._random)
-        for module, name, buffer, before in self._buffers:
-            module._buffers[name] = buffer
-            if not torch.equal(buffer, before):
-                buffer.copy_(before)

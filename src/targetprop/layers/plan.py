@@ -2,7 +2,7 @@
 
 >>> import torch
 >>> from torch import nn
->>> from targetprop.layers.tape import record
+>>> from targetprop.layers.recorder import record
 >>> model, x = nn.Sequential(nn.Linear(3, 2), nn.Tanh(), nn.Linear(2, 2)), torch.ones(4, 3)
 >>> plan = make_plan(record([model], lambda: model(x), [x]))
 >>> [(index, action.cut) for index, action in plan.actions.items()]     # layers end at tanh and at the last map

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import get_gradient_edge
 from torch.utils._pytree import tree_map
 
+from targetprop.layers.counted import CountedMode
 from targetprop.layers.plan import Action, Plan
 from targetprop.layers.record import MapUse
 from targetprop.layers.repeat import Step, keep_step
@@ -25,7 +26,6 @@ from targetprop.layers.sites import (
     same_view,
     tensors_in,
 )
-from targetprop.layers.tape import CountedMode
 
 Mirror = Callable[[str, Tensor], Tensor | None]
 

@@ -1,0 +1,73 @@
+"""A mode that sees and numbers torch calls, so that a recorded pass and the passes after it can be compared."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch.nn import functional
+from torch.overrides import TorchFunctionMode, _pop_mode_temporarily  # pyright: ignore[reportPrivateUsage]
+
+CUSTOM = ".apply"  # ends the names of autograd functions that users write
+_ASKS = "has_torch_function"  # what functions that are written in Python ask whether a mode is on
+_QUESTIONS = {
+    "__set__", "__len__", "__bool__", "__int__", "__float__", "__index__", "__repr__", "__format__", "__hash__",
+    "backward", "data_ptr", "dim", "element_size", "get_device", "is_complex", "is_contiguous", "is_floating_point",
+    "item", "ndimension", "nelement", "numel", "register_hook", "requires_grad_", "size", "storage_offset", "stride",
+    "tolist", "type",
+    "untyped_storage",
+}  # fmt: skip
+_VIEWS = (torch.Tensor.T, torch.Tensor.mT, torch.Tensor.H, torch.Tensor.mH, torch.Tensor.data, torch.Tensor.real,
+          torch.Tensor.imag)  # fmt: skip
+
+
+class CountedMode(TorchFunctionMode):
+    """Numbers torch calls; the same sequence of calls has the same signature."""
+
+    def __init__(self) -> None:
+        """Start before the first call."""
+        super().__init__()
+        self.count, self.signature = 0, 0
+
+    def opens(self, func: Callable[..., Any]) -> bool:
+        """Say whether a function is written in Python and hides maps, so that its calls should be seen."""
+        return func is functional.multi_head_attention_forward
+
+    def run_opened(self, func: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        """Run such a function under the mode."""
+        asked = getattr(functional, _ASKS)
+        setattr(functional, _ASKS, lambda *_: False)
+        try:
+            with self:
+                return func(*args, **kwargs)
+        finally:
+            setattr(functional, _ASKS, asked)
+
+    @contextmanager
+    def seeing_custom(self) -> Iterator[None]:
+        """Let the mode see the autograd functions that users write, which are no torch calls."""
+        original = torch.autograd.Function.__dict__["apply"]
+
+        def apply(cls: type, *args: Any, **kwargs: Any) -> Any:
+            def call(*args: Any, **kwargs: Any) -> Any:
+                return original.__get__(None, cls)(*args, **kwargs)
+
+            call.__name__ = f"{cls.__name__}{CUSTOM}"
+            with _pop_mode_temporarily():  # what its forward calls is its own affair
+                return self.__torch_function__(call, (), args, kwargs)
+
+        torch.autograd.Function.apply = classmethod(apply)  # pyright: ignore[reportAttributeAccessIssue]
+        try:
+            yield
+        finally:
+            torch.autograd.Function.apply = original
+
+    def number(self, func: Callable[..., Any]) -> int:
+        """Give the next call its number, but for questions about a tensor, which anybody may ask at any time: −1."""
+        name = func.__name__
+        if name in _QUESTIONS or (name == "__get__" and func.__self__ not in _VIEWS):  # pyright: ignore
+            return -1
+        index = self.count
+        self.count = index + 1
+        self.signature = hash((self.signature, name))
+        return index

@@ -1,0 +1,267 @@
+"""Recording a model: it is run once, as it is written, and what it does is written on a tape.
+
+Any Python may stand in its ``forward``; what counts is which tensors feed which calls.
+
+>>> import torch
+>>> from torch import nn
+>>> model, x = nn.Sequential(nn.Linear(3, 2), nn.Tanh()), torch.ones(4, 3)
+>>> tape = record([model], lambda: model(x), [x])
+>>> [(call.name, call.path) for call in tape.calls]
+[('linear', '0'), ('tanh', '1')]
+"""
+
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
+from torch.nn.modules import module as module_hooks
+
+from targetprop.layers.counted import CUSTOM, CountedMode
+from targetprop.layers.random_states import random_states
+from targetprop.layers.sites import (
+    as_autocast,
+    at,
+    composite_kernels,
+    find_sites,
+    memory,
+    placed_tensors,
+    tensors_in,
+)
+from targetprop.layers.tape import LOOKUPS, Call, Tape, Value
+
+_LIKE = {"empty_like", "zeros_like", "ones_like", "full_like", "rand_like", "randn_like"}
+
+
+def record(
+    models: Sequence[nn.Module],
+    run: Callable[[], Any],
+    inputs: Sequence[Tensor],
+    finish: Callable[[Any], Any] | None = None,
+    labels: Sequence[Tensor] = (),
+) -> Tape:
+    """Record the torch calls of a forward pass.
+
+    Args:
+        models: whose parameters are trained, and whose modules are named, after the last that has them.
+        run: runs it on the inputs.
+        inputs: the tensors that stand for data.
+        finish: computes the loss from what `run` returned.
+        labels: the tensors that stand for labels.
+
+    Returns:
+        The tape.
+    """
+    recorder = Recorder(models, inputs, labels)
+    eager = torch.compiler.set_stance("force_eager")
+    with torch.enable_grad(), recorder.following_modules(), recorder.seeing_custom(), eager, recorder:
+        output = run()
+        tape = recorder.tape
+        tape.total, tape.signature = recorder.count, recorder.signature
+        result = output if finish is None else finish(output)
+    tape.output = recorder.value(output) if isinstance(output, Tensor) else None
+    tape.start = next((value for value in map(recorder.value, inputs) if value.trained), None)
+    tape.results = [value for t in tensors_in(result) if (value := recorder.value(t)).trained]
+    tape.whole = recorder.count, recorder.signature
+    return tape
+
+
+class Recorder(CountedMode):
+    """Sees every torch call.
+
+    Args:
+        models: whose parameters are trained, and whose modules are named, after the last that has them.
+        inputs: the tensors that stand for data.
+        labels: the tensors that stand for labels.
+    """
+
+    def __init__(self, models: Sequence[nn.Module], inputs: Sequence[Tensor], labels: Sequence[Tensor]) -> None:
+        """Start an empty tape."""
+        super().__init__()
+        self.tape = Tape()
+        self._modules = {id(module): name for model in models for name, module in model.named_modules()}
+        self._parameters = {id(p): name for model in models for name, p in model.named_parameters()}
+        self._weights = {memory(p): name for model in models for name, p in model.named_parameters()}
+        self._path = [""]
+        self._values: dict[int, Value] = {}
+        self._old: set[int] = set()  # tensors written in place that go by another name since
+        self._sharing: dict[int, list[Tensor]] = {}  # tensors by memory; also keeps them, so that no id is used twice
+        for t in inputs:
+            self._add(t, Value(t.shape, data=True, trained=t.requires_grad))
+        for t in labels:
+            self._add(t, Value(t.shape, data=False, trained=False, labels=True))
+
+    def value(self, t: Tensor) -> Value:
+        """Find what a tensor is at this time."""
+        value = self._values.get(id(t))
+        if value is None:
+            if t.grad_fn is not None:
+                made = t.grad_fn.name()
+                self._refuse(f"a value made by {made} was not seen being computed; its gradients would be incomplete")
+            value = Value(t.shape, data=False, trained=t.requires_grad, parameter=self._parameters.get(id(t)))
+            self._add(t, value)
+        elif id(t) in self._old:
+            value.fixed = False
+        elif t.requires_grad and not value.trained and value.made is not None:
+            self._adopt(value)
+        return value
+
+    def _adopt(self, value: Value) -> None:
+        """Let what an autograd function of the user's did inside count as differentiable: its result is."""
+        todo = [value]
+        while todo:
+            value = todo.pop()
+            value.trained, value.fixed, value.adopted = True, False, True
+            maker = next((c for c in reversed(self.tape.calls) if any(v is value for v in c.outputs)), None)
+            todo += [v for v in maker.inputs if v.data and not v.trained] if maker is not None else []
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Run a call and write down what it did."""
+        kwargs = kwargs or {}
+        if self.opens(func):
+            return self.run_opened(func, args, kwargs)
+        index, name = self.number(func), func.__name__
+        if index < 0:
+            return func(*args, **kwargs)
+        placed = list(placed_tensors((args, kwargs)))
+        given = [t for _, t in placed]
+        call = Call(index, name, self._path[-1], [self.value(t) for t in given], [place for place, _ in placed])
+        data = name not in _LIKE and any(v.data or (v.labels and name in LOOKUPS) for v in call.inputs)
+        versions, drawn = [t._version for t in given], random_states() if data else []
+        if torch.is_grad_enabled() and any(v.trained for v in call.inputs):
+            out = self._run(call, func, args, kwargs, given, data)
+        else:
+            out = func(*args, **kwargs)
+        call.random = any(not torch.equal(a, b) for a, b in zip(drawn, random_states(), strict=False))
+        written = [t for t, version in zip(given, versions, strict=True) if t._version != version]
+        return self._note(call, out, written, data)
+
+    def _run(
+        self, call: Call, func: Callable[..., Any], args: Any, kwargs: Any, given: list[Tensor], data: bool
+    ) -> Any:
+        """Run a call, and see which parameters it keeps for its backward pass."""
+        sites = find_sites(call.name, args, kwargs, self._is_weight, self._key) if data else ()
+        if sites:
+            args, kwargs = as_autocast(args, kwargs)
+        weights = {memory(at(site.weight, args, kwargs)): site for site in sites}
+        beside = {memory(t) for t, v in zip(given, call.inputs, strict=True) if v.trained and not v.data}
+        if call.name.endswith(CUSTOM):
+            self.tape.custom = True
+            if beside and data:
+                self._refuse(
+                    f"{call.name.removesuffix(CUSTOM)} is an autograd.Function that takes parameters, which its"
+                    " backward pass may read; let it take activations alone, and apply the parameters outside of it"
+                )
+        if not (weights or beside):
+            return func(*args, **kwargs)
+        if torch._C._autograd._top_saved_tensors_default_hooks(False) is not None:  # pyright: ignore
+            self._refuse(
+                "gradient checkpointing, or another hook on saved tensors, is active; turn it off, such as by"
+                " model.gradient_checkpointing_disable()"
+            )
+        kept: set[int] = set()
+
+        def pack(t: Tensor) -> Tensor:
+            kept.add(memory(t))
+            return t
+
+        with saved_tensors_hooks(pack, lambda t: t), composite_kernels(sites):
+            out = func(*args, **kwargs)
+        through = any(v.data and v.trained for v in call.inputs)
+        recurrent = any(site.kind == "recurrent" for site in sites)  # these keep no weight of a state without gradient
+        call.sites = tuple(
+            replace(
+                site, needed=key in kept if recurrent else through, copied=through and not recurrent and key not in kept
+            )
+            for key, site in weights.items()
+        )
+        call.gains = bool(kept & (beside - weights.keys()))
+        if through and recurrent and not kept & weights.keys():
+            self._refuse(f"{call.name} keeps copies of its weights that no mirror can stand in for")
+        return out
+
+    def _is_weight(self, t: Tensor) -> bool:
+        value = self.value(t)
+        return not value.data and (value.trained or memory(t) in self._weights)
+
+    def _key(self, t: Tensor) -> str:
+        """Name a weight: a parameter by its own name, one computed from parameters by the module that uses it."""
+        return self._weights.get(memory(t)) or f"{self._path[-1]}.effective {'×'.join(map(str, t.shape))}"
+
+    def _note(self, call: Call, out: Any, written: list[Tensor], data: bool) -> Any:
+        labels = any(v.labels for v in call.inputs) and call.name not in LOOKUPS
+        if isinstance(out, Tensor) and out.requires_grad and id(out) in self._values and not written:
+            with torch._C.DisableTorchFunction():
+                out = out.view_as(out)  # the call had nothing to do this time, such as contiguous()
+        for number, t in enumerate(tensors_in(out)):
+            if id(t) not in self._values:
+                value = Value(t.shape, data, t.requires_grad, call.index, number, labels)
+                self._add(t, value)
+                call.outputs.append(value)
+        for t in written:
+            out = self._write(call, t, out, data, labels)
+        if call.outputs:
+            self.tape.calls.append(call)
+        return out
+
+    def _write(self, call: Call, t: Tensor, out: Any, data: bool, labels: bool) -> Any:
+        """Note that a call wrote into the memory of a tensor: all that share it have another value now."""
+        if self.value(t).parameter:
+            return out
+        value = Value(t.shape, data or self.value(t).data, t.requires_grad, call.index, 0, labels)
+        for other in self._sharing[memory(t)]:
+            before = self._values[id(other)]
+            if before.made != call.index:
+                before.fixed = False
+                call.inputs.append(before)
+                value.data, value.trained = value.data or before.data, value.trained or before.trained
+            self._values[id(other)] = value
+        call.outputs.append(value)
+        if out is not t or not t.requires_grad:  # the caller goes on with the old name
+            value.fixed = False
+            return out
+        with torch._C.DisableTorchFunction():
+            out = t.view_as(t)  # whoever goes on with the old name is seen by that
+        self._old.update(map(id, self._sharing[memory(t)]))
+        self._add(out, value)
+        return out
+
+    def _add(self, t: Tensor, value: Value) -> None:
+        self._values[id(t)] = value
+        self._sharing.setdefault(memory(t), []).append(t)
+
+    def _refuse(self, problem: str) -> None:
+        self.tape.problems.append(f"{self._path[-1] or 'the model'}: {problem}")
+
+    @contextmanager
+    def following_modules(self) -> Iterator[None]:
+        """Follow which module is running."""
+
+        def enter(module: nn.Module, args: Any) -> None:
+            self._path.append(self._modules.get(id(module), self._path[-1]))
+
+        def leave(module: nn.Module, args: Any, output: Any) -> None:
+            made = [t for t in tensors_in(output) if t.is_floating_point()]
+            given = [value for t in tensors_in(args) if (value := self._values.get(id(t))) is not None]
+            led = any(value.trained and value.data for value in given)
+            if led and made and torch.is_grad_enabled() and not any(t.requires_grad for t in made):
+                self.tape.opaque.append(f"{self._path[-1]}: {type(module).__name__}")
+            self.tape.ends.setdefault(self._path.pop(), []).append(self.count - 1)
+
+        handles = [
+            module_hooks.register_module_forward_pre_hook(enter),
+            module_hooks.register_module_forward_hook(leave, always_call=True),
+        ]
+        try:
+            with warnings.catch_warnings():  # compiled modules run as they are written here
+                warnings.filterwarnings("ignore", r"Using `torch.compile\(module\)` when there are global hooks")
+                yield
+        finally:
+            for handle in handles:
+                handle.remove()
