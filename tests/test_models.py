@@ -1,5 +1,6 @@
 """Models as people write them: exact gradients with exact mirrors, no weight read on the way down, honest checks."""
 
+import gc
 from collections.abc import Iterator
 from copy import deepcopy
 from dataclasses import dataclass
@@ -205,3 +206,34 @@ def test_a_model_that_takes_another_path_is_recorded_again() -> None:
         loss(model(x), y).backward()
         for key, gradient in gradients(model).items():
             torch.testing.assert_close(got[key], gradient)
+
+
+@pytest.mark.parametrize("name", ["gpt_fused", "dataclass_output", "image_and_vector", "mixture_of_experts"])
+def test_the_baseline_takes_the_same_models(name: str) -> None:
+    model, x, y = made(name)
+    reference = deepcopy(model)
+    torch.manual_seed(1)
+    loss = cases()[name].loss(call(reference, x), y)
+    loss.backward()
+    torch.manual_seed(1)
+    report = tp.TargetPropagation(model, cases()[name].loss, example_input=x, method="backprop").backward(x, y)
+    torch.testing.assert_close(report.loss, loss.detach())
+    for key, gradient in gradients(reference).items():
+        torch.testing.assert_close(gradients(model)[key], gradient)
+
+
+def test_steps_leave_nothing_behind() -> None:
+    """No tensor outlives its step, without the help of the garbage collector."""
+    model, x, y = made("vit")
+    engine = tp.TargetPropagation(model, cases()["vit"].loss, example_input=x, method="iterated", seed=0)
+    engine.backward(x, y)
+    gc.collect()
+    gc.disable()
+    try:
+        counts = []
+        for _ in range(3):
+            engine.backward(x, y)
+            counts.append(sum(type(o) is Tensor for o in gc.get_objects()))
+    finally:
+        gc.enable()
+    assert counts[0] == counts[1] == counts[2]

@@ -5,11 +5,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map
 
-from targetprop.checks import check_batch, check_state
+from targetprop.checks import check_batch, check_state, first_tensor
 from targetprop.engine_state import VERSION
 from targetprop.finite import BAD_GRADIENT, BAD_INPUT, BAD_LOSS, BAD_OUTPUT, Look, RunningStatistics, not_finite
-from targetprop.layers import Model, check_whereabouts, explained
+from targetprop.layers import Model, check_whereabouts, evaluate_loss, explained
+from targetprop.layers.inputs import call
+from targetprop.layers.sites import tensors_in
 from targetprop.methods import Method
 from targetprop.output_target import Loss, loss_gradient
 from targetprop.peers import Peers
@@ -36,11 +39,11 @@ class BackPropagation:
         peers.check_modules([self.model], synchronised=True)
         peers.start_alike({**dict(self.model.named_parameters()), **dict(self.model.named_buffers())})
 
-    def backward(self, x: Tensor, y: Any, *, measure: bool = False) -> StepReport:
+    def backward(self, x: Any, y: Any, *, measure: bool = False) -> StepReport:
         """Do what ``loss(model(x), y).backward()`` does, if all is finite; see `targetprop.TargetPropagation`.
 
         Args:
-            x: input, shape ``(n, …)``.
+            x: input, shape ``(n, …)``, or several as a tuple or a dictionary.
             y: what the loss compares the output with.
             measure: there is nothing to measure.
 
@@ -55,35 +58,43 @@ class BackPropagation:
             raise RuntimeError("backward fills .grad, and gradients are disabled; call it outside torch.no_grad()")
         statistics = RunningStatistics(self.model.modules()) if self.on_divergence == "skip" else None
         self.peers.check_modules([self.model], synchronised=True)
-        check_batch(x, may_be_empty=True)
-        batch, first = self.peers.batch(len(x)), next(self.model.parameters())
-        now = first.device, first.dtype
-        check_whereabouts(x, now, now)
-        with explained(x, now):
-            output = self.model(x.detach())
-        if not output.requires_grad:
-            raise ValueError("the model has no trainable parameter; call requires_grad_(True) on those to train")
-        value, start = batch.loss(*loss_gradient(output, y, self.loss), output.detach(), y, self.loss)
+        given, first = first_tensor(x, "the batch"), next(self.model.parameters())
+        check_batch(given, may_be_empty=True)
+        batch, now = self.peers.batch(len(given)), (first.device, first.dtype)
+        check_whereabouts(given, now, now)
+        with explained(given, now):
+            output = call(self.model, tree_map(lambda t: t.detach() if isinstance(t, Tensor) else t, x))
         named = {p: name for name, p in self.model.named_parameters() if p.requires_grad}
-        found = torch.autograd.grad(output, list(named), start, allow_unused=True)
+        if not (named and any(t.requires_grad for t in tensors_in(output))):
+            raise ValueError("the model has no trainable parameter; call requires_grad_(True) on those to train")
+        if isinstance(output, Tensor):
+            value, start = batch.loss(*loss_gradient(output, y, self.loss), output.detach(), y, self.loss)
+            found = torch.autograd.grad(output, list(named), start, allow_unused=True)
+        else:  # a loss that picks from what the model returns, taken as a mean over the samples
+            whole = evaluate_loss(self.loss, output, y)
+            start = whole.new_tensor(batch.rows / batch.total)
+            found = torch.autograd.grad(whole, list(named), start, allow_unused=True)
+            value = batch.mean(whole.detach().expand(batch.rows))
         gradients = LocalGradients()
         gradients.note("the network", list(named), found)
         self.peers.sum_gradients(list(gradients.values.values()))
         looks = [
-            Look(BAD_INPUT, (x,)),
-            Look(BAD_OUTPUT, (output,), "the network"),
+            Look(BAD_INPUT, tuple(tensors_in(x))),
+            Look(BAD_OUTPUT, tuple(tensors_in(output)), "the network"),
             Look(BAD_LOSS, (value, start)),
             *(Look(BAD_GRADIENT, (g,), name) for name, g in zip(named.values(), found, strict=True) if g is not None),
         ]
         problem = not_finite(looks, self.peers)
         if problem is None:
             gradients.add_to_grad()
-        return settle(StepReport(value, output.detach(), skipped=problem), statistics)
+        shown = next(tensors_in(output)).detach()
+        return settle(StepReport(value, shown, skipped=problem), statistics)
 
-    def train_decoders(self, x: Tensor) -> None:
+    def train_decoders(self, x: Any) -> None:
         """Do nothing but look at the batch: there are no decoders."""
-        check_batch(x, may_be_empty=True)
-        self.peers.batch(len(x))
+        given = first_tensor(x, "the batch")
+        check_batch(given, may_be_empty=True)
+        self.peers.batch(len(given))
 
     def gather(self) -> None:
         """Do nothing: every process has the whole model."""

@@ -1,6 +1,6 @@
 """`TargetPropagation`: replaces ``loss.backward()`` in an existing training loop."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, Literal, Self, get_args
 
 import torch
@@ -19,7 +19,8 @@ from targetprop.decoders import OptimizerFactory
 from targetprop.derivatives import check_derivatives
 from targetprop.engine_state import collect_state, gather_layers, restore_state
 from targetprop.finite import RunningStatistics
-from targetprop.inversion import Difference, Direct
+from targetprop.forward import Forward, run_example
+from targetprop.generators import Generators
 from targetprop.layers import (
     Chain,
     Model,
@@ -28,8 +29,6 @@ from targetprop.layers import (
     build_chain,
     check_whereabouts,
     evaluating,
-    explained,
-    run_forward,
     whereabouts,
 )
 from targetprop.layers.sites import tensors_in
@@ -41,8 +40,6 @@ from targetprop.step import Parts, learn, take_step
 from targetprop.step_report import StepReport, settle
 
 OnDivergence = Literal["raise", "skip"]
-_NOTHING = object()
-_STREAMS = 0x9E3779B1  # seeds of the layers' generators lie so far apart
 
 
 class TargetPropagation:
@@ -53,11 +50,12 @@ class TargetPropagation:
     modules, optimiser and loop stay as they are: only ``.grad`` changes, and it is accumulated.
 
     Args:
-        model: an ``nn.Sequential`` (nested or not), or a list or dictionary of modules, one per layer.
-            ``"backprop"`` takes any module.
+        model: any module, as it is written, for methods whose decoders are mirrors, and for ``"backprop"``; for others
+            an ``nn.Sequential`` (nested or not), or a list or dictionary of modules, one per layer.
         loss: ``loss(output, y)``, a scalar; a mean over the batch unless its ``reduction`` is ``"sum"``.
         method: a name from `METHODS` or a `Method`.
-        example_input: an input of shape ``(n, …)``; its values do not matter, its shape and device do.
+        example_input: an input of shape ``(n, …)``, a tuple of inputs or a dictionary of them by keyword; its values do
+            not matter, its shape and device do.
         decoders: your own decoders by layer name, each a module from the layer's output to its input.
         decoder_optimizer: makes the decoders' optimiser from their parameters, if not the method's own.
         seed: seed of the decoders' initial values and of the noise that trains them; PyTorch's initial seed if None.
@@ -76,7 +74,7 @@ class TargetPropagation:
     Raises:
         ValueError: a setting or the method is unknown, its parts do not fit the model, the example input does not fit,
             or a module that autograd cannot differentiate stands where a derivative is needed.
-        TypeError: the model's layers cannot be seen.
+        TypeError: the method has to cut the model into modules, and it is no sequence of them.
 
     >>> import torch, targetprop as tp
     >>> from torch import nn
@@ -100,7 +98,8 @@ class TargetPropagation:
             return super().__new__(cls)
         example, on_divergence = options["example_input"], options.get("on_divergence", "raise")
         _check(loss, recipe, options.get("decoders"), options.get("seed"), on_divergence, example)
-        peers = connect(options.get("process_group"), options.get("placement"), recipe, example.device)
+        device = first_tensor(example, "example_input").device
+        peers = connect(options.get("process_group"), options.get("placement"), recipe, device)
         return BackPropagation(model, loss, recipe, on_divergence, peers)  # pyright: ignore[reportReturnType]
 
     def __init__(
@@ -108,7 +107,7 @@ class TargetPropagation:
         model: Model,
         loss: Loss,
         *,
-        example_input: Tensor,
+        example_input: Any,
         method: str | Method = "iterated",
         decoders: Mapping[str, nn.Module] | None = None,
         decoder_optimizer: OptimizerFactory | None = None,
@@ -130,7 +129,7 @@ class TargetPropagation:
         self.peers.check_modules(self.chain.modules())
         seed = self.peers.first(torch.initial_seed() if seed is None else seed)
         with evaluating(self.chain):
-            example = self._example(example_input)
+            example = run_example(self.chain, example_input)
             check_sweeps(self.method, len(self.chain))
             with torch.random.fork_rng(devices=[] if first.device.type == "cpu" else None):
                 torch.manual_seed(seed % 2**63)
@@ -143,10 +142,8 @@ class TargetPropagation:
         if decoder_optimizer and trainable:
             check_optimizer(self.decoder_optimizer)
         self.peers.settle(self.chain, example, self.bank, self.decoder_optimizer)
-        self._stage = self.chain
-        if placement is not None and isinstance(self.chain, Network):
-            self._stage = self.chain.stage(self.peers.own(len(self.chain)))
-        generators = _Generators(self.bank.names, seed, first.device)
+        self._forward = Forward(self.chain, self.method, self.bank, self.peers)
+        generators = Generators(self.bank.names, seed, first.device)
         update_state = self.method.update.build(self.chain, example)
         self._parts = Parts(
             self.method, self.chain, self._forward, loss, self.bank, self.decoder_optimizer, generators, update_state,
@@ -154,12 +151,12 @@ class TargetPropagation:
         )  # fmt: skip
         self.peers.start_alike(self._named_tensors())
 
-    def backward(self, x: Tensor, y: Any, *, measure: bool = False) -> StepReport:
+    def backward(self, x: Any, y: Any, *, measure: bool = False) -> StepReport:
         """Do what ``loss(model(x), y).backward()`` would do, by target propagation.
 
         Args:
-            x: input, shape ``(n, …)``.
-            y: what the loss compares the output with.
+            x: input, shape ``(n, …)``, or several as a tuple or a dictionary.
+            y: what the loss compares the output with; None for a model that computes its own loss.
             measure: fill in the norms and the residuals of every inversion, also where the step does not need them.
 
         Returns:
@@ -180,7 +177,7 @@ class TargetPropagation:
         statistics = RunningStatistics(self.chain.modules()) if self.on_divergence == "skip" else None
         return settle(take_step(self._parts, x, y, measure=measure), statistics)
 
-    def train_decoders(self, x: Tensor) -> Tensor | None:
+    def train_decoders(self, x: Any) -> Tensor | None:
         """Train the decoders alone on one batch, leaving ``.grad`` untouched.
 
         Args:
@@ -209,10 +206,7 @@ class TargetPropagation:
         Returns:
             The record, with graphs, and layers that can be repeated.
         """
-        if isinstance(self._stage, Chain):
-            return run_forward(self._stage, x, self.peers, keep_inner=True)
-        mirror = self.bank.mirror if not exact else lambda key, weight: None
-        return self._stage.run(x, None, mirror, self.peers, repeats=True, labelled=False)
+        return self._forward.record(x, exact=exact)
 
     def gather(self) -> None:
         """Give every process of a placement the layers as their owners have them, to evaluate or save the model.
@@ -267,28 +261,6 @@ class TargetPropagation:
         self.peers.check_modules(self.chain.modules())
         self.peers.check_same(x, y)
 
-    def _forward(self, x: Any, y: Any = _NOTHING, *, measure: bool = False) -> Record:
-        """Run the model into a record of its layers, with labels if there are any."""
-        labelled = y is not _NOTHING
-        if isinstance(self._stage, Chain):
-            with torch.set_grad_enabled(labelled):
-                return run_forward(self._stage, x, self.peers, keep_inner=labelled and self.method.update.needs_inner)
-        method = self.method
-        repeats = measure or not isinstance(method.inversion, Difference | Direct)
-        with explained(next(tensors_in(x)), whereabouts(self.chain)):
-            labelled = labelled and self._stage is self.chain  # with a placement the loss is a function of the output
-            y = y if labelled else None
-            return self._stage.run(x, y, self.bank.mirror, self.peers, repeats=repeats, labelled=labelled)
-
-    def _example(self, x: Any) -> Record:
-        shape = tuple(next(tensors_in(x)).shape)
-        what = f"example_input of shape {shape}"
-        if isinstance(self.chain, Chain):
-            with torch.no_grad():
-                return run_forward(self.chain, x[:2], keep_inner=True, what=what)
-        with explained(next(tensors_in(x)), whereabouts(self.chain), what):
-            return self.chain.example(x)
-
     def _named_tensors(self) -> dict[str, Tensor]:
         named: dict[str, Tensor] = {}
         for index, module in enumerate((*self.chain.modules(), self.bank)):
@@ -299,25 +271,11 @@ class TargetPropagation:
         return named
 
 
-class _Generators(dict[str, torch.Generator]):
-    """A source of noise for each decoder; one that is made later, such as a mirror of a new weight, gets the next."""
-
-    def __init__(self, names: Sequence[str], seed: int, device: torch.device) -> None:
-        super().__init__()
-        self._seed, self._device = seed, device
-        for name in names:
-            self[name]
-
-    def __missing__(self, name: str) -> torch.Generator:
-        seed = (self._seed + (len(self) + 1) * _STREAMS) % 2**63
-        return self.setdefault(name, torch.Generator(device=self._device).manual_seed(seed))
-
-
 def _check(loss: Any, method: Any, decoders: Any, seed: Any, on_divergence: Any, example_input: Any) -> None:
     if on_divergence not in get_args(OnDivergence):
         raise ValueError(f"on_divergence must be 'raise' or 'skip'; got {on_divergence!r}")
     check_arguments(loss, method, decoders, seed)
-    if method.decoder.mirrors:
-        first_tensor(example_input, "example_input")
-    for tensor in tensors_in(example_input) if method.decoder.mirrors else (example_input,):
+    several = method.decoder.mirrors or method.propagation == "backprop"
+    first_tensor(example_input, "example_input")
+    for tensor in tensors_in(example_input) if several else (example_input,):
         check_batch(tensor, "example_input")
