@@ -1,5 +1,6 @@
 """What went wrong with models once: batch norm in training, random modules, moving buffers, hooks, other sizes."""
 
+import pickle
 from collections.abc import Callable
 from copy import deepcopy
 
@@ -183,3 +184,16 @@ def test_every_parameter_of_a_parametrised_layer_gets_a_gradient() -> None:
     nn.utils.parametrizations.weight_norm(net[2])
     tp.TargetPropagation(net, CE, example_input=x, method="least-squares").backward(x, CLASSES)
     assert all(p.grad is not None for p in net.parameters())
+
+
+@pytest.mark.parametrize("method", ["l-drl", "iterated", "least-squares", "dtp"])
+def test_a_pickled_engine_goes_on_as_the_original_does(method: str) -> None:
+    net, x = network(nn.ReLU()), rand(32, 10)
+    engine = tp.TargetPropagation(net, CE, example_input=x, method=method, seed=0)
+    engine.backward(x, CLASSES)
+    copied = pickle.loads(pickle.dumps(engine))
+    for one in (engine, copied):
+        one.model.zero_grad()
+        one.backward(x, CLASSES)
+    for gradient, other in zip(gradients(engine.model), gradients(copied.model), strict=True):
+        assert torch.equal(gradient, other)
