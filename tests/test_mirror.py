@@ -187,7 +187,7 @@ def test_gradients_become_those_of_backpropagation(name: str) -> None:
         ({"probes": 0}, "decoder probes must be a number of probes ≥ 1"),
         ({"share": 0.0}, "decoder share must be a share of the rows > 0"),
         ({"updates": -1}, "decoder updates must be a number of steps ≥ 0"),
-        ({"warmup": -1.0}, "decoder warmup must be a number of probes per input ≥ 0"),
+        ({"warmup": -1.0}, r"decoder warmup must be a number of probes per input in \[0, 100\]"),
         ({"activity": 1.5}, r"decoder activity must be a share of the probes in \[0, 1\]"),
         ({"activity": -0.1}, r"decoder activity must be a share of the probes in \[0, 1\]"),
     ],

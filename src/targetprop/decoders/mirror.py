@@ -44,6 +44,7 @@ from targetprop.settings import check_ranges
 
 _FEW = 8  # probes that every map gets
 _BLOCK = 256  # probes at once, of a warm-up
+_MOST = 100  # probes per input of a warm-up: beyond some tens, nothing is left to learn
 _DAMPING = 1e-3  # μ, with probes of unit length
 
 
@@ -161,7 +162,7 @@ class WeightMirror(Objective):
             cost little beside it; but eight at least.
         activity: share of the probes that are activities of the batch, in [0, 1]; the others are white noise.
         updates: steps of every mirror per batch, ≥ 0.
-        warmup: white noise on the first batch, in probes for each input of a map, ≥ 0: ``c`` of them leave ``e^{−c}``
+        warmup: white noise on the first batch, in probes for each input of a map, 0 to 100: ``c`` leave ``e^{−c}``
             of the squared error. Products of another form take ten steps for each.
     """
 
@@ -182,7 +183,7 @@ class WeightMirror(Objective):
             share=(self.share > 0, "a share of the rows > 0"),
             activity=(0 <= self.activity <= 1, "a share of the probes in [0, 1]"),
             updates=(self.updates >= 0, "a number of steps ≥ 0"),
-            warmup=(self.warmup >= 0, "a number of probes per input ≥ 0"),
+            warmup=(0 <= self.warmup <= _MOST, f"a number of probes per input in [0, {_MOST}]"),
         )  # fmt: skip
 
     def build(self, chain: Layered, example: Record, custom: Mapping[str, nn.Module]) -> Bank:
