@@ -197,3 +197,58 @@ def test_a_pickled_engine_goes_on_as_the_original_does(method: str) -> None:
         one.backward(x, CLASSES)
     for gradient, other in zip(gradients(engine.model), gradients(copied.model), strict=True):
         assert torch.equal(gradient, other)
+
+
+class CrossAttention(nn.Module):
+    """One packed weight, of which queries and keys use parts of their own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.query, self.key, self.out = nn.Linear(6, 8), nn.Linear(6, 8), nn.Linear(8, 4)
+        self.mix = nn.MultiheadAttention(8, 2, batch_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        query, key = torch.tanh(self.query(x[:, :2])), torch.tanh(self.key(x))
+        return self.out(self.mix(query, key, key)[0].mean(1))
+
+
+class Scaled(nn.Module):
+    """Two weights of one shape that one module computes from its parameters."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.below, self.out = nn.Linear(6, 6), nn.Linear(6, 4)
+        self.a, self.b = (nn.Parameter(torch.randn(6, 6)) for _ in range(2))
+        self.scale = nn.Parameter(torch.rand(6))
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = torch.tanh(functional.linear(torch.tanh(self.below(x.mean(1))), self.a * self.scale))
+        return self.out(torch.tanh(functional.linear(h, self.b * self.scale)))
+
+
+class Tied(nn.Module):
+    """A weight that is used as it is and transposed: one mirror, which two steps at once would overshoot."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.below, self.tied, self.out = nn.Linear(6, 8), nn.Linear(8, 5, bias=False), nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = torch.tanh(self.tied(torch.tanh(self.below(x.mean(1)))))
+        return self.out(torch.tanh(functional.linear(h, self.tied.weight.T)))
+
+
+@pytest.mark.parametrize("kind", [CrossAttention, Scaled, Tied])
+@pytest.mark.parametrize("warmup", [0.0, 4.0])
+def test_every_part_of_a_weight_learns(kind: type[nn.Module], warmup: float) -> None:
+    torch.manual_seed(0)
+    net, x = kind().to(DTYPE), rand(32, 5, 6)
+    method = tp.method("l-drl", decoder=tp.WeightMirror(warmup=warmup))
+    engine = tp.TargetPropagation(net, CE, example_input=x, method=method, seed=0)
+    for _ in range(60):
+        engine.train_decoders(x)
+    engine.backward(x, CLASSES)
+    found = gradients(net)
+    CE(net(x), CLASSES).backward()
+    for gradient, expected in zip(found, gradients(net), strict=True):
+        assert float((gradient - expected).norm()) < 1e-3 * float(expected.norm()) + 1e-12

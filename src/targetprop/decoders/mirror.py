@@ -21,7 +21,7 @@ Source: weight mirrors, Akrout 2019, arXiv:1904.05391, which learn ``Wᵀ`` from
 Kaczmarz' projection onto the equations of a block of probes.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import ceil
 from typing import Any, ClassVar
@@ -203,16 +203,13 @@ class WeightMirror(Objective):
     ) -> Proposal:
         """Work out a step of every mirror; see `Objective.propose`."""
         assert isinstance(bank, MirrorBank)
-        uses: dict[str, MapUse] = {}
-        for use in record.uses():
-            if use.site.needed:
-                uses.setdefault(use.site.key, use)
+        uses = _distinct(use for use in record.uses() if use.site.needed)
         cold = self.warmup > 0 and not bool(bank.warm)
-        mirrors = {key: bank.mirror(key, use.base) for key, use in uses.items()}
+        mirrors = {use.site.key: bank.mirror(use.site.key, use.base) for use in uses}
         with torch.no_grad(), no_autocast(record.output):
             earlier = Rehearsal(list(mirrors.values())) if cold or self.updates > 1 else None
-            for key, use in uses.items() if cold else ():
-                self._warm_up(use, mirrors[key], generators[key], record.batch)
+            for use in uses if cold else ():
+                self._warm_up(use, mirrors[use.site.key], generators[use.site.key], record.batch)
             for _ in range(self.updates - 1):
                 for _, step in self._steps(uses, mirrors, generators, record.batch):
                     step.take()
@@ -245,16 +242,42 @@ class WeightMirror(Objective):
             left -= _BLOCK
 
     def _steps(
-        self, uses: Mapping[str, MapUse], mirrors: Mapping[str, Tensor], generators: Generators, batch: Batch
+        self, uses: Sequence[MapUse], mirrors: Mapping[str, Tensor], generators: Generators, batch: Batch
     ) -> Iterator[tuple[str, MirrorStep]]:
         """Work out a step of every mirror."""
-        alike: dict[Any, dict[str, Probes]] = {}
-        for key, use in uses.items():
+        alike: dict[Any, list[tuple[str, Probes]]] = {}
+        for use in uses:
+            key = use.site.key
             if use.site.kind == "other":
                 yield key, descend(use, mirrors[key], generators[key], batch)
                 continue
             count = min(self.probes, max(_FEW, int(self.share * rows(use, batch))))
             probes = probe(use, mirrors[key], count, self.activity, generators[key], batch)
-            alike.setdefault((probes.e.shape[1:], probes.z.shape[2], probes.e.dtype, probes.e.device), {})[key] = probes
+            size = probes.e.shape[1:], probes.z.shape[2], probes.e.dtype, probes.e.device
+            alike.setdefault(size, []).append((key, probes))
         for found in alike.values():  # many small matrices at once cost hardly more than one
-            yield from zip(found, project(list(found.values())), strict=True)
+            yield from zip((key for key, _ in found), project([probes for _, probes in found]), strict=True)
+
+
+def _distinct(uses: Iterable[MapUse]) -> list[MapUse]:
+    """Keep one use of each part of a weight: a packed one is several maps, and a tied one, seen twice, is one."""
+    parts: dict[str, dict[Any, MapUse]] = {}
+    for use in uses:
+        weight = use.weight
+        part = weight.storage_offset() - use.base.storage_offset(), weight.shape, weight.stride()
+        parts.setdefault(use.site.key, {}).setdefault(part, use)
+    return [use for found in parts.values() for use in _uncovered(list(found.values()))]
+
+
+def _uncovered(uses: list[MapUse]) -> list[MapUse]:
+    """Leave out the parts of one weight that larger ones cover: two steps for one error would undo each other."""
+    if len(uses) == 1:
+        return uses
+    base, kept = uses[0].base, []
+    covered = torch.zeros_like(base, dtype=torch.bool)
+    for use in sorted(uses, key=lambda use: -use.weight.numel()):
+        part = same_view(covered, base, use.weight)
+        if not bool(part.all()):
+            kept.append(use)
+            part.fill_(True)
+    return kept

@@ -86,6 +86,7 @@ class Recorder(CountedMode):
         self._modules = {id(module): name for model in models for name, module in model.named_modules()}
         self._parameters = {id(p): name for model in models for name, p in model.named_parameters()}
         self._weights = {memory(p): name for model in models for name, p in model.named_parameters()}
+        self._effective: dict[str, list[int]] = {}  # weights computed from parameters, by where and how they are used
         self._path = [""]
         self._values: dict[int, Value] = {}
         self._old: set[int] = set()  # tensors written in place that go by another name since
@@ -191,8 +192,15 @@ class Recorder(CountedMode):
         return not value.data and (value.trained or memory(t) in self._weights)
 
     def _key(self, t: Tensor) -> str:
-        """Name a weight: a parameter by its own name, one computed from parameters by the module that uses it."""
-        return self._weights.get(memory(t)) or f"{self._path[-1]}.effective {'×'.join(map(str, t.shape))}"
+        """Name a weight: a parameter by its own name, one computed from parameters by its user and its turn there."""
+        if (parameter := self._weights.get(memory(t))) is not None:
+            return parameter
+        name = f"{self._path[-1]}.effective {'×'.join(map(str, t.shape))}".lstrip(".")
+        known = self._effective.setdefault(name, [])
+        if memory(t) not in known:
+            known.append(memory(t))
+        turn = known.index(memory(t))
+        return f"{name}@{turn + 1}" if turn else name
 
     def _note(self, call: Call, out: Any, written: list[Tensor], data: bool) -> Any:
         labels = any(v.labels for v in call.inputs) and call.name not in LOOKUPS
