@@ -58,13 +58,8 @@ class Layer:
             yield from (p for p in module.parameters() if p.requires_grad)
 
 
-@dataclass(frozen=True, eq=False)
-class Chain:
-    """The layers of a network in forward order.
-
-    Attributes:
-        layers: ``f_1 … f_L``; names are unique.
-    """
+class NamedLayers:
+    """Layers in forward order, each with a name of its own."""
 
     layers: tuple[Layer, ...]
 
@@ -75,16 +70,6 @@ class Chain:
     def names(self) -> list[str]:
         """Layer names in forward order."""
         return [layer.name for layer in self.layers]
-
-    def kinds(self) -> dict[str, str]:
-        """Say how layers are inverted whatever the decoders: of these, decoders decide."""
-        return {}
-
-    def modules(self) -> Iterator[nn.Module]:
-        """Yield the modules of all layers and the modules inside them."""
-        for layer in self.layers:
-            for module in layer.modules:
-                yield from module.modules()
 
     def check_names(self, names: Iterator[str] | Sequence[str], what: str) -> None:
         """Refuse names that are no layer of this chain.
@@ -99,6 +84,27 @@ class Chain:
         for name in names:
             if name not in self.names:
                 raise ValueError(f"{what} names layer {name!r}, but the layers are {', '.join(self.names)}")
+
+
+@dataclass(frozen=True, eq=False)
+class Chain(NamedLayers):
+    """The layers of a network in forward order.
+
+    Attributes:
+        layers: ``f_1 … f_L``; names are unique.
+    """
+
+    layers: tuple[Layer, ...]
+
+    def kinds(self) -> dict[str, str]:
+        """Say how layers are inverted whatever the decoders: of these, decoders decide."""
+        return {}
+
+    def modules(self) -> Iterator[nn.Module]:
+        """Yield the modules of all layers and the modules inside them."""
+        for layer in self.layers:
+            for module in layer.modules:
+                yield from module.modules()
 
 
 def build_chain(model: Model, cut: Cut = "post-activation") -> Chain:

@@ -1,6 +1,6 @@
 """Any module as a network of layers: recorded once, cut, and run by its plan at every step."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
-from targetprop.layers.chain import Chain, Cut, Model, build_chain
+from targetprop.layers.chain import Chain, Cut, Model, NamedLayers, build_chain
 from targetprop.layers.inputs import Stack, call, split_labels
 from targetprop.layers.loss import evaluate_loss
 from targetprop.layers.plan import Plan, make_plan
@@ -24,7 +24,7 @@ from targetprop.peers import Peers
 _TRIES = 3
 
 
-class Network:
+class Network(NamedLayers):
     """A model of any kind as layers.
 
     Args:
@@ -43,31 +43,19 @@ class Network:
         self.style: Cut = style
         self.loss, self.root = loss, self.model if root is None else root
         self._plans: dict[Any, Plan] = {}
-        self.layers: tuple[SegmentLayer, ...] = ()
-
-    def __len__(self) -> int:
-        return len(self.layers)
-
-    @property
-    def names(self) -> list[str]:
-        """Layer names in forward order."""
-        return [layer.name for layer in self.layers]
+        self.layers = ()
 
     def kinds(self) -> dict[str, str]:
         """Say how each layer is inverted: by mirrors of its weights, or where it has none by its own derivative."""
         return {
             layer.name: "mirrored" if any(site.needed for site in layer.segment.sites) else "own derivative"
             for layer in self.layers[1:]
-            if layer.segment is not None
+            if isinstance(layer, SegmentLayer) and layer.segment is not None
         }
 
     def modules(self) -> Iterator[nn.Module]:
         """Yield the model's modules."""
         return self.model.modules()
-
-    def check_names(self, names: Sequence[str], what: str) -> None:
-        """Refuse names that are no layer; see `targetprop.layers.chain.Chain.check_names`."""
-        Chain(self.layers).check_names(names, what)
 
     def stage(self, own: range) -> "Network":
         """Cut out the layers of one process, where layers are whole modules.
