@@ -49,7 +49,7 @@ def compare(
     engine: tp.TargetPropagation, network: nn.Module, loss: nn.Module, x: Tensor, y: Tensor
 ) -> tuple[list[float], float]:
     """Compare ``.grad`` with back-propagation's, layer by layer, and leave it in place; return that one's time too."""
-    layers = [list(layer.parameters()) for layer in engine.chain.layers]
+    layers = [list(layer.parameters()) for layer in engine.network.layers]
     found = [[p.grad for p in layer] for layer in layers]
     network.zero_grad()
     start = perf_counter()
@@ -88,7 +88,7 @@ def run(decoder: Any, arguments: argparse.Namespace, data: Any) -> dict[str, Any
         optimizer.step()
     last = [look["cosines"] for look in looks[-arguments.last :]]
     return {
-        "decoder": str(decoder), "layers": engine.chain.names, "looks": looks,
+        "decoder": str(decoder), "layers": engine.network.names, "looks": looks,
         "mean": [statistics.mean(column) for column in zip(*last, strict=True)],
         "least": [min(column) for column in zip(*last, strict=True)],
         "time": statistics.median(look["time"] for look in looks),

@@ -156,7 +156,7 @@ def train(name: str, methods: list[Any], data: RealData, arguments: Any, seed: i
         losses = [statistics.mean(s.losses[-20:]) for s in (sides[0], side)]
         least = min(by_tensor, key=by_tensor.__getitem__)
         rows.append({
-            "model": name, "method": str(method), "seed": seed, "layers": len(side.engine.chain),
+            "model": name, "method": str(method), "seed": seed, "layers": len(side.engine.network),
             "parameters": sum(p.numel() for p in model.parameters()), "backprop_loss": losses[0], "loss": losses[1],
             "ratio": losses[1] / losses[0], "least_cosine": by_tensor[least], "least_tensor": least,
             "backprop_seconds": statistics.median(sides[0].seconds), "seconds": statistics.median(side.seconds),

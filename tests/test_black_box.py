@@ -54,7 +54,7 @@ def bound(make, inputs: tuple[int, ...], n: int = 6) -> tuple:
     x = rand(n, *inputs)
     engine = tp.TargetPropagation(model, nn.MSELoss(), example_input=x, method="dtp", seed=0)
     assert engine.kinds() == {"1": f"linearised, w=1, damping={FALLBACK_DAMPING:g}"}
-    record = run_forward(engine.chain, x)
+    record = run_forward(engine.network, x)
     return engine.bank.inverse(record.layers[1]), record.layers[1]
 
 

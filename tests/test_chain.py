@@ -12,7 +12,7 @@ from targetprop.layers.forward_pass import run_forward
 
 
 def kinds(chain: tp.Chain) -> dict[str, list[str]]:
-    return {layer.name: [type(m).__name__ for m in layer.modules] for layer in chain.layers}
+    return {layer.name: [type(m).__name__ for m in layer.modules] for layer in network.layers}
 
 
 def block() -> nn.Sequential:
@@ -59,7 +59,7 @@ def test_the_composition_is_the_model_and_replay_is_the_forward_pass(name: str, 
     model, x = case.build(), case.batch()
     chain = tp.build_chain(model, cut=cut)
     torch.manual_seed(4)
-    record = run_forward(chain, x, keep_inner=True)
+    record = run_forward(network, x, keep_inner=True)
     torch.manual_seed(4)
     assert torch.allclose(record.output, run(model, x), rtol=1e-14, atol=1e-15)
     for layer in record.layers:
@@ -67,7 +67,7 @@ def test_the_composition_is_the_model_and_replay_is_the_forward_pass(name: str, 
         assert torch.equal(layer.inner[-1], layer.y)
         few = layer.head(2)
         assert torch.allclose(few.f(few.x), layer.h[:2], rtol=1e-13, atol=1e-14)
-    assert {id(p) for layer in chain.layers for p in layer.parameters()} == {id(p) for p in parameters(model)}
+    assert {id(p) for layer in network.layers for p in layer.parameters()} == {id(p) for p in parameters(model)}
     assert not any(layer.x.requires_grad for layer in record.layers)
 
 
@@ -114,9 +114,9 @@ class Residual(nn.Module):
 def test_a_block_that_hides_what_cannot_be_repeated_is_named(inner: nn.Module) -> None:
     chain, x = tp.build_chain([nn.Linear(3, 3), Residual(inner)]), torch.ones(4, 3)
     with pytest.raises(ValueError, match=f"layer 1: Residual holds {type(inner).__name__}, .*register_replay"):
-        run_forward(chain, x)
+        run_forward(network, x)
     inner.eval()
-    layer = run_forward(chain, x).layers[1]
+    layer = run_forward(network, x).layers[1]
     assert torch.equal(layer.f(layer.x), layer.h)
 
 

@@ -98,7 +98,7 @@ def test_methods_and_cuts_can_be_chosen() -> None:
     chain = tp.TargetPropagation(
         model, nn.MSELoss(), example_input=torch.ones(2, 4), method=tp.method("l-drl", cut="pre-activation")
     ).chain
-    assert [[call.name for call in layer.segment.calls] for layer in chain.layers] == [["linear"], ["tanh", "linear"]]
+    assert [[call.name for call in layer.segment.calls] for layer in network.layers] == [["linear"], ["tanh", "linear"]]
     assert tp.check(model, torch.ones(2, 4), "fw-dtp").layers[1].inverse == "fixed"
     assert tp.check(model, torch.ones(2, 4), "ddtp-linear").layers[1].inverse == "direct feedback, learned"
     assert tp.check(model, torch.ones(2, 4), "drl").layers[1].local

@@ -61,7 +61,7 @@ def test_contraction_is_the_largest_singular_value_on_the_smaller_side(rule) -> 
     x, y = rand(7, 4), torch.arange(7) % 3
     engine = build(mlp(4, 3, 5, 3), x, decoder=tp.Fixed(), inversion=rule)
     found = inspect_targets(engine, x, y).layers
-    record, alpha = run_forward(engine.chain, x), getattr(rule, "alpha", 1.0)
+    record, alpha = run_forward(engine.network, x), getattr(rule, "alpha", 1.0)
     for index in (1, 2):
         layer, quality = record.layers[index], found[index].inverse
         jf, jg = layer_jacobian(layer), jacobian_of(engine.bank.inverse(record.layers[index]), layer.h)
@@ -76,7 +76,7 @@ def test_contraction_of_direct_inversion_is_at_the_decoded_point() -> None:
     x = rand(7, 4)
     engine = build(mlp(4, 6, 5, 3), x, decoder=tp.Fixed(), inversion=tp.Direct())
     quality = inspect_targets(engine, x, torch.arange(7) % 3).layers[1].inverse
-    record = run_forward(engine.chain, x)
+    record = run_forward(engine.network, x)
     layer, g = record.layers[1], engine.bank.inverse(record.layers[1])
     product = jacobian_of(lambda u: layer.f(g(u)), layer.h)
     eye = torch.eye(5, dtype=DTYPE)
@@ -86,7 +86,7 @@ def test_contraction_of_direct_inversion_is_at_the_decoded_point() -> None:
 def test_contraction_of_exact_decoders_needs_no_derivative_of_their_solver(short_trials) -> None:
     x = rand(7, 4)
     engine = build(mlp(4, 3, 5, 3), x, decoder=tp.Exact(w=1.0, damping=0.3), inversion=tp.OutputSpace(steps=2))
-    record = run_forward(engine.chain, x)
+    record = run_forward(engine.network, x)
     for layer, found in zip(record.layers[1:], inspect_targets(engine, x, torch.arange(7) % 3).layers[1:], strict=True):
         jacobian = layer_jacobian(layer)
         smallest = torch.linalg.svdvals(jacobian)[:, -1].detach()
@@ -98,7 +98,7 @@ def test_contraction_of_regularised_inversion_is_of_its_own_step() -> None:
     x, rule = rand(7, 4), tp.Regularised(steps=3, alpha=0.4, damping=0.2)
     engine = build(mlp(4, 6, 5, 3), x, decoder=tp.NoDecoder(), inversion=rule)
     found = inspect_targets(engine, x, torch.arange(7) % 3).layers[1].inverse
-    jacobian = layer_jacobian(run_forward(engine.chain, x).layers[1])
+    jacobian = layer_jacobian(run_forward(engine.network, x).layers[1])
     step, eye = jacobian.mT @ jacobian + 0.2 * torch.eye(6, dtype=DTYPE), torch.eye(6, dtype=DTYPE)
     same_factors(found, largest(eye - 0.4 * step), largest(eye - 0.2 * step), rel=0.01)
     assert found.kind == "none, regularised" and found.space == "input"
@@ -108,7 +108,7 @@ def test_composite_inverses_are_measured_against_all_layers_above() -> None:
     x = rand(7, 4)
     engine = build(mlp(4, 6, 5, 3), x, decoder=tp.DirectFeedback(), propagation="composite")
     found = inspect_targets(engine, x, torch.arange(7) % 3).layers[1].inverse
-    record = run_forward(engine.chain, x)
+    record = run_forward(engine.network, x)
     forward = layer_jacobian(record.layers[2]) @ layer_jacobian(record.layers[1])
     product = forward @ jacobian_of(engine.bank.composite(record.layers[1:]), record.output)
     eye = torch.eye(3, dtype=DTYPE)
@@ -124,11 +124,11 @@ def test_transposes_point_where_back_propagation_does(network: str) -> None:
     x, y = case.batch(), CROSS_ENTROPY.labels(5)
     engine = build(case.build(), x, decoder=TRANSPOSE, cut=case.cut, output_target=DIFFERENTIAL)
     found = inspect_targets(engine, x, y)
-    assert [layer.name for layer in found.layers] == engine.chain.names
+    assert [layer.name for layer in found.layers] == engine.network.names
     assert all(layer.angle_backprop < 1e-4 and (layer.angle_gradient or 0.0) < 1e-4 for layer in found.layers)
     assert sum(layer.angle_gradient is not None for layer in found.layers) >= 2
     assert found.layers[0].inverse is None and all(layer.inverse for layer in found.layers[1:])
-    assert found.loss == pytest.approx(float(CROSS_ENTROPY.loss(run_forward(engine.chain, x).output, y)))
+    assert found.loss == pytest.approx(float(CROSS_ENTROPY.loss(run_forward(engine.network, x).output, y)))
 
 
 def test_exact_inverses_of_an_invertible_network_point_where_gauss_newton_does() -> None:
@@ -138,7 +138,7 @@ def test_exact_inverses_of_an_invertible_network_point_where_gauss_newton_does()
     assert all(layer.angle_gauss_newton < 1e-2 for layer in layers)
     assert layers[0].angle_backprop > 5
     assert all(layer.inverse.residual < 1e-3 and layer.inverse.converged == 1 for layer in layers[1:])
-    record = run_forward(engine.chain, x)
+    record = run_forward(engine.network, x)
     change = engine.method.output_target(record.output, torch.arange(6) % 3, engine.loss).delta
     jacobian = layer_jacobian(record.layers[2]) @ layer_jacobian(record.layers[1])
     delta = torch.linalg.solve(jacobian, change)
@@ -283,7 +283,7 @@ def test_the_gradient_is_what_the_next_step_would_write(short_trials) -> None:
     for p in net.parameters():
         p.grad = None
     engine.backward(x, y)
-    for layer, measured in zip(engine.chain.layers, found, strict=True):
+    for layer, measured in zip(engine.network.layers, found, strict=True):
         group = list(layer.parameters())
         slopes = torch.autograd.grad(CROSS_ENTROPY.loss(net(x), y), group)
         written, slope = (torch.cat([t.flatten() for t in ts])[None] for ts in ([p.grad for p in group], slopes))

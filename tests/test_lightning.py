@@ -213,11 +213,11 @@ def test_models_of_other_forms_and_decoders_of_the_users_own(tmp_path):
     layers = [nn.Sequential(nn.Linear(6, 12), nn.Tanh()), nn.Linear(12, 2)]
     module = make(layers, method="dtp", decoders={"1": nn.Linear(2, 12)})
     trainer(tmp_path).fit(module, data())
-    assert module.engine.chain.names == ["0", "1"] and torch.equal(module.model[1].weight, layers[1].weight)
+    assert module.engine.network.names == ["0", "1"] and torch.equal(module.model[1].weight, layers[1].weight)
     assert set(module.state_dict()) == {f"model.{name}" for name in nn.Sequential(*layers).state_dict()}
     module = make({"a": nn.Linear(6, 4), "b": nn.Linear(4, 2)})
     trainer(tmp_path, max_epochs=1).fit(module, data())
-    assert module.engine.chain.names == ["a", "b"]
+    assert module.engine.network.names == ["a", "b"]
 
 
 # Refusals.

@@ -93,7 +93,7 @@ def test_exact_mirrors_give_the_gradients_of_backpropagation(name: str) -> None:
     engine = engine_with_exact_mirrors(name, model, x)
     torch.manual_seed(1)
     report = engine.backward(x, y)
-    assert len(engine.chain) >= 1 and report.skipped is None
+    assert len(engine.network) >= 1 and report.skipped is None
     expected, got = gradients(reference), gradients(model)
     assert got.keys() == expected.keys()
     size = torch.stack([g.norm() for g in expected.values()]).norm()

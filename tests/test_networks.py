@@ -160,7 +160,7 @@ def transpose_every_map(engine: tp.TargetPropagation, x: torch.Tensor, sign: flo
     """Copy the forward weights into the decoders' maps, or the mirrors, and see to it that none is left out."""
     done = 0
     if isinstance(engine.bank, LayerBank):
-        for layer in engine.chain.layers[1:]:
+        for layer in engine.network.layers[1:]:
             for part, module in zip(engine.bank.decoder(layer.name).parts, layer.modules, strict=True):
                 for decoder, of in learned_maps(part, module):
                     linear = isinstance(decoder, LinearDecoder)
@@ -228,7 +228,7 @@ def test_the_mean_over_a_sequence_is_decoded_by_its_transpose_or_pseudo_inverse(
     layers, x = [nn.Linear(3, 3).to(DTYPE), MeanPool()], rand(4, 5, 3)
     method = tp.Method(decoder=tp.Denoising(activation=style))
     engine = tp.TargetPropagation(layers, nn.MSELoss(), example_input=x, method=method)
-    layer = (record := run_forward(engine.chain, x)).layers[1]
+    layer = (record := run_forward(engine.network, x)).layers[1]
     J, g = diagnostics.layer_jacobian(layer), engine.bank.inverse(record.layers[1])
     change = rand(4, 3, seed=1)
     wanted = (J.mT if style == "transpose" else torch.linalg.pinv(J)) @ change.unsqueeze(2)

@@ -60,7 +60,7 @@ def inverse(modules: list[nn.Module], x: Tensor, style: str = "transpose"):
     method = tp.Method(decoder=tp.Denoising(activation=style))
     layers = [nn.Linear(x.shape[-1], x.shape[-1]).to(DTYPE), nn.Sequential(*modules).to(DTYPE)]
     engine = tp.TargetPropagation(layers, nn.MSELoss(), example_input=x, method=method, seed=0)
-    record = run_forward(engine.chain, x)
+    record = run_forward(engine.network, x)
     return engine, record.layers[1], engine.bank.inverse(record.layers[1])
 
 

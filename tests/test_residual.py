@@ -145,7 +145,7 @@ def test_the_identity_inverts_a_contractive_block_at_the_rate_of_its_branch(rho:
         model, nn.MSELoss(), example_input=rand(4, 3), method=tp.Method(decoder=tp.Denoising(), inversion=rule)
     )
     assert engine.bank.kinds() == {"1": "identity"}
-    record = run_forward(engine.chain, rand(4, 3))
+    record = run_forward(engine.network, rand(4, 3))
     layer, g = record.layers[1], engine.bank.inverse(record.layers[1])
     wanted = layer.x + 0.5 * rand(4, 5, seed=1)
     with torch.no_grad():
@@ -191,7 +191,7 @@ def test_a_shortcut_is_decoded_by_the_decoder_of_its_modules() -> None:
     engine = tp.TargetPropagation(model, nn.MSELoss(), example_input=rand(4, 3).float(), method="dtp")
     assert engine.bank.kinds() == {"1": "learned"}
     assert [tuple(p.shape) for p in engine.bank.parameters()] == [(4, 6), (4,)]
-    record = run_forward(engine.chain, rand(4, 3).float())
+    record = run_forward(engine.network, rand(4, 3).float())
     V, c = engine.bank.parameters()
     assert torch.allclose(engine.bank.inverse(record.layers[1])(record.output), record.output @ V.T + c)
 
@@ -231,7 +231,7 @@ def test_a_correction_starts_at_zero_and_learns_the_transpose_of_the_block() -> 
     objective = tp.DifferenceReconstruction(w=0.0, damping=1.0, activation="transpose", lr=2e-3, updates=600)
     model, x = [nn.Linear(4, 4).to(DTYPE), block.to(DTYPE)], 0.3 * rand(64, 4)
     engine = tp.TargetPropagation(model, nn.MSELoss(), example_input=x, method=tp.Method(decoder=objective), seed=0)
-    record = run_forward(engine.chain, x)
+    record = run_forward(engine.network, x)
     layer, g, change = record.layers[1], engine.bank.inverse(record.layers[1]), rand(64, 4, seed=1)
     assert torch.equal(g.difference(layer.h, change), change)
     engine.train_decoders(x)

@@ -53,7 +53,7 @@ def test_a_sweep_carries_the_target_down_by_one_layer() -> None:
     model, delta, x = invertible(depth=4), 0.05 * rand(5, 3, seed=2), rand(5, 3)
     method = tp.Method(decoder=tp.Fixed(), propagation="joint", inversion=tp.InputSpace(steps=3, tolerance=0.0))
     engine = tp.TargetPropagation(model, nn.MSELoss(), example_input=x, method=method, seed=0)
-    record = run_forward(engine.chain, x)
+    record = run_forward(engine.network, x)
     moved: list[bool] = []
     for layer in record.layers[1:]:
         layer.layer.modules[0].register_forward_pre_hook(
@@ -138,7 +138,7 @@ def test_composite_decoders_are_chained_in_their_differential_form() -> None:
     model, x = case.build(), case.batch()
     method = tp.Method(decoder=tp.Denoising(activation="inverse"))
     engine = tp.TargetPropagation(model, nn.MSELoss(), example_input=x, method=method, seed=0)
-    record = run_forward(engine.chain, x)
+    record = run_forward(engine.network, x)
     with torch.no_grad():
         G = engine.bank.composite(record.layers[1:])
         assert (G(record.output) - record.layers[1].x).abs().max() < 1e-14

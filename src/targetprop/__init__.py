@@ -16,7 +16,6 @@ from targetprop.decoders import (
     Ridge,
     WeightMirror,
     register_decoder,
-    register_pullback,
 )
 from targetprop.engine import TargetPropagation
 from targetprop.influence import Influence, normalise
@@ -31,9 +30,7 @@ from targetprop.inversion import (
     Status,
     invert,
 )
-from targetprop.layers.chain import Chain, Layer, build_chain
-from targetprop.layers.replay import ReplayState, register_replay
-from targetprop.layers.residual import Residual
+from targetprop.layers import Residual
 from targetprop.methods import METHODS, Method, method
 from targetprop.output_target import GaussNewtonStep, GradientStep, LabelTarget
 from targetprop.parallel import Placement
@@ -44,7 +41,6 @@ __version__ = "0.1.0"
 
 __all__ = [
     "METHODS",
-    "Chain",
     "Check",
     "DeltaRule",
     "Denoising",
@@ -62,14 +58,12 @@ __all__ = [
     "InputSpace",
     "Krylov",
     "LabelTarget",
-    "Layer",
     "LeastSquares",
     "Method",
     "NoDecoder",
     "OutputSpace",
     "Placement",
     "Regularised",
-    "ReplayState",
     "Residual",
     "Ridge",
     "Solution",
@@ -77,12 +71,9 @@ __all__ = [
     "StepReport",
     "TargetPropagation",
     "WeightMirror",
-    "build_chain",
     "check",
     "invert",
     "method",
     "normalise",
     "register_decoder",
-    "register_pullback",
-    "register_replay",
 ]

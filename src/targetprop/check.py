@@ -8,8 +8,6 @@ layer  modules  in  out  inverted by  decoder parameters  local
 0      linear   4   8    none needed  0                   yes
 2      linear   8   3    mirrored     24                  yes
 method iterated, cut post-activation: supported
->>> print(check(nn.Sequential(nn.Linear(4, 3), nn.ReLU(inplace=True)), torch.zeros(2, 4), "dtp").refusal)
-layer 0: ReLU(inplace=True) would overwrite the activations that targets are measured against; set inplace=False
 """
 
 from collections.abc import Mapping
@@ -17,14 +15,11 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from targetprop.decoders import LayerBank
 from targetprop.engine import TargetPropagation
 from targetprop.inversion import Iteration, Krylov
-from targetprop.layers import LayerRecord, Network
-from targetprop.layers.chain import Cut, Model
-from targetprop.layers.forward_pass import check_repeatable, evaluating, run_forward
+from targetprop.layers import Cut, LayerRecord, Model
 from targetprop.layers.sites import tensors_in
 from targetprop.methods import Method
 from targetprop.methods import method as find_method
@@ -101,8 +96,7 @@ def check(model: Model, example_input: Any, method: str | Method = "iterated", c
     chosen = find_method(method) if isinstance(method, str) else method
     chosen = chosen if cut is None else replace(chosen, cut=cut)
     try:
-        loss = _any_loss if chosen.decoder.mirrors else nn.MSELoss()
-        engine = TargetPropagation(model, loss, example_input=example_input, method=chosen, seed=0)
+        engine = TargetPropagation(model, _any_loss, example_input=example_input, method=chosen, seed=0)
         layers = _look(engine, example_input)
     except (ValueError, TypeError) as error:
         return Check(chosen.name, chosen.cut, (), str(error))
@@ -112,43 +106,27 @@ def check(model: Model, example_input: Any, method: str | Method = "iterated", c
 def _look(engine: TargetPropagation, x: Any) -> tuple[LayerCheck, ...]:
     if not isinstance(engine, TargetPropagation):  # the baseline has no layers
         return ()
-    if isinstance(engine.chain, Network):
-        return _look_at_step(engine, x)
-    for layer in engine.chain.layers:
-        for module in layer.modules:
-            check_repeatable(layer, module)
-    with evaluating(engine.chain), torch.no_grad():
-        record = run_forward(engine.chain, x[:2])
-    kinds, rule = engine.bank.kinds(), engine.method.inversion
-    rows = []
-    for index, layer in enumerate(record.layers):
-        kind = kinds.get(layer.name, "none needed" if index == 0 else f"{rule.name}: derivative of the layer")
-        local = index == 0 or not ("linearised" in kind or "derivative" in kind)
-        if kind in ("identity", "fixed") and isinstance(rule, Iteration | Krylov):
-            kind = f"{kind}, iterated"
-        bank = engine.bank
-        count = bank.count(layer.name) if index and isinstance(bank, LayerBank) and kinds else 0
-        rows.append(_check_of(layer, kind, count, local))
-    return tuple(rows)
+    return _look_at_step(engine, x)
 
 
 def _look_at_step(engine: TargetPropagation, x: Any) -> tuple[LayerCheck, ...]:
     """Take a whole step, and leave nothing of it."""
-    assert isinstance(engine.chain, Network)
-    gradients = [(p, p.grad) for p in engine.chain.model.parameters()]
+    gradients = [(p, p.grad) for p in engine.network.model.parameters()]
     try:
-        with engine.chain.undone():
+        with engine.network.undone():
             record = engine.record(x)
             engine.backward(x, None)
     finally:
         for p, gradient in gradients:
             p.grad = gradient
-    kinds, seen, rows = engine.chain.kinds(), set(), []
+    kinds, rule, rows = engine.kinds(), engine.method.inversion, []
     for layer in record.layers:
-        mirrors = {use.site.key: use.base.numel() for use in layer.maps if use.site.needed} if rows else {}
-        count = sum(size for key, size in mirrors.items() if key not in seen)
-        seen |= mirrors.keys()
-        rows.append(_check_of(layer, kinds.get(layer.name, "none needed"), count, local=True))
+        kind = kinds.get(layer.name, f"{rule.name}: derivative of the layer" if rows else "none needed")
+        local = not ("linearised" in kind or "derivative of" in kind)
+        if kind == "fixed" and isinstance(rule, Iteration | Krylov):
+            kind = f"{kind}, iterated"
+        count = engine.bank.count(layer.name) if rows else 0
+        rows.append(_check_of(layer, kind, count, local))
     return tuple(rows)
 
 

@@ -15,23 +15,20 @@ from targetprop.checks import (
     check_sweeps,
     first_tensor,
 )
-from targetprop.decoders import OptimizerFactory
-from targetprop.derivatives import check_derivatives
+from targetprop.decoders import OptimizerFactory, registered
 from targetprop.engine_state import collect_state, gather_layers, restore_state
 from targetprop.finite import RunningStatistics
 from targetprop.forward import Forward, run_example
 from targetprop.generators import Generators
 from targetprop.layers import (
-    Chain,
     Model,
     Network,
     Record,
-    build_chain,
     check_whereabouts,
-    evaluating,
     whereabouts,
 )
 from targetprop.layers.sites import tensors_in
+from targetprop.layers.undone import evaluating
 from targetprop.methods import Method
 from targetprop.methods import method as find_method
 from targetprop.output_target import Loss
@@ -50,8 +47,7 @@ class TargetPropagation:
     modules, optimiser and loop stay as they are: only ``.grad`` changes, and it is accumulated.
 
     Args:
-        model: any module, as it is written, for methods whose decoders are mirrors, and for ``"backprop"``; for others
-            an ``nn.Sequential`` (nested or not), or a list or dictionary of modules, one per layer.
+        model: any module, as it is written; or a list or dictionary of modules, each of which becomes one layer.
         loss: ``loss(output, y)``, a scalar; a mean over the batch unless its ``reduction`` is ``"sum"``.
         method: a name from `METHODS` or a `Method`.
         example_input: an input of shape ``(n, …)``, a tuple of inputs or a dictionary of them by keyword; its values do
@@ -73,8 +69,7 @@ class TargetPropagation:
 
     Raises:
         ValueError: a setting or the method is unknown, its parts do not fit the model, the example input does not fit,
-            or a module that autograd cannot differentiate stands where a derivative is needed.
-        TypeError: the method has to cut the model into modules, and it is no sequence of them.
+            or a call that autograd cannot differentiate stands where a derivative is needed.
 
     >>> import torch, targetprop as tp
     >>> from torch import nn
@@ -120,33 +115,32 @@ class TargetPropagation:
         self.method = find_method(method) if isinstance(method, str) else method
         _check(loss, self.method, decoders, seed, on_divergence, example_input)
         self.model, self.loss, self.on_divergence = model, loss, on_divergence
-        mirrors = self.method.decoder.mirrors
-        self.chain = Network(model, self.method.cut, loss) if mirrors else build_chain(model, self.method.cut)
-        self._whereabouts = whereabouts(self.chain)
+        self.network = Network(
+            model, self.method.cut, loss, derivatives=self.method.derivatives, own=_classes(self.method)
+        )
+        self._whereabouts = whereabouts(self.network)
         first = first_tensor(example_input, "example_input")
         check_whereabouts(first, self._whereabouts, self._whereabouts)
         self.peers = connect(process_group, placement, self.method, first.device)
-        self.peers.check_modules(self.chain.modules())
+        self.peers.check_modules(self.network.modules())
         seed = self.peers.first(torch.initial_seed() if seed is None else seed)
-        with evaluating(self.chain):
-            example = run_example(self.chain, example_input)
-            check_sweeps(self.method, len(self.chain))
+        with evaluating(self.network.modules()):
+            example = run_example(self.network, example_input)
+            check_sweeps(self.method, len(self.network))
             with torch.random.fork_rng(devices=[] if first.device.type == "cpu" else None):
                 torch.manual_seed(seed % 2**63)
-                self.bank = self.method.decoder.build(self.chain, example, decoders or {})
-            if isinstance(self.chain, Chain):
-                check_derivatives(self.chain, example, self.bank, self.method.inversion.needs_decoder)
+                self.bank = self.method.decoder.build(self.network, example, decoders or {})
         trainable = [p for p in self.bank.parameters() if p.requires_grad]
         make = decoder_optimizer or self.method.decoder.make_optimizer
         self.decoder_optimizer = make(trainable) if trainable else None
         if decoder_optimizer and trainable:
             check_optimizer(self.decoder_optimizer)
-        self.peers.settle(self.chain, example, self.bank, self.decoder_optimizer)
-        self._forward = Forward(self.chain, self.method, self.bank, self.peers)
+        self.peers.settle(self.network, example, self.bank, self.decoder_optimizer)
+        self._forward = Forward(self.network, self.method, self.bank, self.peers)
         generators = Generators(self.bank.names, seed, first.device)
-        update_state = self.method.update.build(self.chain, example)
+        update_state = self.method.update.build(self.network, example)
         self._parts = Parts(
-            self.method, self.chain, self._forward, loss, self.bank, self.decoder_optimizer, generators, update_state,
+            self.method, self.network, self._forward, loss, self.bank, self.decoder_optimizer, generators, update_state,
             self.peers,
         )  # fmt: skip
         self.peers.start_alike(self._named_tensors())
@@ -174,7 +168,7 @@ class TargetPropagation:
         if not torch.is_grad_enabled():
             raise RuntimeError("backward fills .grad, and gradients are disabled; call it outside torch.no_grad()")
         self._check_batch(x, y)
-        statistics = RunningStatistics(self.chain.modules()) if self.on_divergence == "skip" else None
+        statistics = RunningStatistics(self.network.modules()) if self.on_divergence == "skip" else None
         return settle(take_step(self._parts, x, y, measure=measure), statistics)
 
     def train_decoders(self, x: Any) -> Tensor | None:
@@ -241,29 +235,28 @@ class TargetPropagation:
         Returns:
             Such as "mirrored", "learned", "fixed".
         """
-        return self.bank.kinds() | self.chain.kinds()
+        return self.bank.kinds()
 
     def __str__(self) -> str:
         """Print the method and how each layer is inverted."""
         kinds = self.kinds()
         rows = [
             f"  layer {layer.name:<10} {' → '.join(layer.kinds()):<32} inverse: {kinds.get(layer.name, 'none needed')}"
-            for layer in self.chain.layers
+            for layer in self.network.layers
         ]
         return "\n".join([str(self.method), *rows])
 
     def _check_batch(self, x: Any, y: Any = None) -> None:
-        if isinstance(self.chain, Network):
-            first_tensor(x, "the batch")
-        for tensor in tensors_in(x) if isinstance(self.chain, Network) else (x,):
+        first_tensor(x, "the batch")
+        for tensor in tensors_in(x):
             check_batch(tensor, may_be_empty=True)
-            check_whereabouts(tensor, whereabouts(self.chain), self._whereabouts)
-        self.peers.check_modules(self.chain.modules())
+            check_whereabouts(tensor, whereabouts(self.network), self._whereabouts)
+        self.peers.check_modules(self.network.modules())
         self.peers.check_same(x, y)
 
     def _named_tensors(self) -> dict[str, Tensor]:
         named: dict[str, Tensor] = {}
-        for index, module in enumerate((*self.chain.modules(), self.bank)):
+        for index, module in enumerate((*self.network.modules(), self.bank)):
             named |= {
                 f"{index}.{name}": t
                 for name, t in (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False))
@@ -271,11 +264,15 @@ class TargetPropagation:
         return named
 
 
+def _classes(method: Method) -> tuple[type[nn.Module], ...]:
+    """List the classes whose modules have a decoder of their own, where the method takes decoders."""
+    return () if method.derivatives else registered()
+
+
 def _check(loss: Any, method: Any, decoders: Any, seed: Any, on_divergence: Any, example_input: Any) -> None:
     if on_divergence not in get_args(OnDivergence):
         raise ValueError(f"on_divergence must be 'raise' or 'skip'; got {on_divergence!r}")
     check_arguments(loss, method, decoders, seed)
-    several = method.decoder.mirrors or method.propagation == "backprop"
     first_tensor(example_input, "example_input")
-    for tensor in tensors_in(example_input) if several else (example_input,):
+    for tensor in tensors_in(example_input):
         check_batch(tensor, "example_input")

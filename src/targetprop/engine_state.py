@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from targetprop.checks import check_fits, check_state
-from targetprop.layers import Layer, SegmentLayer
+from targetprop.layers import Layer
 from targetprop.step import Parts
 from targetprop.updates import state_key
 
@@ -17,23 +17,22 @@ def gather_layers(parts: Parts) -> None:
     parts.peers.gather_layers(
         [
             (*layer.modules, *parts.bank.parts(layer.name), *(kept[key] for key in _keys(layer) if key in kept))
-            for layer in parts.chain.layers
+            for layer in parts.network.layers
         ]
     )
 
 
 def _keys(layer: Layer) -> list[str]:
     """List what the statistics of a layer and of its maps are called."""
-    maps = [site.key for site in layer.segment.sites] if isinstance(layer, SegmentLayer) and layer.segment else []
-    return [state_key(name) for name in (layer.name, *maps)]
+    return [state_key(name) for name in (layer.name, *(site.key for site in layer.segment.sites))]
 
 
 def collect_state(parts: Parts) -> dict[str, Any]:
     """Collect decoders, their optimiser, update statistics and random states of all processes."""
     gather_layers(parts)
-    own = parts.peers.own(len(parts.chain))
-    keys = {key for layer in parts.chain.layers[own.start : own.stop] for key in _keys(layer)}
-    known = {key for layer in parts.chain.layers for key in _keys(layer)}
+    own = parts.peers.own(len(parts.network))
+    keys = {key for layer in parts.network.layers[own.start : own.stop] for key in _keys(layer)}
+    known = {key for layer in parts.network.layers for key in _keys(layer)}
     mine = {n: g.get_state() for n, g in parts.generators.items() if state_key(n) in keys or state_key(n) not in known}
     optimizer = None if parts.decoder_optimizer is None else parts.decoder_optimizer.state_dict()
     return {

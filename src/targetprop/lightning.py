@@ -13,7 +13,7 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from targetprop.decoders import OptimizerFactory
 from targetprop.engine import TargetPropagation
-from targetprop.layers.chain import Model
+from targetprop.layers import Model
 from targetprop.methods import Method
 from targetprop.output_target import Loss
 from targetprop.step_report import StepReport

@@ -27,7 +27,7 @@ from targetprop.decoders import (
 )
 from targetprop.influence import Influence
 from targetprop.inversion import Difference, Direct, InputSpace, Inversion, Krylov, OutputSpace, Regularised
-from targetprop.layers.chain import Cut
+from targetprop.layers import Cut
 from targetprop.output_target import GradientStep, LabelTarget, OutputTarget
 from targetprop.settings import check_types
 from targetprop.targets import Propagation
@@ -74,6 +74,11 @@ class Method:
             raise ValueError("direct feedback maps the output to every layer; choose the propagation 'composite'")
         if self.inversion.needs_decoder and isinstance(self.decoder, NoDecoder) and self.propagation != "backprop":
             raise ValueError(f"inversion {self.inversion.name!r} needs decoders; choose a decoder objective")
+
+    @property
+    def derivatives(self) -> bool:
+        """Whether changes go down through the derivatives of layers, by their decoders or for want of any."""
+        return self.decoder.derivatives or not self.inversion.needs_decoder
 
     def __str__(self) -> str:
         """Print the recipe, a line per part."""

@@ -49,8 +49,8 @@ class Peers:
         """Take a whole number from the first process."""
         return number
 
-    def settle(self, chain: Any, example: Any, bank: Any, optimizer: Any) -> None:
-        """Learn from a chain, a forward pass on an example, decoders and their optimiser who works on what."""
+    def settle(self, network: Any, example: Any, bank: Any, optimizer: Any) -> None:
+        """Learn from a network, a forward pass on an example, decoders and their optimiser who works on what."""
 
     # The forward pass: from the processes of lower layers to those of higher ones.
 

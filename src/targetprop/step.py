@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from targetprop.decoders import Bank
 from targetprop.finite import BAD_TARGET, Look, not_finite
-from targetprop.layers import Layered, Record
+from targetprop.layers import Network, Record
 from targetprop.methods import Method
 from targetprop.output_target import Loss
 from targetprop.peers import Peers
@@ -24,7 +24,7 @@ class Parts:
 
     Attributes:
         method: the recipe.
-        chain: the layers.
+        network: the layers.
         forward: runs the model on inputs, with labels if there are any, into a record of its layers.
         loss: the user's loss.
         bank: the decoders.
@@ -35,7 +35,7 @@ class Parts:
     """
 
     method: Method
-    chain: Layered
+    network: Network
     forward: Callable[..., Record]
     loss: Loss
     bank: Bank

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from targetprop.decoders import Bank, Inverse, Objective
 from targetprop.decoders.objective import Generators
 from targetprop.decoders.proposal import Proposal
-from targetprop.layers import Layered, LayerRecord, Record
+from targetprop.layers import Network, LayerRecord, Record
 
 Alter = Callable[[Inverse], Inverse]
 
@@ -33,9 +33,9 @@ class Altered(Objective):
         """Whether the objective's decoders are mirrors."""
         return self.objective.mirrors
 
-    def build(self, chain: Layered, example: Record, custom: Mapping[str, nn.Module]) -> Bank:
+    def build(self, network: Network, example: Record, custom: Mapping[str, nn.Module]) -> Bank:
         """Build the objective's decoders; see `Objective.build`."""
-        return _AlteredBank(self.objective.build(chain, example, custom), self.alter)
+        return _AlteredBank(self.objective.build(network, example, custom), self.alter)
 
     def propose(
         self, bank: Bank, record: Record, optimizer: torch.optim.Optimizer | None, generators: Generators

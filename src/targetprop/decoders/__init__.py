@@ -1,8 +1,5 @@
-"""Approximate inverses: a registry by module class, one file per layer family, their objectives and training."""
+"""Approximate inverses: decoders of layers, what they learn, and mirrors of weights."""
 
-from torch import nn
-
-from targetprop.decoders import activation, conv, group_norm, linear, norm, pool, residual, shape  # noqa: F401 — fills the registry
 from targetprop.decoders.bank import Bank, DirectBank, LayerBank
 from targetprop.decoders.denoising import Denoising
 from targetprop.decoders.difference_reconstruction import DifferenceReconstruction, difference_loss
@@ -13,13 +10,8 @@ from targetprop.decoders.mirror import WeightMirror
 from targetprop.decoders.mirror_bank import MirrorBank
 from targetprop.decoders.objective import Learned, Objective, OptimizerFactory
 from targetprop.decoders.probes import unfold
-from targetprop.decoders.pullback import pulled_back, register_pullback
-from targetprop.decoders.registry import ModuleDecoder, Style, find_builder, register_decoder
-from targetprop.decoders.residual import IdentityDecoder
+from targetprop.decoders.registry import Style, register_decoder, registered
 from targetprop.decoders.untrained import Exact, Fixed, NoDecoder, Ridge
-
-# What a target can be carried through value by value.
-ELEMENTWISE = (*activation.ELEMENTWISE, nn.Identity, nn.Dropout, nn.Flatten, nn.Unflatten)
 
 OBJECTIVES: dict[str, type[Objective]] = {
     objective.name: objective
@@ -30,7 +22,6 @@ OBJECTIVES: dict[str, type[Objective]] = {
 }  # fmt: skip
 
 __all__ = [
-    "ELEMENTWISE",
     "OBJECTIVES",
     "Bank",
     "Denoising",
@@ -40,14 +31,12 @@ __all__ = [
     "Exact",
     "Fixed",
     "GlobalReconstruction",
-    "IdentityDecoder",
     "Inverse",
     "LayerBank",
     "LayerDecoder",
     "Learned",
     "LinearisedDecoder",
     "MirrorBank",
-    "ModuleDecoder",
     "NoDecoder",
     "Objective",
     "OptimizerFactory",
@@ -55,9 +44,7 @@ __all__ = [
     "Style",
     "WeightMirror",
     "difference_loss",
-    "find_builder",
-    "pulled_back",
     "register_decoder",
-    "register_pullback",
+    "registered",
     "unfold",
 ]

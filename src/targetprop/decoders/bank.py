@@ -1,4 +1,4 @@
-"""All decoders of a chain by the name of the layer that each inverts; the first layer has none."""
+"""All decoders of a network by the name of the layer that each inverts; the first layer has none."""
 
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
@@ -6,21 +6,17 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from targetprop.decoders.conv_form import ConvForm, conv_form
-from targetprop.decoders.layer import DiagonalForm, Inverse, LayerDecoder, WholeLayerDecoder, build_layer_decoder
-from targetprop.decoders.linear import LinearDecoder
+from targetprop.decoders.affine import AffineDecoder
+from targetprop.decoders.closed_form import Form, find_form
+from targetprop.decoders.layer import Inverse, LayerDecoder, WholeLayerDecoder
 from targetprop.decoders.linearised import LinearisedDecoder
-from targetprop.decoders.registry import Style
-from targetprop.decoders.residual import IdentityDecoder
-from targetprop.decoders.shape import Rearrange
-from targetprop.layers import Layered, LayerRecord, Record
+from targetprop.layers import LayerRecord, Network, Record
 
-FALLBACK_DAMPING = 0.1
 Bindable = LayerDecoder | LinearisedDecoder
 
 
 class Bank(nn.Module):
-    """The decoders of a chain; `composite` serves every bank, `inverse` those that go layer by layer.
+    """The decoders of a network; `composite` serves every bank, `inverse` those that go layer by layer.
 
     Attributes:
         names: what each decoder is called; the noise that trains it has a source of its own by that name.
@@ -50,18 +46,6 @@ class Bank(nn.Module):
             ``G``, from the output space to the input space of the lowest of them.
         """
 
-    def mirror(self, key: str, weight: Tensor) -> Tensor | None:
-        """Find the mirror of a weight; None where the bank has none, and the backward pass reads the weight.
-
-        Args:
-            key: the weight's key.
-            weight: the weight.
-
-        Returns:
-            ``V``, shape of the weight, or None.
-        """
-        return None
-
     def kinds(self) -> dict[str, str]:
         """Say in a word how each layer is inverted, keyed by layer name."""
         return {}
@@ -69,6 +53,10 @@ class Bank(nn.Module):
     def parts(self, name: str) -> list[nn.Module]:
         """List what belongs to the decoder of one layer alone, by the layer's name."""
         return []
+
+    def count(self, name: str) -> int:
+        """Count the numbers that the decoder of a layer, given by name, learns."""
+        return sum(p.numel() for part in self.parts(name) for p in part.parameters() if p.requires_grad)
 
     def learns(self, name: str) -> bool:
         """Say whether the decoder of a layer, given by name, has a trainable parameter."""
@@ -92,7 +80,6 @@ class LayerBank(Bank):
         self.layers = nn.ModuleDict({_key(name): decoder for name, decoder in decoders.items()})
         self.moments = nn.ModuleDict()
         self.names = names[1:]
-        self.mirrored: set[str] = set()  # layers whose decoders learn, but by no optimiser
 
     def decoder(self, name: str) -> Bindable:
         """Find the decoder of one layer by the layer's name."""
@@ -132,30 +119,14 @@ class LayerBank(Bank):
         """Keep running moments for the decoder of a layer."""
         self.moments[_key(name)] = moments
 
-    def single_linear(self, name: str) -> LinearDecoder | None:
-        """Find the affine map that is, up to rearrangement, the whole decoder of a layer; None if it is another."""
-        parts = list(self.decoder(name).children())
-        parts = list(parts[0].children()) if parts and isinstance(parts[0], nn.ModuleList) else []
-        rest = [part for part in parts if not isinstance(part, Rearrange)]
-        return rest[0] if len(rest) == 1 and isinstance(rest[0], LinearDecoder) else None
-
-    def diagonal_form(self, layer: LayerRecord) -> DiagonalForm | None:
-        """Write the linear part of a layer's decoder as ``D_1 V D_2``; None if it has another form."""
+    def form(self, layer: LayerRecord) -> Form | None:
+        """Write the linear part of a layer's decoder as ``A V B``; None if it has another form."""
         decoder = self.decoder(layer.name)
-        return decoder.diagonal_form(layer) if isinstance(decoder, LayerDecoder) else None
-
-    def conv_form(self, layer: LayerRecord) -> ConvForm | None:
-        """Write the linear part of a layer's decoder as ``A V B`` with a convolution ``V``; None if it is another."""
-        decoder = self.decoder(layer.name)
-        return conv_form(decoder, layer) if isinstance(decoder, LayerDecoder) else None
+        return find_form(decoder.parts(layer)) if isinstance(decoder, LayerDecoder) else None
 
     def learns(self, name: str) -> bool:
         """Look for trainable parameters; see `Bank.learns`."""
-        return name not in self.mirrored and any(p.requires_grad for p in self.decoder(name).parameters())
-
-    def count(self, name: str) -> int:
-        """Count the numbers that the decoder of a layer learns."""
-        return sum(p.numel() for p in self.decoder(name).parameters() if p.requires_grad or name in self.mirrored)
+        return any(p.requires_grad for p in self.decoder(name).parameters())
 
     def kinds(self) -> dict[str, str]:
         """Say in a word how each layer is inverted; see `Bank.kinds`."""
@@ -164,13 +135,11 @@ class LayerBank(Bank):
             decoder = self.decoder(name)
             if isinstance(decoder, LinearisedDecoder):
                 found[name] = f"linearised, w={decoder.w:g}, damping={decoder.damping:g}"
-            elif name in self.mirrored:
-                found[name] = "mirrored"
-            elif self.learns(name):
-                found[name] = "learned"
-            else:
-                identity = any(isinstance(part, IdentityDecoder) for part in decoder.modules())
-                found[name] = "identity" if identity else "fixed"
+                continue
+            learns = "learned" if self.learns(name) else "fixed"
+            affine = [part for part in decoder.modules() if isinstance(part, AffineDecoder)]
+            beside = " on the identity" if affine and all(part.residual for part in affine) else ""
+            found[name] = f"affine{beside}, {learns}" if affine else learns
         return found
 
 
@@ -212,32 +181,29 @@ class DirectBank(Bank):
 
 
 def build_layer_bank(
-    chain: Layered,
+    network: Network,
     example: Record,
-    make: Style | Callable[[], LinearisedDecoder],
+    make: Callable[[LayerRecord], Bindable],
     custom: Mapping[str, nn.Module],
 ) -> LayerBank:
-    """Build one decoder per layer from the registry, with the user's own where given."""
-    chain.check_names(list(custom), "decoders")
-    if chain.names[0] in custom:
-        raise ValueError(f"decoders names layer {chain.names[0]!r}, the first one, which is never inverted")
+    """Build one decoder per layer, with the user's own where given."""
+    network.check_names(list(custom), "decoders")
+    if network.names[0] in custom:
+        raise ValueError(f"decoders names layer {network.names[0]!r}, the first one, which is never inverted")
     decoders: dict[str, Bindable] = {}
     for record in example.inverted:
         name = record.name
-        if name in custom:
-            decoders[name] = WholeLayerDecoder(custom[name])
-            got = decoders[name].bind(record)(record.h).shape
-            if got != record.x.shape:
-                raise ValueError(
-                    f"the decoder of layer {name} returns {tuple(got)}, and the input of the layer has shape"
-                    f" {tuple(record.x.shape)}; they must agree"
-                )
-        elif callable(make):
-            decoders[name] = make()
-        else:
-            built = build_layer_decoder(record, make)
-            decoders[name] = LinearisedDecoder(1.0, FALLBACK_DAMPING) if built is None else built
-    return LayerBank(decoders, chain.names)
+        if name not in custom:
+            decoders[name] = make(record)
+            continue
+        decoders[name] = WholeLayerDecoder(custom[name])
+        got = decoders[name].bind(record)(record.h).shape
+        if got != record.x.shape:
+            raise ValueError(
+                f"the decoder of layer {name} returns {tuple(got)}, and the input of the layer has shape"
+                f" {tuple(record.x.shape)}; they must agree"
+            )
+    return LayerBank(decoders, network.names)
 
 
 def _key(name: str) -> str:

@@ -15,13 +15,11 @@ import torch
 from torch import Tensor, nn
 
 from targetprop.decoders.bank import Bank, LayerBank
-from targetprop.decoders.conv import LearnedMap
-from targetprop.decoders.conv_form import dot, expected_conv_loss
-from targetprop.decoders.layer import DiagonalForm, Inverse
-from targetprop.decoders.linear import LinearDecoder
+from targetprop.decoders.closed_form import expected_difference_loss
+from targetprop.decoders.layer import Inverse
+from targetprop.decoders.maps import MapDecoder
 from targetprop.decoders.objective import Learned, Noise, Signal, perturbed
-from targetprop.layers import Layered
-from targetprop.layers.forward_pass import LayerRecord, Record
+from targetprop.layers import LayerRecord, Network, Record
 
 
 def difference_loss(
@@ -48,75 +46,6 @@ def difference_loss(
     if isinstance(damping, Tensor) or damping > 0:
         total = total + damping * g.difference(y0, eta).square().sum()
     return total / (s * s * max(len(y0), 1))
-
-
-def expected_difference_loss(
-    form: DiagonalForm,
-    change: Tensor,
-    eps: Tensor,
-    w: float,
-    damping: Tensor | float,
-    s: float,
-    *,
-    matched: bool = False,
-) -> tuple[Tensor, Tensor]:
-    """Compute ``ℓ(w, λ)`` and its gradient in ``V`` for a decoder ``D_1 V D_2``, without output noise.
-
-    ``E‖p‖²/s² = ‖D_1 V D_2‖²``, so the last term needs no noise and no product with it; or, matched, ``‖J_gᵀ ε‖²/s²``.
-
-    Args:
-        form: the decoder.
-        change: ``f(h+ε) − f(h)``, shape of the layer's output.
-        eps: input noise, shape of the layer's input.
-        w: weight of ``‖q‖²``.
-        damping: ``λ``.
-        s: scale of the noise.
-        matched: estimate ``‖J_g‖²`` by ``‖J_gᵀ ε‖²/s²`` instead of its expectation.
-
-    Returns:
-        The loss, mean over samples, and its gradient, shape of ``V``.
-    """
-    weight, n = form.weight.detach(), max(len(change), 1)  # a rank may hold no samples
-    inputs, outputs = weight.shape
-    moved, noise = change.reshape(-1, outputs), eps.reshape(-1, inputs)
-    moved = moved if form.after is None else moved * form.after
-    noise = noise if form.before is None else noise * form.before
-    if matched:
-        loss, gradient = _matched(form, moved, noise, w, damping)
-        return loss / (s * s * n), gradient.mul_(2 / (s * s * n))
-    penalty = weight * (damping * _column_weights(form, len(moved)))
-    size = dot(weight, penalty) / n
-    if w:
-        q = moved @ weight.T
-        pull = w * (q if form.before is None else q * form.before.square()) - noise
-        fit = dot(q, pull - noise) / (s * s * n)
-    else:
-        pull, fit = -noise, None
-    gradient = torch.addmm(penalty, pull.T, moved, beta=2 / n, alpha=2 / (s * s * n))
-    return (dot(weight, gradient) - size if fit is None else fit + size), gradient
-
-
-def _matched(
-    form: DiagonalForm, moved: Tensor, noise: Tensor, w: float, damping: Tensor | float
-) -> tuple[Tensor, Tensor]:
-    """Sum ``−2 ε·q + w‖q‖² + λ‖J_gᵀ ε‖²`` over samples, and half its gradient: one product where ``w = 0``."""
-    weight = form.weight.detach()
-    back = noise @ weight
-    response = damping * (back if form.after is None else back * form.after.square())
-    loss, gradient = dot(back, response - 2 * moved), noise.T @ (response - moved)
-    if w:
-        q = moved @ weight.T
-        pull = w * (q if form.before is None else q * form.before.square())
-        loss, gradient = loss + dot(q, pull), gradient.addmm_(pull.T, moved)
-    return loss, gradient
-
-
-def _column_weights(form: DiagonalForm, rows: int) -> Tensor | float:
-    """Sum over rows of ``d_1² d_2²ᵀ``, as far as it must be spelled out to multiply ``V``."""
-    if form.before is None:
-        return float(rows) if form.after is None else form.after.square().sum(0)
-    squares = form.before.square()
-    return squares.sum(0).unsqueeze(1) if form.after is None else squares.T @ form.after.square()
 
 
 @dataclass(frozen=True)
@@ -152,11 +81,11 @@ class DifferenceReconstruction(Learned):
         if self.w < 0 or self.damping < 0 or self.w == self.damping == 0:
             raise ValueError(f"decoder w and damping must be ≥ 0, and not both 0; got {self.w} and {self.damping}")
 
-    def build(self, chain: Layered, example: Record, custom: Mapping[str, nn.Module]) -> Bank:
+    def build(self, network: Network, example: Record, custom: Mapping[str, nn.Module]) -> Bank:
         """Build learned decoders, and set their weights to zero if asked to; see `Objective.build`."""
-        bank = super().build(chain, example, custom)
+        bank = super().build(network, example, custom)
         if self.start == "zero":
-            maps = [module for module in bank.modules() if isinstance(module, LinearDecoder | LearnedMap)]
+            maps = [module for module in bank.modules() if isinstance(module, MapDecoder)]
             for parameter in (p for module in maps for p in module.parameters()):
                 nn.init.zeros_(parameter)
         return bank
@@ -171,19 +100,14 @@ class DifferenceReconstruction(Learned):
     def signal(self, bank: Bank, layers: Sequence[LayerRecord], record: Record, noise: Noise) -> Signal:
         """Use the closed form where the decoder allows it; see `Learned.signal`."""
         assert isinstance(bank, LayerBank)
-        matched = self.penalty == "matched"
-        form = bank.diagonal_form(layers[0])
-        if form is not None and form.weight.requires_grad:
+        assert isinstance(bank, LayerBank)
+        form = bank.form(layers[0])
+        if form is not None and form.map.weight.requires_grad:
             eps, change, damping = self._perturb(layers[0], record, noise)
+            matched = self.penalty == "matched"
             with torch.no_grad():
                 found = expected_difference_loss(form, change, eps, self.w, damping, self.noise, matched=matched)
-            return Signal(found[0], form.weight, found[1])
-        conv = bank.conv_form(layers[0])
-        if conv is not None and conv.map.weight.requires_grad:
-            eps, change, damping = self._perturb(layers[0], record, noise)
-            with torch.no_grad():
-                found = expected_conv_loss(conv, change, eps, self.w, damping, self.noise, matched=matched)
-            return Signal(found[0], conv.map.weight, found[1])
+            return Signal(found[0], form.map.weight, found[1])
         return super().signal(bank, layers, record, noise)
 
     def _perturb(self, layer: LayerRecord, record: Record, noise: Noise) -> tuple[Tensor, Tensor, Tensor | float]:

@@ -16,7 +16,7 @@ from targetprop.decoders.bank import Bank, DirectBank
 from targetprop.decoders.difference_reconstruction import difference_loss
 from targetprop.decoders.layer import Inverse
 from targetprop.decoders.objective import Learned, Noise
-from targetprop.layers import Layered, LayerRecord, Record
+from targetprop.layers import LayerRecord, Network, Record
 from targetprop.settings import check_ranges
 
 
@@ -88,7 +88,7 @@ class DirectFeedback(Learned):
         super().__post_init__()
         check_ranges(self, "decoder ", damping=(self.damping >= 0, "≥ 0"))
 
-    def build(self, chain: Layered, example: Record, custom: Mapping[str, nn.Module]) -> Bank:
+    def build(self, network: Network, example: Record, custom: Mapping[str, nn.Module]) -> Bank:
         """Build the direct maps; see `Objective.build`."""
         if custom or self.activation != "identity":
             raise ValueError("direct feedback uses affine maps from the output; it takes no decoders or activation")

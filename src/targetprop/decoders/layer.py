@@ -1,15 +1,19 @@
-"""Decoders of whole layers, and the callable that an inversion sees."""
+"""Decoders of whole layers: the decoders of their pieces, last piece first."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 
-from targetprop.decoders.linear import LinearDecoder
-from targetprop.decoders.registry import ModuleDecoder, PlainDecoder, Style, find_builder
-from targetprop.decoders.shape import Rearrange
-from targetprop.layers import LayerRecord, ReplayState
+from targetprop.decoders.activation import find_inverse
+from targetprop.decoders.affine import AffineDecoder, BoundAffine
+from targetprop.decoders.maps import BoundMap, MapDecoder, map_decoder
+from targetprop.decoders.nature import Jacobian, Nature, find_nature
+from targetprop.decoders.registry import Style, find_builder
+from targetprop.layers import Closed, LayerRecord, MapUse, Piece
+from targetprop.layers.repeat import Step, repeat
 from targetprop.precision import at_least_float32, no_autocast
 
 
@@ -31,87 +35,261 @@ class Inverse:
 
 
 @dataclass(frozen=True, eq=False)
-class DiagonalForm:
-    """A decoder whose linear part is ``D_1 V D_2``: a learned map between diagonal ones.
+class Scaled:
+    """``g(y) = d ∘ (y − c)``: what acts on each value alone.
 
     Attributes:
-        weight: ``V``, shape ``(inputs, outputs)`` of the layer's map.
-        before: the diagonal of ``D_1``, a row per sample and position, shape ``(rows, inputs)``; None for the identity.
-        after: the diagonal of ``D_2``, shape ``(rows, outputs)``; None for the identity.
+        diagonal: ``d``.
+        offset: ``c``; None for zero.
     """
 
-    weight: Tensor
-    before: Tensor | None
-    after: Tensor | None
+    diagonal: Tensor
+    offset: Tensor | None = None
+
+    affine = True
+    moves = True
+
+    def __call__(self, y: Tensor) -> Tensor:
+        """Decode."""
+        return self.linear(y if self.offset is None else y - self.offset[: len(y)])
+
+    def linear(self, change: Tensor) -> Tensor:
+        """Multiply."""
+        return change * self.diagonal[: len(change)]
+
+
+@dataclass(frozen=True, eq=False)
+class Pulled:
+    """``g(y) = D Jᵀ y`` with the Jacobian of the forward pass.
+
+    Attributes:
+        jacobian: ``J``.
+        gain: ``D = diag(Jᵀ J 1)⁻¹``, which returns constants as they are; None for the identity.
+        moves: whether ``J`` puts each value, scaled, at a place of its own.
+        rows: rows of the input for a row of the output.
+    """
+
+    jacobian: Jacobian
+    gain: Tensor | None
+    moves: bool
+
+    affine = True
+
+    def __call__(self, y: Tensor) -> Tensor:
+        """Decode."""
+        return self.linear(y)
+
+    def linear(self, change: Tensor) -> Tensor:
+        """Pull back; samples that are not there ask for nothing."""
+        y = self.jacobian.y
+        rows = len(change) * len(self.jacobian.x) // max(1, len(y))
+        if len(change) < len(y):
+            change = torch.cat([change, change.new_zeros(len(y) - len(change), *change.shape[1:])])
+        x = self.jacobian.pull(change)
+        return (x if self.gain is None else x * self.gain)[:rows]
+
+
+@dataclass(frozen=True, eq=False)
+class Applied:
+    """``g`` as it is: the inverse of an activation, or a decoder of the user's.
+
+    Attributes:
+        function: ``g``.
+    """
+
+    function: Callable[[Tensor], Tensor]
+
+    affine = False
+    moves = False
+
+    def __call__(self, y: Tensor) -> Tensor:
+        """Decode."""
+        return self.function(y)
+
+    def linear(self, change: Tensor) -> Tensor:
+        """Refuse: it is not known to be affine."""
+        raise NotImplementedError
+
+
+Part = BoundMap | BoundAffine | Scaled | Pulled | Applied
 
 
 class LayerDecoder(nn.Module):
-    """The inverse of a layer: the decoders of its modules, last module first.
+    """The inverse of a layer: the decoders of its pieces, last piece first.
+
+    Weights are learned where a piece has weights, or branches; other pieces are undone by what is known of them.
 
     Args:
-        parts: one decoder per module of the layer, in forward order.
+        style: how pieces without weights that keep the shape are undone.
+        record: an example pass.
     """
 
-    def __init__(self, parts: list[ModuleDecoder]) -> None:
-        """Keep the parts."""
+    def __init__(self, style: Style, record: LayerRecord) -> None:
+        """Make what is learned."""
         super().__init__()
-        self.parts = nn.ModuleList(parts)
+        self.style: Style = style
+        self.learned = nn.ModuleDict()
+        ends = [*(given_to(record, place) for place in range(1, len(record.layer.segment.pieces))), record.h]
+        for place, piece in enumerate(record.layer.segment.pieces):
+            decoder = self._build(record, place, piece, ends[place])
+            if decoder is not None:
+                self.learned[_key(record, place)] = decoder.to(record.h.device)
+
+    def _build(self, record: LayerRecord, place: int, piece: Piece, y: Tensor) -> nn.Module | None:
+        x, func = given_to(record, place), steps_of(record, place)[0].func
+        if isinstance(func, Closed) and len(piece.calls) == 1 and (builder := find_builder(func.module)) is not None:
+            return builder(func.module, x, y, self.style)
+        sites = piece.sites
+        if len(sites) == 1 and len(piece.calls) == 1:
+            made = map_decoder(use_of(record, piece), x, y)
+            if made is not None:
+                return made
+        if not sites:
+            nature = nature_of(record, place)
+            if not nature.opaque or nature.same_shape:
+                return None
+        return AffineDecoder(x, y, piece.names)
 
     def bind(self, record: LayerRecord) -> Inverse:
-        """Bind to the replay state of one forward pass."""
-        states = record.states
-        return Inverse(lambda y: self._decode(y, states), lambda y, change: self._difference(y, change, states))
+        """Bind to one forward pass."""
+        parts = self.parts(record)
 
-    def _decode(self, y: Tensor, states: tuple[ReplayState, ...]) -> Tensor:
-        for part, state in zip(reversed(self._parts()), reversed(states), strict=True):
-            y = part(y, state)
-        return y
+        def decode(y: Tensor) -> Tensor:
+            for part in parts:
+                y = part(y)
+            return y
 
-    def _difference(self, y: Tensor, change: Tensor, states: tuple[ReplayState, ...]) -> Tensor:
-        parts = self._parts()
-        affine = next((i for i, part in enumerate(parts) if not part.affine), len(parts))
-        if affine < len(parts):
-            y, moved = at_least_float32(y), at_least_float32(y) + at_least_float32(change)
-            with no_autocast(y):  # the difference of the two may be smaller than half precision's rounding
-                for part, state in zip(reversed(parts[affine:]), reversed(states[affine:]), strict=True):
-                    y, moved = part(y, state), part(moved, state)
-            change = moved - y
-        for part, state in zip(reversed(parts[:affine]), reversed(states[:affine]), strict=True):
-            change = part.linear(change, state)
-        return change
+        return Inverse(decode, lambda y, change: _difference(parts, y, change))
 
-    def diagonal_form(self, record: LayerRecord) -> DiagonalForm | None:
-        """Write the linear part as ``J_g = D_1 V D_2``; None if it is not one learned map among diagonal parts."""
-        parts, states = self._parts(), record.states
-        maps = [i for i, part in enumerate(parts) if isinstance(part, LinearDecoder)]
-        if len(maps) != 1 or not all(part.diagonal or isinstance(part, LinearDecoder) for part in parts):
-            return None
-        middle = maps[0]
-        linear = parts[middle]
-        assert isinstance(linear, LinearDecoder)
-        above, below = (parts[middle + 1 :], states[middle + 1 :]), (parts[:middle], states[:middle])
-        after = _diagonal(*above, torch.ones_like(record.h))
-        before = _diagonal(*below, after.new_ones(*after.shape[:-1], linear.map.out_features))
-        weight = linear.map.weight
-        return DiagonalForm(
-            weight,
-            None if _all_rearrange(below[0]) else before.reshape(-1, weight.shape[0]),
-            None if _all_rearrange(above[0]) else after.reshape(-1, weight.shape[1]),
-        )
+    def parts(self, record: LayerRecord) -> list[Part]:
+        """List the decoders of the pieces in the order of decoding; what leaves its values as they are is left out."""
+        found = record.memo.get(self)
+        if found is None:
+            places = reversed(range(len(record.layer.segment.pieces)))
+            found = [part for place in places if (part := self._part(record, place)) is not None]
+            record.memo[self] = found
+        return found
 
-    def _parts(self) -> list[ModuleDecoder]:
-        return list(self.parts)  # pyright: ignore[reportReturnType]
+    def _part(self, record: LayerRecord, place: int) -> Part | None:
+        piece, key = record.layer.segment.pieces[place], _key(record, place)
+        decoder = self.learned[key] if key in self.learned else None
+        if isinstance(decoder, MapDecoder):
+            return decoder.bind(use_of(record, piece), given_to(record, place))
+        if isinstance(decoder, AffineDecoder):
+            return decoder.bind(given_to(record, place))
+        if decoder is not None:
+            return Applied(decoder)
+        if piece.sites or (nature_of(record, place).opaque and not nature_of(record, place).same_shape):
+            raise ValueError(
+                f"layer {record.name} makes other calls now than when its decoder was made; build the engine with the"
+                " model in the mode in which it is trained"
+            )
+        return _undo(record, place, self.style)
 
 
-def _all_rearrange(parts: list[ModuleDecoder]) -> bool:
-    return all(isinstance(part, Rearrange) for part in parts)
+def _difference(parts: Sequence[Part], y: Tensor, change: Tensor) -> Tensor:
+    affine = max((i + 1 for i, part in enumerate(parts) if not part.affine), default=0)
+    if affine:
+        y, moved = at_least_float32(y), at_least_float32(y) + at_least_float32(change)
+        with no_autocast(y):  # the difference of the two may be smaller than half precision's rounding
+            for part in parts[:affine]:
+                y, moved = part(y), part(moved)
+        change = moved - y
+    for part in parts[affine:]:
+        change = part.linear(change)
+    return change
 
 
-@torch.no_grad()
-def _diagonal(parts: list[ModuleDecoder], states: tuple[ReplayState, ...], values: Tensor) -> Tensor:
-    for part, state in zip(reversed(parts), reversed(states), strict=True):
-        values = part.linear(values, state)
-    return values
+def _undo(record: LayerRecord, place: int, style: Style) -> Part | None:
+    """Undo a piece without weights at the forward pass; None where that leaves values as they are."""
+    nature, piece = nature_of(record, place), record.layer.segment.pieces[place]
+    if nature.opaque:
+        return None
+    transposed, random = style == "transpose", piece.random
+    if nature.diagonal and not (transposed or random):
+        return None if style == "identity" else _invert(record, place)
+    if nature.same_shape and not (transposed or random or nature.moves):
+        return None
+    with no_autocast(record.x):
+        jacobian = Jacobian(_map(record, place), given_to(record, place))
+        if nature.diagonal:
+            slope = jacobian.pull(torch.ones_like(jacobian.y))
+            return Scaled(slope if transposed else _reciprocal(slope))
+        gain = None
+        if nature.uneven and not transposed:
+            gain = _reciprocal(jacobian.pull(jacobian.push(torch.ones_like(jacobian.x))))
+    return Pulled(jacobian, gain, nature.moves)
+
+
+def _invert(record: LayerRecord, place: int) -> Part | None:
+    """Undo what acts on each value alone: by its inverse if that is known, or if it is affine."""
+    step = steps_of(record, place)[0]
+    if len(record.layer.segment.pieces[place].calls) == 1:
+        inverse = find_inverse(step.func, *step.args)
+        if inverse is not None:
+            return Applied(inverse)
+    f, x = _map(record, place), given_to(record, place)
+    with torch.no_grad():
+        offset, once, twice = f(torch.zeros_like(x)), f(torch.ones_like(x)), f(torch.full_like(x, 2.0))
+    if not torch.allclose(twice - once, once - offset, rtol=1e-4, atol=1e-6):
+        return None
+    return Scaled(_reciprocal(once - offset), offset)
+
+
+_SMALL = 1e-6
+
+
+def _reciprocal(values: Tensor) -> Tensor:
+    return values.reciprocal().masked_fill(values.abs() < _SMALL, 0.0)
+
+
+def steps_of(record: LayerRecord, place: int) -> Sequence[Step]:
+    """Find the calls of a piece, to be made again."""
+    counts = [len(piece.calls) for piece in record.layer.segment.pieces]
+    begin = sum(counts[:place])
+    return record.steps[begin : begin + counts[place]]
+
+
+def given_to(record: LayerRecord, place: int) -> Tensor:
+    """Find the input of a piece in the forward pass, of all samples."""
+    given = steps_of(record, place)[0].given
+    if place == 0:
+        return record.whole
+    if given is not None and given[0]._version == given[1]:
+        return given[0]
+    x = record.whole  # it was overwritten since
+    with torch.no_grad():
+        for earlier in range(place):
+            x = _map(record, earlier)(x.clone())
+    return x
+
+
+def use_of(record: LayerRecord, piece: Piece) -> MapUse:
+    """Find the use of the weight of a piece that has one."""
+    (site,) = piece.sites
+    return next(use for use in record.maps if use.site is site)
+
+
+def _map(record: LayerRecord, place: int) -> Callable[[Tensor], Tensor]:
+    steps, piece = steps_of(record, place), record.layer.segment.pieces[place]
+    return lambda x: repeat(steps, piece.start, piece.end, x)
+
+
+_NATURES: WeakKeyDictionary[Piece, Nature] = WeakKeyDictionary()  # found once for each piece
+
+
+def nature_of(record: LayerRecord, place: int) -> Nature:
+    """Find what a piece without weights does to its values."""
+    piece = record.layer.segment.pieces[place]
+    if piece not in _NATURES:
+        _NATURES[piece] = find_nature(_map(record, place), given_to(record, place))
+    return _NATURES[piece]
+
+
+def _key(record: LayerRecord, place: int) -> str:
+    """Name what a piece learns after where it begins."""
+    names = [f"{p.calls[0].call.path}:{p.names[0]}".replace(".", "/") for p in record.layer.segment.pieces]
+    return names[place] + "@" * names[:place].count(names[place])
 
 
 class WholeLayerDecoder(LayerDecoder):
@@ -122,34 +300,12 @@ class WholeLayerDecoder(LayerDecoder):
     """
 
     def __init__(self, module: nn.Module) -> None:
-        """Wrap the module."""
-        super().__init__([PlainDecoder(module)])
+        """Keep the module."""
+        nn.Module.__init__(self)
+        self.learned = nn.ModuleDict({"own": module})
 
-    def bind(self, record: LayerRecord) -> Inverse:
-        """Bind to one forward pass, of which it uses nothing; see `LayerDecoder.bind`."""
-        part, none = self._parts()[0], ReplayState()
-
-        def difference(y: Tensor, change: Tensor) -> Tensor:
-            with no_autocast(y):
-                return part(at_least_float32(y) + at_least_float32(change), none) - part(at_least_float32(y), none)
-
-        return Inverse(lambda y: part(y, none), difference)
+    def parts(self, record: LayerRecord) -> list[Part]:
+        """Give the module; see `LayerDecoder.parts`."""
+        return [Applied(self.learned["own"])]
 
 
-def build_layer_decoder(record: LayerRecord, style: Style) -> LayerDecoder | None:
-    """Build a layer's decoder from the registry; None if one of its modules has none."""
-    parts = build_parts(record.layer.modules, (record.x, *record.inner), style)
-    return None if parts is None else LayerDecoder(parts)
-
-
-def build_parts(modules: Sequence[nn.Module], values: Sequence[Tensor], style: Style) -> list[ModuleDecoder] | None:
-    """Build the decoders of modules in order from an example pass; None if one of them has none registered."""
-    parts: list[ModuleDecoder] = []
-    for module, x, y in zip(modules, values[:-1], values[1:], strict=True):
-        builder = find_builder(module)
-        decoder = None if builder is None else builder(module, x, y.detach(), style)
-        if decoder is None:
-            return None
-        decoder = decoder.to(device=y.device)
-        parts.append(decoder if isinstance(decoder, ModuleDecoder) else PlainDecoder(decoder))
-    return parts

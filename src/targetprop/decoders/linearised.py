@@ -1,4 +1,4 @@
-r"""The decoder that needs no training: damped least squares through the layer's own JVP and VJP.
+r"""The decoder that needs no training: damped least squares through the layer's own derivative.
 
 At the forward activation, ``g(y) = x₀ + d(y − y₀)`` with ``d(δ) = argmin w/2 ‖J d − δ‖² + λ/2 ‖d‖² − (1−w) dᵀJᵀδ``,
 that is
@@ -6,7 +6,7 @@ that is
     ``(w JᵀJ + λ I) d = Jᵀδ``,   so   ``J_g = J_fᵀ (w J_f J_fᵀ + λ I)⁻¹``
 
 solved per sample by conjugate gradients from zero, which gives the pseudo-inverse at ``(w, λ) = (1, 0)`` and,
-without any iteration, the transpose at ``(0, 1)``. It serves layers that nobody registered, and as the exact decoder.
+without any iteration, the transpose at ``(0, 1)``.
 """
 
 import torch
@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from targetprop.decoders.layer import Inverse
+from targetprop.decoders.nature import Jacobian
 from targetprop.inversion import Map, per_sample
-from targetprop.layers.forward_pass import LayerRecord
+from targetprop.layers import LayerRecord
 from targetprop.precision import at_least_float32, is_cast, no_autocast
 
 
@@ -42,29 +43,27 @@ class LinearisedDecoder(nn.Module):
         """Bind to any map."""
         if is_cast(x0):
             x0, y0 = at_least_float32(x0), at_least_float32(y0)
-        with sdpa_kernel(SDPBackend.MATH), no_autocast(x0):
-            pull = torch.func.vjp(f, x0)[1]
+        with sdpa_kernel(SDPBackend.MATH), no_autocast(x0):  # fused attention has no second derivative
+            jacobian = Jacobian(f, x0)
 
         def linear(delta: Tensor) -> Tensor:
             with no_autocast(x0):
                 return solve(delta.to(x0.dtype))
 
         def solve(delta: Tensor) -> Tensor:
-            rhs = pull(delta)[0]
+            rhs = jacobian.pull(delta)
             if self.w == 0:
                 return rhs / self.damping
             # At unit scale, so that squares of tiny changes do not underflow.
             size = per_sample(rhs.flatten(1).abs().amax(1), rhs)
             scaled = rhs / torch.where(size > 0, size, torch.ones_like(size))
-            return size * self._solve(f, x0, pull, scaled)
+            return size * self._solve(jacobian, scaled)
 
         return Inverse(lambda y: x0 + linear(y - y0), lambda y, change: linear(change))
 
-    def _solve(self, f: Map, x0: Tensor, pull, rhs: Tensor) -> Tensor:
+    def _solve(self, jacobian: Jacobian, rhs: Tensor) -> Tensor:
         def apply(v: Tensor) -> Tensor:
-            with sdpa_kernel(SDPBackend.MATH):  # fused attention has no forward-mode derivative
-                moved = torch.func.jvp(f, (x0,), (v,))[1]
-            return self.w * pull(moved)[0] + self.damping * v
+            return self.w * jacobian.pull(jacobian.push(v)) + self.damping * v
 
         def dot(a: Tensor, b: Tensor) -> Tensor:
             return (a * b).flatten(1).sum(1)

@@ -37,7 +37,7 @@ from targetprop.decoders.objective import Generators, Objective
 from targetprop.decoders.probes import Probes, inputs, probe, rows
 from targetprop.decoders.proposal import Proposal, Rehearsal, look_at_mirror
 from targetprop.finite import check_digits
-from targetprop.layers import Layered, MapUse, Record
+from targetprop.layers import MapUse, Network, Record
 from targetprop.layers.sites import same_view
 from targetprop.precision import no_autocast
 from targetprop.settings import check_ranges
@@ -172,7 +172,6 @@ class WeightMirror(Objective):
     updates: int = 1
     warmup: float = 0.0
     name: ClassVar[str] = "mirror"
-    mirrors: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         """Check the settings."""
@@ -186,7 +185,7 @@ class WeightMirror(Objective):
             warmup=(0 <= self.warmup <= _MOST, f"a number of probes per input in [0, {_MOST}]"),
         )  # fmt: skip
 
-    def build(self, chain: Layered, example: Record, custom: Mapping[str, nn.Module]) -> Bank:
+    def build(self, network: Network, example: Record, custom: Mapping[str, nn.Module]) -> Bank:
         """Make a mirror for every weight that a backward pass reads; see `Objective.build`."""
         if custom:
             raise ValueError(

@@ -96,6 +96,16 @@ class MirrorBank(Bank):
         keys = [key.replace(".", "/") for key in self._layers.get(name, ())]
         return [nn.ParameterList([self.get_parameter(key) for key in keys])]
 
+    def count(self, name: str) -> int:
+        """Count the numbers of the mirrors that no layer below has; see `Bank.count`."""
+        below = {key for lower in list(self._layers)[: list(self._layers).index(name)] for key in self._layers[lower]}
+        new = dict.fromkeys(key for key in self._layers[name] if key not in below)
+        return sum(self.get_parameter(key.replace(".", "/")).numel() for key in new)
+
+    def kinds(self) -> dict[str, str]:
+        """Say whether a layer has mirrors, or nothing but its own derivative; see `Bank.kinds`."""
+        return {name: "mirrored" if keys else "own derivative" for name, keys in list(self._layers.items())[1:]}
+
     def learns(self, name: str) -> bool:
         """Say that no optimiser trains mirrors; see `Bank.learns`."""
         return False

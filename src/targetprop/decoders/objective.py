@@ -11,9 +11,10 @@ from torch import Tensor, nn
 
 from targetprop.decoders.bank import Bank, build_layer_bank
 from targetprop.decoders.proposal import BAD_GRADIENT, Proposal, Rehearsal, look_at_decoder
+from targetprop.decoders.layer import LayerDecoder
 from targetprop.decoders.registry import Style
 from targetprop.finite import Look
-from targetprop.layers import Layered, LayerRecord, Record
+from targetprop.layers import LayerRecord, Network, Record
 from targetprop.settings import check_ranges, check_types
 
 OptimizerFactory = Callable[[list[nn.Parameter]], torch.optim.Optimizer]
@@ -32,12 +33,15 @@ class Noise:
 
     def __init__(self, record: Record, layer: LayerRecord, scale: float, generator: torch.Generator) -> None:
         """Draw once, as wide as what may be perturbed."""
-        width = max(values.shape[1:].numel() for values in (layer.x, layer.y, record.output))
-        self._values = record.batch.noise(width, scale, generator, layer.x)
+        rows = max(1, record.batch.rows)
+        width = max(-(-values.numel() // rows) for values in (layer.x, layer.y, record.output))
+        self._values = record.batch.noise(max(1, width), scale, generator, layer.x)
 
     def like(self, values: Tensor) -> Tensor:
         """Cut out noise of a shape."""
-        return self._values[:, : values.shape[1:].numel()].reshape(values.shape)
+        if len(values) == len(self._values):
+            return self._values[:, : values.shape[1:].numel()].reshape(values.shape)
+        return self._values.flatten()[: values.numel()].reshape(values.shape)
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,23 +61,23 @@ class Signal:
 
 @dataclass(frozen=True)
 class Objective(ABC):
-    """How a chain is inverted, and how the decoders get there."""
+    """How a network is inverted, and how the decoders get there."""
 
     name: ClassVar[str]
     local: ClassVar[bool] = True  # whether a decoder learns from its own layer alone
-    mirrors: ClassVar[bool] = False  # whether layers are pulled back through mirrors of their weights
+    derivatives: ClassVar[bool] = True  # whether changes go down through the derivatives of layers
 
     def __post_init__(self) -> None:
         """Check the settings, by a ``ValueError``."""
         check_types(self, "decoder ")
 
     @abstractmethod
-    def build(self, chain: Layered, example: Record, custom: Mapping[str, nn.Module]) -> Bank:
+    def build(self, network: Network, example: Record, custom: Mapping[str, nn.Module]) -> Bank:
         """Build the decoders.
 
         Args:
-            chain: the layers.
-            example: a forward pass on a few samples, with the outputs of the modules inside each layer.
+            network: the layers.
+            example: a forward pass on an example, whose layers can be repeated.
             custom: the user's own decoders by layer name.
 
         Returns:
@@ -122,6 +126,7 @@ class Learned(Objective):
         optimizer: "adam" or "sgd".
     """
 
+    derivatives: ClassVar[bool] = False
     activation: Style = "identity"
     noise: float = 0.1
     updates: int = 1
@@ -140,9 +145,9 @@ class Learned(Objective):
             lr=(self.lr > 0, "a learning rate > 0"),
         )  # fmt: skip
 
-    def build(self, chain: Layered, example: Record, custom: Mapping[str, nn.Module]) -> Bank:
-        """Build learned decoders from the registry; see `Objective.build`."""
-        return build_layer_bank(chain, example, self.activation, custom)
+    def build(self, network: Network, example: Record, custom: Mapping[str, nn.Module]) -> Bank:
+        """Build learned decoders; see `Objective.build`."""
+        return build_layer_bank(network, example, partial(LayerDecoder, self.activation), custom)
 
     @abstractmethod
     def layer_loss(self, bank: Bank, layers: Sequence[LayerRecord], record: Record, noise: Noise) -> Tensor:

@@ -18,6 +18,7 @@ from targetprop.layers.sites import same_view
 from targetprop.precision import at_least_float32
 
 _CONV = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
+_CONV_TRANSPOSE = ("input", "weight", "bias", "stride", "padding", "output_padding", "groups", "dilation")
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,21 +91,16 @@ def rows(use: MapUse, batch: Batch) -> int:
 
 def _groups(use: MapUse) -> int:
     """Count the groups of a convolution."""
-    if use.site.kind == "conv":
-        return settings(use)["groups"]
-    if use.site.kind == "conv-transpose":
-        assert use.call is not None
-        _, args, kwargs = use.call
-        return args[6] if len(args) > 6 else kwargs.get("groups", 1)
-    return 1
+    return settings(use)["groups"] if use.site.kind in ("conv", "conv-transpose") else 1
 
 
 def settings(use: MapUse) -> dict[str, Any]:
     """Read the settings of a convolution off its call."""
     assert use.call is not None
     _, args, kwargs = use.call
-    defaults = {"stride": 1, "padding": 0, "dilation": 1, "groups": 1}
-    return defaults | dict(zip(_CONV, args, strict=False)) | dict(kwargs)
+    defaults = {"stride": 1, "padding": 0, "output_padding": 0, "dilation": 1, "groups": 1}
+    names = _CONV if use.site.kind == "conv" else _CONV_TRANSPOSE
+    return defaults | dict(zip(names, args, strict=False)) | dict(kwargs)
 
 
 def _activities(use: MapUse, count: int, groups: int, generator: torch.Generator, batch: Batch) -> Tensor:
@@ -136,9 +132,9 @@ def _patches(use: MapUse, a: Tensor, count: int, generator: torch.Generator, bat
     """Draw patches as the convolution sees them, zero padding included, shape ``(count, channels · kernel)``."""
     given, kernel = settings(use), use.weight.shape[2:]
     dims = len(kernel)
-    stride, dilation = (_each(given[name], dims) for name in ("stride", "dilation"))
+    stride, dilation = (spread(given[name], dims) for name in ("stride", "dilation"))
     spans = [dilation[d] * (kernel[d] - 1) for d in range(dims)]
-    before = _padding(given["padding"], spans)
+    before = pads(given["padding"], spans)
     picked = batch.pick(a.unsqueeze(1), count, generator) if batch.processes > 1 else a
     samples = len(picked)
     rows = (
@@ -164,14 +160,16 @@ def _patches(use: MapUse, a: Tensor, count: int, generator: torch.Generator, bat
     return (found if inside is None else found * inside).flatten(1)
 
 
-def _each(value: Any, dims: int) -> tuple[int, ...]:
+def spread(value: Any, dims: int) -> tuple[int, ...]:
+    """Give a setting to every axis."""
     return (value,) * dims if isinstance(value, int) else tuple(value) * (dims if len(value) == 1 else 1)
 
 
-def _padding(padding: Any, spans: list[int]) -> list[tuple[int, int]]:
+def pads(padding: Any, spans: list[int]) -> list[tuple[int, int]]:
+    """Say how many zeros a convolution adds below and above each axis, whose kernel reaches so far."""
     if padding == "same":
         return [(span // 2, span - span // 2) for span in spans]
-    each = _each(0 if padding == "valid" else padding, len(spans))
+    each = spread(0 if padding == "valid" else padding, len(spans))
     return [(p, p) for p in each]
 
 
@@ -188,8 +186,8 @@ def unfold(use: MapUse) -> Tensor | None:
     if given["groups"] != 1 or a is None or len(kernel) > 2 or a.dim() != len(kernel) + 2:
         return None
     dims = len(kernel)
-    stride, dilation = (_each(given[name], dims) for name in ("stride", "dilation"))
-    before = _padding(given["padding"], [dilation[d] * (kernel[d] - 1) for d in range(dims)])
+    stride, dilation = (spread(given[name], dims) for name in ("stride", "dilation"))
+    before = pads(given["padding"], [dilation[d] * (kernel[d] - 1) for d in range(dims)])
     a = functional.pad(a, [side for pads in reversed(before) for side in pads])
     for d in range(dims):
         a = a.unfold(2 + d, dilation[d] * (kernel[d] - 1) + 1, stride[d])[..., :: dilation[d]]

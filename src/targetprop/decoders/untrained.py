@@ -1,6 +1,6 @@
 """Decoders that are not trained by gradient descent: fixed, exact, none, and ridge regression in closed form."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import ClassVar
@@ -10,13 +10,16 @@ from torch import Tensor, nn
 
 from targetprop.batch import Batch
 from targetprop.decoders.bank import Bank, LayerBank, build_layer_bank
-from targetprop.decoders.linear import LinearDecoder
+from targetprop.decoders.affine import AffineDecoder, BoundAffine
+from targetprop.decoders.layer import LayerDecoder, Part
+from targetprop.decoders.layer import Pulled as Undone
 from targetprop.decoders.linearised import LinearisedDecoder
+from targetprop.decoders.maps import BoundMap, ConvDecoder, MapDecoder
 from targetprop.decoders.objective import Generators, Noise, Objective, perturbed
 from targetprop.decoders.proposal import Proposal, look_at_decoder
 from targetprop.decoders.registry import Style
 from targetprop.finite import Look, check_digits
-from targetprop.layers import Layered, Record
+from targetprop.layers import Network, Record
 from targetprop.regression import Covariance, Moments
 from targetprop.settings import check_ranges
 
@@ -27,9 +30,9 @@ class NoDecoder(Objective):
 
     name: ClassVar[str] = "none"
 
-    def build(self, chain: Layered, example: Record, custom: Mapping[str, nn.Module]) -> Bank:
+    def build(self, network: Network, example: Record, custom: Mapping[str, nn.Module]) -> Bank:
         """Build an empty bank; see `Objective.build`."""
-        return LayerBank({}, chain.names)
+        return LayerBank({}, network.names)
 
 
 @dataclass(frozen=True)
@@ -42,10 +45,12 @@ class Fixed(Objective):
 
     activation: Style = "identity"
     name: ClassVar[str] = "fixed"
+    derivatives: ClassVar[bool] = False
 
-    def build(self, chain: Layered, example: Record, custom: Mapping[str, nn.Module]) -> Bank:
+    def build(self, network: Network, example: Record, custom: Mapping[str, nn.Module]) -> Bank:
         """Build decoders and freeze them; see `Objective.build`."""
-        return build_layer_bank(chain, example, self.activation, custom).requires_grad_(False)
+        make = partial(LayerDecoder, self.activation)
+        return build_layer_bank(network, example, make, custom).requires_grad_(False)
 
 
 @dataclass(frozen=True)
@@ -73,10 +78,10 @@ class Exact(Objective):
         if self.max_steps < 1:
             raise ValueError(f"decoder max_steps must be ≥ 1; got {self.max_steps}")
 
-    def build(self, chain: Layered, example: Record, custom: Mapping[str, nn.Module]) -> Bank:
+    def build(self, network: Network, example: Record, custom: Mapping[str, nn.Module]) -> Bank:
         """Build linearised decoders; see `Objective.build`."""
-        make = lambda: LinearisedDecoder(self.w, self.damping, self.max_steps)  # noqa: E731
-        return build_layer_bank(chain, example, make, custom)
+        make = lambda record: LinearisedDecoder(self.w, self.damping, self.max_steps)  # noqa: E731
+        return build_layer_bank(network, example, make, custom)
 
 
 @dataclass(frozen=True)
@@ -95,6 +100,7 @@ class Ridge(Objective):
     decay: float = 0.95
     every: int = 5
     name: ClassVar[str] = "ridge"
+    derivatives: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         """Check the settings; a wrong one raises `ValueError`."""
@@ -107,20 +113,21 @@ class Ridge(Objective):
             every=(self.every >= 1, "a number of batches ≥ 1"),
         )  # fmt: skip
 
-    def build(self, chain: Layered, example: Record, custom: Mapping[str, nn.Module]) -> Bank:
+    def build(self, network: Network, example: Record, custom: Mapping[str, nn.Module]) -> Bank:
         """Build affine decoders with their running moments; see `Objective.build`."""
-        check_digits((p for layer in chain.layers for p in layer.parameters()), "ridge regression")
-        bank = build_layer_bank(chain, example, "identity", custom).requires_grad_(False)
-        for name in chain.names[1:]:
-            linear = bank.single_linear(name)
-            if name in custom:
+        check_digits((p for layer in network.layers for p in layer.parameters()), "ridge regression")
+        bank = build_layer_bank(network, example, partial(LayerDecoder, "identity"), custom).requires_grad_(False)
+        for layer in example.inverted:
+            if layer.name in custom:
                 continue
-            if linear is None:
+            decoder = bank.decoder(layer.name)
+            maps = [part for part in decoder.modules() if isinstance(part, MapDecoder | AffineDecoder)]
+            if len(maps) != 1 or isinstance(maps[0], ConvDecoder):
                 raise ValueError(
-                    f"ridge regression needs a decoder that is one affine map, and layer {name} has another kind;"
+                    f"ridge regression needs a decoder that is one affine map, and layer {layer.name} has another kind;"
                     " choose a different decoder objective"
                 )
-            bank.keep_moments(name, _Moments(linear, self.decay, self.damping, self.every))
+            bank.keep_moments(layer.name, _Moments(_matrix(maps[0])[0], self.decay, self.damping, self.every))
         return bank
 
     @torch.no_grad()
@@ -133,16 +140,19 @@ class Ridge(Objective):
         looks: list[Look] = []
         fits: list[Callable[[], None]] = []
         for layer in record.inverted:
-            moments, linear = bank.moments_of(layer.name), bank.single_linear(layer.name)
-            if moments is None or linear is None:
+            moments = bank.moments_of(layer.name)
+            if moments is None:
                 continue
             assert isinstance(moments, _Moments)
             eps = Noise(record, layer, self.noise, generators[layer.name]).like(layer.x)
             clean, seen = layer.x + eps, perturbed(layer, eps)
             losses.append(record.batch.mean((bank.inverse(layer)(seen) - clean).square().flatten(1).sum(1)))
-            fit = moments.fit(linear, seen, clean, record.batch)
+            decoder = bank.decoder(layer.name)
+            assert isinstance(decoder, LayerDecoder)
+            (weight, bias), a, b = _regression(decoder.parts(layer), seen, clean)
+            fit = moments.fit(a, b, record.batch)
             looks += [look_at_decoder(layer.name, "loss", losses[-1], clean, seen), fit.look(layer.name)]
-            fits.append(partial(moments.keep, linear, fit))
+            fits.append(partial(moments.keep, weight, bias, fit))
 
         def apply() -> None:
             for keep in fits:
@@ -169,14 +179,12 @@ class _Moments(nn.Module):
 
     cross: Tensor
 
-    def __init__(self, linear: LinearDecoder, decay: float, damping: float, every: int) -> None:
+    def __init__(self, weight: Tensor, decay: float, damping: float, every: int) -> None:
         super().__init__()
-        weight = linear.map.weight
         self.inputs = Covariance(weight.shape[1] + 1, decay, damping, every).to(weight)
         self.register_buffer("cross", weight.new_zeros(weight.shape[0], weight.shape[1] + 1))
 
-    def fit(self, linear: LinearDecoder, seen: Tensor, clean: Tensor, batch: Batch) -> _Fit:
-        seen, clean = seen.reshape(-1, linear.map.in_features), clean.reshape(-1, linear.map.out_features)
+    def fit(self, seen: Tensor, clean: Tensor, batch: Batch) -> _Fit:
         a = torch.cat([seen, torch.ones_like(seen[:, :1])], dim=1).to(self.cross.dtype)
         inputs, decay = self.inputs.observe(a, batch), self.inputs.decay
         cross, _ = batch.move_average(self.cross, clean.to(a.dtype), a, decay)
@@ -184,9 +192,42 @@ class _Moments(nn.Module):
         return _Fit(inputs, cross, inputs.solve(cross / (1 - decay**inputs.count)) if solved else None)
 
     @torch.no_grad()
-    def keep(self, linear: LinearDecoder, fit: _Fit) -> None:
+    def keep(self, weight: Tensor, bias: Tensor, fit: _Fit) -> None:
         self.inputs.keep(fit.inputs)
         self.cross = fit.cross
         if fit.solution is not None:
-            linear.map.weight.copy_(fit.solution[:, :-1])
-            linear.map.bias.copy_(fit.solution[:, -1])
+            weight.copy_(fit.solution[:, :-1])
+            bias.copy_(fit.solution[:, -1])
+
+
+def _matrix(decoder: nn.Module) -> tuple[nn.Parameter, nn.Parameter]:
+    """Find weight and bias of a decoder that is one affine map."""
+    if isinstance(decoder, AffineDecoder):
+        return decoder.map.weight, decoder.map.bias
+    assert isinstance(decoder, MapDecoder)
+    return decoder.weight, decoder.bias
+
+
+def _regression(
+    parts: Sequence[Part], seen: Tensor, clean: Tensor
+) -> tuple[tuple[nn.Parameter, nn.Parameter], Tensor, Tensor]:
+    """Write reconstruction as a regression: the parameters, and rows of what the map is given and should give."""
+    place = next(place for place, part in enumerate(parts) if isinstance(part, BoundMap | BoundAffine))
+    middle = parts[place]
+    for part in parts[:place]:
+        seen = part(seen)
+    for part in reversed(parts[place + 1 :]):  # these move values, and are undone by their transposes
+        assert isinstance(part, Undone)
+        clean = part.jacobian.push(clean)
+    if isinstance(middle, BoundMap):
+        matrix = middle.weight, middle.bias
+        return matrix, seen.reshape(-1, middle.weight.shape[1]), clean.reshape(-1, len(middle.bias))  # pyright: ignore
+    assert isinstance(middle, BoundAffine)
+    rows, decoder = middle.rows(seen), middle.decoder
+    clean = _positions(clean, decoder, rows)
+    return _matrix(decoder), rows.flatten(0, 1), (clean - rows if decoder.residual else clean).flatten(0, 1)
+
+
+def _positions(x: Tensor, decoder: AffineDecoder, rows: Tensor) -> Tensor:
+    x = x.movedim(1, -1) if decoder.first else x
+    return x.reshape(*rows.shape[:2], -1)

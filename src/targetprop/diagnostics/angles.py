@@ -14,7 +14,7 @@ from torch import Tensor
 from targetprop.diagnostics.jacobians import activations, output_jacobians
 from targetprop.engine import TargetPropagation
 from targetprop.inversion import per_sample, sample_norm
-from targetprop.layers.forward_pass import Record
+from targetprop.layers import Record
 from targetprop.updates import from_top
 
 MOST_ENTRIES = 2**27  # of the output's Jacobians in all layers; beyond it, fewer samples are compared with Gauss-Newton

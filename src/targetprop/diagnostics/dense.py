@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from targetprop.diagnostics.jacobians import parameter_jacobians
-from targetprop.layers.forward_pass import Record
+from targetprop.layers import Record
 
 
 def damped_inverse(jacobian: Tensor, w: float, damping: float) -> Tensor:

@@ -20,8 +20,8 @@ from torch import Tensor, nn
 
 from targetprop.decoders import Bank, Inverse, Objective
 from targetprop.diagnostics.dense import damped_inverse
-from targetprop.layers import Layered
-from targetprop.layers.forward_pass import LayerRecord, Record
+from targetprop.layers import Network
+from targetprop.layers import LayerRecord, Record
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class DenseInverse(Objective):
         if self.w < 0 or self.damping < 0:
             raise ValueError(f"decoder w and damping must be ≥ 0; got {self.w} and {self.damping}")
 
-    def build(self, chain: Layered, example: Record, custom: Mapping[str, nn.Module]) -> Bank:
+    def build(self, network: Network, example: Record, custom: Mapping[str, nn.Module]) -> Bank:
         """Build a bank without parameters; see `Objective.build`."""
         return DenseBank(self)
 

@@ -162,9 +162,9 @@ def _flat(parts: list[Tensor]) -> Tensor | None:
 @contextmanager
 def _left_as_it_was(engine: TargetPropagation, x: Tensor) -> Iterator[None]:
     """Put the modules into eval mode and take ``.grad`` away; bring back both and the random state."""
-    gradients = [(p, p.grad) for module in engine.chain.modules() for p in module.parameters(recurse=False)]
+    gradients = [(p, p.grad) for module in engine.network.modules() for p in module.parameters(recurse=False)]
     try:
-        with torch.random.fork_rng(devices=[] if x.device.type == "cpu" else None), evaluating(engine.chain):
+        with torch.random.fork_rng(devices=[] if x.device.type == "cpu" else None), evaluating(engine.network):
             for parameter, _ in gradients:
                 parameter.grad = None
             yield

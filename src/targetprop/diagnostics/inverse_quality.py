@@ -37,7 +37,7 @@ from targetprop.inversion import (
     sample_norm,
     solve,
 )
-from targetprop.layers.forward_pass import Record
+from targetprop.layers import Record
 
 EXTRA_STEPS = 20
 TRIAL_STEPS, TRIAL_TOLERANCE = 100, 1e-3

@@ -1,14 +1,13 @@
-r"""Dense Jacobians of a chain, one row at a time by plain autograd: of layers, to the output, and in the parameters.
+r"""Dense Jacobians of a network, one row at a time by plain autograd: of layers, to the output, and in the parameters.
 
-The functions see a chain as the forward pass left it (dropout masks and batch statistics held fixed), so samples do not
+The functions see a network as the forward pass left it (dropout masks and batch statistics held fixed), so samples do not
 influence each other and one backward pass gives a row for all of them.
 
 >>> import torch
 >>> from torch import nn
->>> from targetprop.layers.chain import build_chain
->>> from targetprop.layers.forward_pass import run_forward
+>>> from targetprop.layers import record_layers
 >>> net = nn.Sequential(nn.Linear(3, 2, bias=False), nn.Linear(2, 1, bias=False))
->>> record = run_forward(build_chain(net), torch.ones(4, 3))
+>>> record = record_layers(net, torch.ones(4, 3))
 >>> bool((layer_jacobians(record)[1] == net[1].weight).all())
 True
 >>> [tuple(J.shape) for J in output_jacobians(record)]      # h_1 → h_2 and h_2 → h_2
@@ -20,7 +19,7 @@ True
 import torch
 from torch import Tensor
 
-from targetprop.layers import Record, SegmentRecord
+from targetprop.layers import Record
 
 
 def activations(record: Record) -> list[Tensor]:
@@ -33,7 +32,7 @@ def activations(record: Record) -> list[Tensor]:
         ``h_0 … h_L``, connected.
     """
     first = record.layers[0]
-    if isinstance(first, SegmentRecord):  # its inputs may be several, and are left as they are
+    if first.layer.segment.start is None:  # its inputs may be several, and are left as they are
         values = [first.x.detach().float().requires_grad_(), first.y]
     else:
         values = [first.x.detach().requires_grad_()]

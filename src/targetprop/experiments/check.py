@@ -10,7 +10,7 @@ from targetprop.experiments.example_input import make_inputs, read_forms
 from targetprop.experiments.memory import fitting
 from targetprop.experiments.options import read_request
 from targetprop.experiments.own_model import load_model, split_source
-from targetprop.layers.chain import Cut
+from targetprop.layers import Cut
 from targetprop.settings import check_ranges
 
 

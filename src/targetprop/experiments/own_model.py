@@ -11,7 +11,7 @@ from typing import Any, TypeGuard
 from torch import nn
 
 from targetprop.experiments.errors import CommandError, suggest
-from targetprop.layers.chain import Model
+from targetprop.layers import Model
 
 
 def split_source(source: str) -> tuple[Path, str]:

@@ -11,7 +11,7 @@ from targetprop.experiments.errors import CommandError, suggest
 from targetprop.experiments.networks import OwnModel
 from targetprop.experiments.options import Option, convert, field_options, make_help, refusing
 from targetprop.experiments.values import Options, read_file, split_words
-from targetprop.layers.chain import Cut
+from targetprop.layers import Cut
 from targetprop.methods import METHODS, Method, method
 from targetprop.targets import Propagation
 

@@ -6,14 +6,14 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from targetprop.layers.network import Layered
+from targetprop.layers.network import Network
 
 Whereabouts = tuple[torch.device, torch.dtype]
 
 
-def whereabouts(chain: Layered) -> Whereabouts:
+def whereabouts(network: Network) -> Whereabouts:
     """Say where a model is and in which precision, by its first parameter."""
-    first = next((p for module in chain.modules() for p in module.parameters()), None)
+    first = next((p for module in network.modules() for p in module.parameters()), None)
     if first is None:
         raise ValueError("the model has no trainable parameter; give it layers to train")
     return first.device, first.dtype

@@ -1,12 +1,15 @@
 """A mode that sees and numbers torch calls, so that a recorded pass and the passes after it can be compared."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 import torch
+from torch import nn
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode, _pop_mode_temporarily  # pyright: ignore[reportPrivateUsage]
+
+from targetprop.layers.closed import Closed, closing
 
 CUSTOM = ".apply"  # ends the names of autograd functions that users write
 _ASKS = "has_torch_function"  # what functions that are written in Python ask whether a mode is on
@@ -28,6 +31,7 @@ class CountedMode(TorchFunctionMode):
         """Start before the first call."""
         super().__init__()
         self.count, self.signature = 0, 0
+        self.inside = 0  # of how many modules that count as one call
 
     def opens(self, func: Callable[..., Any]) -> bool:
         """Say whether a function is written in Python and hides maps, so that its calls should be seen."""
@@ -61,6 +65,20 @@ class CountedMode(TorchFunctionMode):
             yield
         finally:
             torch.autograd.Function.apply = original
+
+    @contextmanager
+    def closing(self, modules: Mapping[str, nn.Module]) -> Iterator[None]:
+        """Let modules count as one call each."""
+
+        def see(closed: Closed | None, args: Any, kwargs: Any) -> Any:
+            if closed is None:
+                self.inside += 1
+                return None
+            self.inside -= 1
+            return self.__torch_function__(closed, (), args, kwargs)
+
+        with closing(modules, see):
+            yield
 
     def number(self, func: Callable[..., Any]) -> int:
         """Give the next call its number, but for questions about a tensor, which anybody may ask at any time: −1."""

@@ -1,6 +1,6 @@
 """How a model is called: with a tensor, several inputs, or modules in order."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -52,3 +52,21 @@ def split_labels(x: Any) -> tuple[list[Tensor], list[Tensor]]:
         return list(tensors_in(x)), []
     labels = [t for name, t in x.items() if name in _LABELS and isinstance(t, Tensor)]
     return [t for t in tensors_in(x) if not any(t is label for label in labels)], labels
+
+
+def leaves(module: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Module]]:
+    """Open modules that apply others in order.
+
+    Args:
+        module: any module.
+        prefix: its qualified name.
+
+    Yields:
+        Qualified names and modules in forward order; a module of another kind as it is.
+    """
+    if not (isinstance(module, Stack) or type(module).forward is nn.Sequential.forward):
+        yield prefix, module
+        return
+    for name, child in module._modules.items():  # unlike named_children, lists a module each time it is used
+        assert child is not None
+        yield from leaves(child, f"{prefix}.{name}" if prefix else name)

@@ -1,6 +1,6 @@
 """Any module as a network of layers: recorded once, cut, and run by its plan at every step."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -9,14 +9,13 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
-from targetprop.layers.chain import Chain, Cut, Model, NamedLayers, build_chain
-from targetprop.layers.inputs import Stack, call, split_labels
+from targetprop.layers.inputs import Stack, call, leaves, split_labels
+from targetprop.layers.layer import Cut, Layer, Model
 from targetprop.layers.loss import evaluate_loss
 from targetprop.layers.plan import Plan, make_plan
-from targetprop.layers.record import LossGradient, Record
+from targetprop.layers.record import LayerRecord, LossGradient, Record
 from targetprop.layers.recorder import record
 from targetprop.layers.runner import Mirror, OtherPathError, Runner
-from targetprop.layers.segment_record import SegmentLayer, SegmentRecord
 from targetprop.layers.sites import tensors_in
 from targetprop.layers.undone import ForwardState, without_hooks
 from targetprop.peers import Peers
@@ -24,7 +23,7 @@ from targetprop.peers import Peers
 _TRIES = 3
 
 
-class Network(NamedLayers):
+class Network:
     """A model of any kind as layers.
 
     Args:
@@ -32,26 +31,56 @@ class Network(NamedLayers):
         style: the rule by which it is cut.
         loss: ``loss(output, y)``.
         root: the module after whose members weights are named; `model` if None.
+        derivatives: whether changes go down through the derivatives of layers; where not, modules that autograd cannot
+            see into count as one call each.
+        own: classes of modules that do so anyway.
+
+    Attributes:
+        layers: ``f_1 … f_L`` as they were when the model was last recorded.
     """
 
+    layers: tuple[Layer, ...]
+
     def __init__(
-        self, model: Model, style: Cut, loss: Callable[[Any, Any], Tensor], root: nn.Module | None = None
+        self,
+        model: Model,
+        style: Cut,
+        loss: Callable[[Any, Any], Tensor] | None = None,
+        root: nn.Module | None = None,
+        *,
+        derivatives: bool = True,
+        own: tuple[type[nn.Module], ...] = (),
     ) -> None:
         """Keep the model."""
         model = getattr(model, "_orig_mod", model)  # of a compiled copy
         self.model = model if isinstance(model, nn.Module) else Stack(model)
         self.style: Cut = style
         self.loss, self.root = loss, self.model if root is None else root
+        self.derivatives, self._own = derivatives, own
         self._plans: dict[Any, Plan] = {}
         self.layers = ()
 
-    def kinds(self) -> dict[str, str]:
-        """Say how each layer is inverted: by mirrors of its weights, or where it has none by its own derivative."""
-        return {
-            layer.name: "mirrored" if any(site.needed for site in layer.segment.sites) else "own derivative"
-            for layer in self.layers[1:]
-            if isinstance(layer, SegmentLayer) and layer.segment is not None
-        }
+    def __len__(self) -> int:
+        return len(self.layers)
+
+    @property
+    def names(self) -> list[str]:
+        """Layer names in forward order."""
+        return [layer.name for layer in self.layers]
+
+    def check_names(self, names: Iterable[str], what: str) -> None:
+        """Refuse names that are no layer of this network.
+
+        Args:
+            names: the names to look for.
+            what: what the names were given for, used in the message.
+
+        Raises:
+            ValueError: a name is unknown.
+        """
+        for name in names:
+            if name not in self.names:
+                raise ValueError(f"{what} names layer {name!r}, but the layers are {', '.join(self.names)}")
 
     def modules(self) -> Iterator[nn.Module]:
         """Yield the model's modules."""
@@ -69,18 +98,35 @@ class Network(NamedLayers):
         Raises:
             ValueError: the layers are not whole modules, applied in order.
         """
-        model = dict(self.model.named_children()) if isinstance(self.model, Stack) else self.model
-        layers = build_chain(model, self.style).layers if isinstance(model, dict | nn.Sequential) else ()
-        if [layer.name for layer in layers] != self.names:
+        whole = self._whole_modules()
+        if whole is None:
             raise ValueError(
                 "a placement needs layers that are whole modules, applied in order; write the model as an nn.Sequential"
                 " or a list of such modules"
             )
         self.layers = tuple(
-            replace(layer, modules=whole.modules) for layer, whole in zip(self.layers, layers, strict=True)
+            replace(layer, modules=tuple(modules)) for layer, modules in zip(self.layers, whole, strict=True)
         )
-        parts = {layer.name: nn.Sequential(*layer.modules) for layer in layers[own.start : own.stop]}
-        return Network(parts, self.style, self.loss, root=self.root)
+        parts = {layer.name: nn.Sequential(*layer.modules) for layer in self.layers[own.start : own.stop]}
+        return Network(parts, self.style, self.loss, self.root, derivatives=self.derivatives, own=self._own)
+
+    def _whole_modules(self) -> list[list[nn.Module]] | None:
+        """List the modules of every layer; None if one of them is in several layers, or they are not in order."""
+        if not isinstance(self.model, Stack | nn.Sequential):
+            return None
+        found: list[list[nn.Module]] = [[] for _ in self.layers]
+        reached = 0
+        for name, module in leaves(self.model):
+            inside = [
+                number
+                for number, layer in enumerate(self.layers)
+                if any(call.path == name or call.path.startswith(f"{name}.") for call in layer.segment.calls)
+            ]
+            if len(inside) > 1 or (inside and inside[0] < reached):
+                return None
+            reached = inside[0] if inside else reached
+            found[reached].append(module)
+        return found if all(found) else None
 
     def record(self, x: Any, y: Any = None, *, labelled: bool = True, silent: bool = True) -> Plan:
         """Run the model once to make a plan; nothing of it stays but the layers.
@@ -100,10 +146,14 @@ class Network(NamedLayers):
         x, y = tree_map(_renamed, x), tree_map(_renamed, y)  # people pass one tensor as input and labels
         inputs, labels = split_labels(x)
         finish = (lambda output: evaluate_loss(self.loss, output, y)) if labelled else None
+        closed = {name: m for name, m in self.model.named_modules() if isinstance(m, self._own)} if self._own else {}
+        given = [*labels, *tensors_in(y)]
         with self.undone(), without_hooks(self.model if silent else None):
-            tape = record(
-                [self.model, self.root], lambda: call(self.model, x), inputs, finish, [*labels, *tensors_in(y)]
-            )
+            tape = record([self.model, self.root], lambda: call(self.model, x), inputs, finish, given, closed)
+        if tape.opaque and not self.derivatives:
+            closed |= {name: self.model.get_submodule(name) for name in (o.split(": ")[0] for o in tape.opaque)}
+            with self.undone(), without_hooks(self.model if silent else None):
+                tape = record([self.model, self.root], lambda: call(self.model, x), inputs, finish, given, closed)
         ends = self.model.ends(tape.ends) if isinstance(self.model, Stack) else None
         unrelated = labelled and tape.output is not None and tape.output.data and tape.output.trained
         if not tape.results or (unrelated and not any(value.data for value in tape.results)):
@@ -112,10 +162,10 @@ class Network(NamedLayers):
                 if labelled
                 else "the model has no trainable parameter; call requires_grad_(True) on those to train"
             )
-        plan = make_plan(tape, self.style, ends)
+        plan = make_plan(tape, self.style, ends, derivatives=self.derivatives)
         if plan.problems:
             raise ValueError(plan.problems[0])
-        self.layers = tuple(SegmentLayer(s.name, (), s, self.model) for s in plan.layers)
+        self.layers = tuple(Layer(segment, self.model) for segment in plan.layers)
         return plan
 
     def example(self, x: Any) -> Record:
@@ -128,7 +178,7 @@ class Network(NamedLayers):
             The record, up to the loss if the model computes that from its inputs.
         """
         with self.undone(), without_hooks(self.model):
-            return self.run(x, None, lambda key, weight: None, Peers(), repeats=False, labelled=self._knows_loss(x))
+            return self.run(x, None, None, Peers(), repeats=not self.derivatives, labelled=self._knows_loss(x))
 
     @contextmanager
     def undone(self) -> Iterator[None]:
@@ -147,7 +197,17 @@ class Network(NamedLayers):
             return False
         return True
 
-    def run(self, x: Any, y: Any, mirror: Mirror, peers: Peers, *, repeats: bool, labelled: bool = True) -> Record:
+    def run(
+        self,
+        x: Any,
+        y: Any,
+        mirror: Mirror,
+        peers: Peers,
+        *,
+        repeats: bool,
+        labelled: bool = True,
+        from_input: bool = False,
+    ) -> Record:
         """Run the model by its plan, which is made, or made anew, where it has none that fits.
 
         Args:
@@ -157,6 +217,7 @@ class Network(NamedLayers):
             peers: the processes that share samples.
             repeats: whether layers will be repeated on other inputs.
             labelled: whether there are labels.
+            from_input: whether the first layer will be repeated as well; the input is one tensor then.
 
         Returns:
             The record.
@@ -166,17 +227,18 @@ class Network(NamedLayers):
         """
         x = tree_map(lambda t: t.detach() if isinstance(t, Tensor) else t, x)
         batch, own = peers.batch(len(next(tensors_in(x)))), peers.own(len(self.layers))
-        if own.start > 0:
+        if own.start > 0 or from_input:
             x = peers.receive_input(x).detach().requires_grad_()
         modules = dict(self.model.named_modules())
         parameters = _parameters(modules if self.root is self.model else dict(self.root.named_modules()))
         modes = tuple(module.training for module in modules.values())
-        key = (labelled, modes, tuple(p.requires_grad for p in parameters.values()))
+        key = (labelled, from_input, modes, tuple(p.requires_grad for p in parameters.values()))
         for attempt in range(_TRIES):
             plan = self._plans.get(key)
             if plan is None:  # hooks that make torch calls have to be seen
                 plan = self._plans[key] = self.record(x, y, labelled=labelled, silent=attempt == 0)
-            before, runner = ForwardState(modules.values()), Runner(plan, mirror, parameters, repeats=repeats)
+            closed = {name: modules[name] for name in plan.closed}
+            before, runner = ForwardState(modules.values()), Runner(plan, mirror, parameters, closed, repeats=repeats)
             try:
                 value = self._run(plan, runner, x, y, labelled)
                 break
@@ -204,41 +266,54 @@ class Network(NamedLayers):
 
     def _collect(
         self, plan: Plan, runner: Runner, parameters: Mapping[str, nn.Parameter], x: Any
-    ) -> list[SegmentRecord]:
-        below, begin = next(tensors_in(x)), plan.start
-        if plan.start is not None:
+    ) -> list[LayerRecord]:
+        below = next(tensors_in(x))
+        if plan.segments[0].start is not None:
             runner.stretches[0].start = below
-        records: list[SegmentRecord] = []
+        records: list[LayerRecord] = []
         for segment, stretch in zip(plan.segments, runner.stretches, strict=True):
             shared = [runner.derived[v.made or 0, v.output][0] for v in segment.derived]
             tensors = (*(parameters[name] for name in segment.parameters), *shared)
             given = below.detach() if stretch.start is None else stretch.start.detach()
             records.append(
-                SegmentRecord(
-                    SegmentLayer(segment.name, (), segment, self.model),
+                LayerRecord(
+                    Layer(segment, self.model),
                     given,
                     given if stretch.end is None else stretch.end,
-                    tensors=tensors,
-                    uses=tuple(stretch.maps),
-                    start=stretch.start,
-                    steps=tuple(stretch.steps),
-                    begin=begin,
+                    tensors,
+                    tuple(stretch.maps),
+                    stretch.start,
+                    tuple(stretch.steps),
                 )
             )
-            begin = segment.end
         return records
 
 
-def _differentiate(rest: SegmentRecord, value: Tensor) -> LossGradient:
+def _differentiate(rest: LayerRecord, value: Tensor) -> LossGradient:
     """Differentiate a loss in ``h_L``, and in the parameters that it reaches beside."""
     top = [] if rest.start is None else [rest.start]
-    found = torch.autograd.grad(value, [*top, *rest.tensors], allow_unused=True)
-    beside = zip(rest.tensors, found[len(top) :], strict=True)
+    found = torch.autograd.grad(value, [*top, *rest.parameters], allow_unused=True)
+    beside = zip(rest.parameters, found[len(top) :], strict=True)
     gradient = found[0] if top and found[0] is not None else torch.zeros_like(rest.x)
     return LossGradient(value.detach(), gradient, {p: g for p, g in beside if g is not None})
 
 
-Layered = Chain | Network
+def record_layers(model: Model, x: Tensor, cut: Cut = "post-activation") -> Record:
+    """Run a model once into a record of its layers, all of which can be repeated, the first as well.
+
+    Args:
+        model: the model.
+        x: its input.
+        cut: where layers begin and end.
+
+    Returns:
+        The record.
+
+    >>> net = nn.Sequential(nn.Flatten(), nn.Linear(4, 3), nn.Tanh(), nn.Linear(3, 2))
+    >>> [layer.name for layer in record_layers(net, torch.ones(5, 4)).layers]
+    ['1', '3']
+    """
+    return Network(model, cut).run(x, None, None, Peers(), repeats=True, labelled=False, from_input=True)
 
 
 def _renamed(t: Any) -> Any:

@@ -11,12 +11,11 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from itertools import pairwise
 
-from targetprop.layers.repeat import Repeated, repeated_calls
+from targetprop.layers.repeat import Repeated
 from targetprop.layers.segments import Segment, cut
 from targetprop.layers.sites import Site
-from targetprop.layers.tape import Tape, Value
+from targetprop.layers.tape import Tape
 
 
 @dataclass(frozen=True)
@@ -48,22 +47,22 @@ class Plan:
         segments: the layers, and the stretch from the last of them to the loss.
         actions: by index of the torch call.
         repeated: the calls that lead through a layer above the first, by index.
-        start: what the first layer begins with, if a layer below it is on another process.
         plain: whether the model's output is the last layer's, and the loss is a function of it alone.
         total: how many torch calls are to be made: the model's, or where it is not plain those of the loss as well.
         signature: a hash of their names.
         custom: whether autograd functions of the user's are among them.
+        closed: names of the modules that count as one call each.
         problems: why the model cannot be trained.
     """
 
     segments: tuple[Segment, ...]
     actions: dict[int, Action]
     repeated: dict[int, Repeated]
-    start: Value | None
     plain: bool
     total: int
     signature: int
     custom: bool
+    closed: tuple[str, ...]
     problems: tuple[str, ...]
 
     @property
@@ -72,18 +71,21 @@ class Plan:
         return self.segments[:-1]
 
 
-def make_plan(tape: Tape, style: str = "post-activation", ends: Mapping[str, int] | None = None) -> Plan:
+def make_plan(
+    tape: Tape, style: str = "post-activation", ends: Mapping[str, int] | None = None, *, derivatives: bool = True
+) -> Plan:
     """Plan passes like a recorded one.
 
     Args:
         tape: the recording.
         style: the rule by which it is cut.
         ends: the user's own cuts; see `targetprop.layers.segments.cut`.
+        derivatives: whether changes go down through the derivatives of layers.
 
     Returns:
         The plan.
     """
-    segments = cut(tape, style, ends)
+    segments = cut(tape, style, ends, derivatives=derivatives)
     last = segments[-1]
     end = segments[-2].end if len(segments) > 1 else None
     plain = end is not None and tape.output is end and not (last.parameters or last.sites)
@@ -99,11 +101,8 @@ def make_plan(tape: Tape, style: str = "post-activation", ends: Mapping[str, int
             action = actions.get(segment.end.made, Action(name, number))
             actions[segment.end.made] = replace(action, cut=(number, segment.end.output))
     total, signature = (tape.total, tape.signature) if plain else tape.whole
-    repeated: dict[int, Repeated] = {}
-    for number, (below, segment) in enumerate(pairwise(segments[:-1]), start=1):
-        assert below.end is not None
-        repeated |= {found.call.index: found for found in repeated_calls(number, segment.calls, below.end)}
-    if tape.start is not None and len(segments) > 1:
-        repeated |= {found.call.index: found for found in repeated_calls(0, segments[0].calls, tape.start)}
+    repeated = {
+        found.call.index: found for segment in segments for piece in segment.pieces for found in piece.calls
+    }
     problems = tuple(dict.fromkeys(tape.problems))
-    return Plan(tuple(segments), actions, repeated, tape.start, plain, total, signature, tape.custom, problems)
+    return Plan(tuple(segments), actions, repeated, plain, total, signature, tape.custom, tape.closed, problems)

@@ -1,17 +1,19 @@
 """What a forward pass leaves for the stages that follow: a record per layer, and one of all layers."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.autograd.graph import GradientEdge
 
 from targetprop.batch import Batch
 from targetprop.finite import BAD_INPUT, BAD_OUTPUT, Look
-from targetprop.layers.chain import Layer
-from targetprop.layers.replay import ReplayState, replay_modules
+from targetprop.layers.layer import Layer
+from targetprop.layers.repeat import Step
+from targetprop.layers.repeat import repeat as make_again
 from targetprop.layers.sites import Site, tensors_in
 
 
@@ -67,15 +69,23 @@ class LayerRecord:
         layer: the layer.
         x: its input ``h_{l-1}``, shape ``(n, …)``, detached.
         y: its output ``h_l`` with the graph of ``θ_l``, shape ``(n, …)``.
-        states: what each module of the layer drew or measured.
-        inner: outputs of the layer's modules with their graph, one per module; empty unless asked for.
+        parameters: its trainable parameters ``θ_l``, and values made from parameters alone that it shares with others.
+        maps: its uses of weights.
+        start: where its graph begins; None for the first layer.
+        steps: its calls, to be made again; empty unless asked for.
+        full: its whole input, where the record is restricted to some samples.
+        memo: what stages have worked out of its steps.
     """
 
     layer: Layer
     x: Tensor
     y: Tensor
-    states: tuple[ReplayState, ...] = ()
-    inner: tuple[Tensor, ...] = ()
+    parameters: tuple[Tensor, ...] = ()
+    maps: tuple[MapUse, ...] = ()
+    start: Tensor | None = None
+    steps: tuple[Step, ...] = ()
+    full: Tensor | None = None
+    memo: dict[Any, Any] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -88,32 +98,47 @@ class LayerRecord:
         return self.y.detach()
 
     @property
-    def parameters(self) -> tuple[Tensor, ...]:
-        """The trainable parameters ``θ_l``."""
-        return tuple(self.layer.parameters())
-
-    @property
-    def maps(self) -> tuple[MapUse, ...]:
-        """The uses of weights, where the outputs of modules are kept: the one trainable ``nn.Linear`` of the layer."""
-        index = linear_index(self.layer) if self.inner else None
-        if index is None:
-            return ()
-        linear = self.layer.modules[index]
-        assert isinstance(linear, nn.Linear)
-        a = self.x if index == 0 else self.inner[index - 1].detach()
-        site = Site(self.name, "linear", (1,), (0,))
-        return (MapUse(site, linear.weight, linear.weight, linear.bias, a, self.inner[index]),)
+    def whole(self) -> Tensor:
+        """The input of all samples."""
+        return self.x if self.full is None else self.full
 
     def f(self, x: Tensor) -> Tensor:
-        """Repeat the layer on another input, with the replay state of the forward pass.
+        """Repeat the layer on another input, with the random numbers and the batch statistics of the forward pass.
 
         Args:
-            x: input of shape ``(n, …)``.
+            x: input of shape ``(n, …)``; with fewer samples than the pass had, they are the first ones.
 
         Returns:
             ``f_l(x)``, shape ``(n, …)``.
         """
-        return replay_modules(self.layer.modules, x, self.states)
+        whole, rows = self.whole, len(x)
+        if x.dtype is torch.float64:  # a model may cast on its way
+            x = x.to(self.x.dtype)
+        if rows == len(whole):
+            return self._repeat(x)
+        if _ALONE.get(self.layer.segment, False):
+            return self._repeat(x)
+        y = self._repeat(torch.cat([x, whole[rows:].to(x.dtype)]))[:rows]
+        if self.layer.segment not in _ALONE:
+            _ALONE[self.layer.segment] = self._same_alone(x, y)
+        return y
+
+    def _same_alone(self, x: Tensor, y: Tensor) -> bool:
+        """Try whether samples can be repeated without the others."""
+        if any(step.random is not None for step in self.steps):
+            return False
+        try:
+            alone = self._repeat(x)
+        except (RuntimeError, ValueError, IndexError):
+            return False
+        return alone.shape == y.shape and torch.allclose(alone, y, rtol=1e-4, atol=1e-5 * float(y.abs().amax()))
+
+    def _repeat(self, x: Tensor) -> Tensor:
+        segment = self.layer.segment
+        assert segment.start is not None and segment.end is not None
+        if x.stride() != self.whole.stride():  # a model may ask for views that other strides do not allow
+            x = torch.empty_strided(x.shape, _strides(x, self.whole), dtype=x.dtype, device=x.device).copy_(x)
+        return make_again(self.steps, segment.start, segment.end, x)
 
     def pull(
         self,
@@ -136,7 +161,7 @@ class LayerRecord:
         Returns:
             What was wanted.
         """
-        start, own = self._start if below else None, gradients
+        start, own = self.start if below else None, gradients
         uses = self.maps if maps else ()
         wanted: list[Any] = [*([] if start is None else [start]), *own]
         wanted += [use.output for use in uses if use.output is not None]
@@ -150,23 +175,22 @@ class LayerRecord:
         asked = tuple(None if use.output is None else next(changes) for use in uses)
         return Pulled(moved, tuple(found[: len(own)]), asked)
 
-    @property
-    def _start(self) -> Tensor | None:
-        """Where the graph begins; layers that have decoders of their own have no such place."""
-        return None
-
     def head(self, rows: int) -> "LayerRecord":
         """Restrict the record to its first ``rows`` samples, without graph."""
-        states = tuple(state.each(lambda values: values[:rows]) for state in self.states)
-        return replace(self, x=self.x[:rows], y=self.h[:rows], states=states, inner=())
+        return replace(self, x=self.x[:rows], y=self.h[:rows], full=self.whole)
 
 
-def linear_index(layer: Layer) -> int | None:
-    """Find the one trainable ``nn.Linear`` among the modules of a layer; None if there is none, or more than one."""
-    found = [i for i, module in enumerate(layer.modules) if isinstance(module, nn.Linear)]
-    if len(found) != 1 or not all(p.requires_grad for p in layer.modules[found[0]].parameters()):
-        return None
-    return found[0]
+_ALONE: WeakKeyDictionary[Any, bool] = WeakKeyDictionary()  # whether samples of a stretch can be repeated alone
+
+
+def _strides(x: Tensor, like: Tensor) -> tuple[int, ...]:
+    """Lay a tensor out like another one with other sizes, axes in the same order."""
+    if x.shape == like.shape:
+        return like.stride()
+    order, strides, size = sorted(range(x.dim()), key=lambda d: like.stride(d)), [0] * x.dim(), 1
+    for d in order:
+        strides[d], size = size, size * x.shape[d]
+    return tuple(strides)
 
 
 @dataclass(frozen=True, eq=False)
@@ -221,11 +245,11 @@ class Record:
         """Look at the network's input and at the activations of every layer."""
         yield Look(BAD_INPUT, tuple(tensors_in(x)))
         for layer in self.layers:
-            yield Look(BAD_OUTPUT, (layer.h, *layer.inner[:-1]), f"layer {layer.name}")
+            yield Look(BAD_OUTPUT, (layer.h,), f"layer {layer.name}")
 
     def head(self, samples: int) -> "Record":
-        """Restrict the record to the first ``samples`` samples of the whole step."""
-        if samples >= self.batch.total:
+        """Restrict the record to the first ``samples`` samples of the whole step, where layers keep samples apart."""
+        if samples >= self.batch.total or any(len(t) != self.batch.rows for r in self.layers for t in (r.x, r.y)):
             return self
         batch = self.batch.head(samples)
         layers = tuple(layer.head(batch.rows) for layer in self.layers)

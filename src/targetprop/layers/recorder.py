@@ -11,7 +11,7 @@ Any Python may stand in its ``forward``; what counts is which tensors feed which
 """
 
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.nn.modules import module as module_hooks
 
+from targetprop.layers.closed import Closed
 from targetprop.layers.counted import CUSTOM, CountedMode
 from targetprop.layers.random_states import random_states
 from targetprop.layers.sites import (
@@ -43,6 +44,7 @@ def record(
     inputs: Sequence[Tensor],
     finish: Callable[[Any], Any] | None = None,
     labels: Sequence[Tensor] = (),
+    closed: Mapping[str, nn.Module] | None = None,
 ) -> Tape:
     """Record the torch calls of a forward pass.
 
@@ -52,13 +54,15 @@ def record(
         inputs: the tensors that stand for data.
         finish: computes the loss from what `run` returned.
         labels: the tensors that stand for labels.
+        closed: modules that count as one call each, by name.
 
     Returns:
         The tape.
     """
     recorder = Recorder(models, inputs, labels)
     eager = torch.compiler.set_stance("force_eager")
-    with torch.enable_grad(), recorder.following_modules(), recorder.seeing_custom(), eager, recorder:
+    closing = recorder.closing(closed or {})
+    with torch.enable_grad(), recorder.following_modules(), closing, recorder.seeing_custom(), eager, recorder:
         output = run()
         tape = recorder.tape
         tape.total, tape.signature = recorder.count, recorder.signature
@@ -66,7 +70,7 @@ def record(
     tape.output = recorder.value(output) if isinstance(output, Tensor) else None
     tape.start = next((value for value in map(recorder.value, inputs) if value.trained), None)
     tape.results = [value for t in tensors_in(result) if (value := recorder.value(t)).trained]
-    tape.whole = recorder.count, recorder.signature
+    tape.whole, tape.closed = (recorder.count, recorder.signature), tuple(closed or ())
     return tape
 
 
@@ -125,6 +129,8 @@ class Recorder(CountedMode):
     ) -> Any:
         """Run a call and write down what it did."""
         kwargs = kwargs or {}
+        if self.inside:
+            return func(*args, **kwargs)
         if self.opens(func):
             return self.run_opened(func, args, kwargs)
         index, name = self.number(func), func.__name__
@@ -135,12 +141,18 @@ class Recorder(CountedMode):
         call = Call(index, name, self._path[-1], [self.value(t) for t in given], [place for place, _ in placed])
         data = name not in _LIKE and any(v.data or (v.labels and name in LOOKUPS) for v in call.inputs)
         versions, drawn = [t._version for t in given], random_states() if data else []
+        if isinstance(func, Closed):
+            drawn, call.opaque, call.path = func.before, func.opaque, func.name
+            call.inputs += [self.value(p) for p in func.module.parameters()]
         if torch.is_grad_enabled() and any(v.trained for v in call.inputs):
             out = self._run(call, func, args, kwargs, given, data)
         else:
             out = func(*args, **kwargs)
+        if isinstance(func, Closed):
+            self.tape.ends[func.name][-1] = index
         call.random = any(not torch.equal(a, b) for a, b in zip(drawn, random_states(), strict=False))
         written = [t for t, version in zip(given, versions, strict=True) if t._version != version]
+        call.writes = bool(written)
         return self._note(call, out, written, data)
 
     def _run(
@@ -151,7 +163,7 @@ class Recorder(CountedMode):
         if sites:
             args, kwargs = as_autocast(args, kwargs)
         weights = {memory(at(site.weight, args, kwargs)): site for site in sites}
-        beside = {memory(t) for t, v in zip(given, call.inputs, strict=True) if v.trained and not v.data}
+        beside = {memory(t) for t, v in zip(given, call.inputs, strict=False) if v.trained and not v.data}
         if call.name.endswith(CUSTOM):
             self.tape.custom = True
             if beside and data:
@@ -258,7 +270,7 @@ class Recorder(CountedMode):
             made = [t for t in tensors_in(output) if t.is_floating_point()]
             given = [value for t in tensors_in(args) if (value := self._values.get(id(t))) is not None]
             led = any(value.trained and value.data for value in given)
-            if led and made and torch.is_grad_enabled() and not any(t.requires_grad for t in made):
+            if led and made and not self.inside and torch.is_grad_enabled() and not any(t.requires_grad for t in made):
                 self.tape.opaque.append(f"{self._path[-1]}: {type(module).__name__}")
             self.tape.ends.setdefault(self._path.pop(), []).append(self.count - 1)
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from targetprop.layers.closed import Closed
 from targetprop.layers.random_states import random_states, set_random_states
 from targetprop.layers.sites import Place, tensors_in
 from targetprop.layers.tape import Call, Value
@@ -44,12 +45,14 @@ class Step:
         func: the function.
         args: its positional and its keyword arguments, with nothing where values of the stretch are put.
         random: states of the random numbers before the call; None if it draws none.
+        given: the first of the values that are put, detached, and its version then.
     """
 
     repeated: Repeated
     func: Callable[..., Any]
     args: tuple[list[Any], dict[str, Any]]
     random: list[Tensor] | None
+    given: tuple[Tensor, int] | None = None
 
 
 def repeated_calls(layer: int, calls: Iterable[Call], start: Value) -> Iterator[Repeated]:
@@ -65,24 +68,28 @@ def repeated_calls(layer: int, calls: Iterable[Call], start: Value) -> Iterator[
 
 def keep_step(repeated: Repeated, func: Callable[..., Any], args: Any, kwargs: Mapping[str, Any]) -> Step:
     """Keep a call before it is made, but for the values that change."""
+    given = _get((args, kwargs), repeated.moving[0][0]) if repeated.moving else None
     func, args, kwargs = _with_fixed_statistics(func, args, kwargs)
     kept: Any = (list(args), dict(kwargs))
     for place, _ in repeated.moving:
         kept = _put(kept, place, None)
-    return Step(repeated, func, kept, random_states() if repeated.call.random else None)
+    random = None
+    if repeated.call.random:
+        random = func.before if isinstance(func, Closed) else random_states()
+    return Step(repeated, func, kept, random, None if given is None else (given.detach(), given._version))
 
 
 def repeat(steps: Iterable[Step], start: Value, end: Value, x: Tensor) -> Tensor:
-    """Make the calls of a stretch again.
+    """Make calls again.
 
     Args:
         steps: the calls.
-        start: the value that the stretch begins with.
-        end: the value that it ends with.
+        start: the value that they begin with.
+        end: the value that they end with.
         x: another input, shape of `start`.
 
     Returns:
-        ``f_l(x)``.
+        What `end` becomes.
     """
     values: dict[int, Any] = {id(start): x}
     for step in steps:
@@ -109,6 +116,12 @@ def _run(step: Step, args: tuple[list[Any], dict[str, Any]]) -> Any:
         return step.func(*args[0], **args[1])
     finally:
         set_random_states(now)
+
+
+def _get(tree: Any, place: Place) -> Any:
+    for key in place:
+        tree = getattr(tree, str(key)) if isinstance(tree, slice) else tree[key]
+    return tree
 
 
 def _put(tree: Any, place: Place, value: Any) -> Any:

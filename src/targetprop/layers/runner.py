@@ -27,7 +27,7 @@ from targetprop.layers.sites import (
     tensors_in,
 )
 
-Mirror = Callable[[str, Tensor], Tensor | None]
+Mirror = Callable[[str, Tensor], Tensor | None] | None
 
 
 class OtherPathError(Exception):
@@ -56,18 +56,27 @@ class Runner(CountedMode):
 
     Args:
         plan: the plan.
-        mirror: gives the mirror of a weight by its key; None for the weight itself.
+        mirror: gives the mirror of a weight by its key, or None for the weight itself; None where there are none.
         parameters: the model's parameters by name.
+        closed: the modules that count as one call each, by name.
         repeats: whether layers will be repeated on other inputs.
     """
 
-    def __init__(self, plan: Plan, mirror: Mirror, parameters: Mapping[str, nn.Parameter], *, repeats: bool) -> None:
+    def __init__(
+        self,
+        plan: Plan,
+        mirror: Mirror,
+        parameters: Mapping[str, nn.Parameter],
+        closed: Mapping[str, nn.Module],
+        *,
+        repeats: bool,
+    ) -> None:
         """Start before the first segment."""
         super().__init__()
         self.plan = plan
         self.stretches = [Stretch() for _ in plan.segments]
         self.derived: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
-        self._mirror, self._parameters = mirror, parameters
+        self._mirror, self._parameters, self._closed = mirror, parameters, closed
         self._actions = plan.actions
         self._repeated = plan.repeated if repeats else {}
 
@@ -89,6 +98,7 @@ class Runner(CountedMode):
             stack.enter_context(torch.compiler.set_stance("force_eager"))  # calls of compiled code are not seen
             if self.plan.custom:
                 stack.enter_context(self.seeing_custom())
+            stack.enter_context(self.closing(self._closed))
             stack.enter_context(self)
             result = compute()
         if ends and (self.count, self.signature) != (self.plan.total, self.plan.signature):
@@ -99,6 +109,8 @@ class Runner(CountedMode):
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         """Run a call, with what the plan says of it."""
+        if self.inside:
+            return func(*args, **(kwargs or {}))
         if self.opens(func):
             return self.run_opened(func, args, kwargs or {})
         index = self.number(func)
@@ -127,14 +139,16 @@ class Runner(CountedMode):
 
     def _apply(self, action: Action, func: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         """Run a call whose backward pass has to read mirrors, and note its uses of weights."""
-        given = args, kwargs
-        args, kwargs = as_autocast(args, kwargs) if action.sites else given
+        given, mirrored = (args, kwargs), self._mirror is not None
+        args, kwargs = as_autocast(args, kwargs) if action.sites and mirrored else given
         try:
             uses = [self._use(site, given, (args, kwargs)) for site in action.sites]
         except (IndexError, KeyError, AttributeError) as error:
             raise OtherPathError from error
         weights = {memory(w): (w, partial(_mirror_of, self._mirror, use)) for use, w in uses if use.site.needed}
-        if any(site.copied for site in action.sites):
+        if not mirrored:
+            out = func(*args, **kwargs)
+        elif any(site.copied for site in action.sites):
             out = self._split({id(low): use for use, low in uses}, func, args, kwargs)
         else:
             copied = self._memory if action.gains else ()
@@ -182,7 +196,7 @@ class Runner(CountedMode):
 
 def _mirror_of(mirror: Mirror, use: MapUse) -> Tensor:
     """Give the mirror in the view that the weight is of its parameter; autograd holds on to no more than it needs."""
-    found = mirror(use.site.key, use.base)
+    found = None if mirror is None else mirror(use.site.key, use.base)
     return use.weight if found is None else same_view(found, use.base, use.weight)
 
 

@@ -10,10 +10,12 @@ two such places are grouped so that every layer has a map, by one of two rules:
 What feeds a layer from beside, such as masks, positions or the raw input, is no target.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 
+from targetprop.layers.pieces import Piece, split
+from targetprop.layers.repeat import repeated_calls
 from targetprop.layers.sites import Site
 from targetprop.layers.tape import LOOKUPS, Call, Tape, Value
 
@@ -29,6 +31,8 @@ class Segment:
         calls: the calls, in order.
         end: the value ``h_l`` that it ends with; None for what follows the last cut, up to the loss.
         derived: values made from parameters alone that other segments use too.
+        start: the value that it begins with, where it can be made again on other inputs.
+        pieces: its calls from there on, as far as they can be inverted one after the other.
         parameters: names of the parameters that it uses, directly or through values made from parameters alone.
     """
 
@@ -37,6 +41,8 @@ class Segment:
     end: Value | None
     parameters: tuple[str, ...] = ()
     derived: tuple[Value, ...] = ()
+    start: Value | None = None
+    pieces: tuple[Piece, ...] = ()
 
     @property
     def sites(self) -> list[Site]:
@@ -51,18 +57,24 @@ class _Atom:
     calls: list[Call]
     end: Value
     maps: bool = field(init=False)
+    flat: bool = field(init=False)
 
     def __post_init__(self) -> None:
         self.maps = any(call.sites or _looks_up(call) for call in self.calls)
+        self.flat = any(_is_flat(call) for call in self.calls)
 
 
-def cut(tape: Tape, style: str = "post-activation", ends: Mapping[str, int] | None = None) -> list[Segment]:
+def cut(
+    tape: Tape, style: str = "post-activation", ends: Mapping[str, int] | None = None, *, derivatives: bool = True
+) -> list[Segment]:
     """Cut a tape into layers.
 
     Args:
         tape: the recorded pass, up to the loss.
         style: "post-activation" or "pre-activation".
         ends: the user's own cuts: index of the last torch call of each layer by its name; None to group by `style`.
+        derivatives: whether changes go down through the derivatives of layers; otherwise a layer may begin with what
+            has none, and only what trains its own parameters needs one.
 
     Returns:
         The segments in order; the last one, without an end, leads to what the function returned, and may be empty.
@@ -75,8 +87,39 @@ def cut(tape: Tape, style: str = "post-activation", ends: Mapping[str, int] | No
         layers = [replace(_segment(group), name=name) for name, group in _group_at(atoms, ends).items()]
     found = [*layers, Segment("loss", tuple(rest), None)]
     segments = _with_parameters(found, needed)
-    tape.problems += [*_flat(needed, tape.results), *_opaque(tape, segments)]
-    return segments
+    tape.problems += [*(_flat(needed, tape.results) if derivatives else _flat_inside(segments)), *_opaque(tape, segments)]
+    return _with_pieces(segments, tape.start)
+
+
+def _is_flat(call: Call) -> bool:
+    """Whether a call lets no change through though its output follows its input."""
+    return (call.name in _FLAT or call.opaque) and not any(value.adopted for value in call.outputs)
+
+
+def _flat_inside(segments: list[Segment]) -> Iterator[str]:
+    """Name the calls that let no change through to parameters of their own layer."""
+    for segment in segments:
+        trained = False
+        for call in segment.calls:
+            if trained and _is_flat(call):
+                yield (
+                    f"layer {segment.name}: {call.path or call.name} lets no gradient through to the parameters before"
+                    " it; let the layer end at its parameters, by a list of layers"
+                )
+                break
+            trained = trained or any(value.trained and not value.data for value in call.inputs)
+
+
+def _with_pieces(segments: list[Segment], start: Value | None) -> list[Segment]:
+    """Say how each layer can be made again from its input, which is the end of the one below."""
+    found: list[Segment] = []
+    for number, segment in enumerate(segments):
+        if start is not None and segment.end is not None:
+            calls = list(repeated_calls(number, segment.calls, start))
+            segment = replace(segment, start=start, pieces=split(calls, start, segment.end))
+        found.append(segment)
+        start = segment.end
+    return found
 
 
 def _flat(calls: list[Call], results: Iterable[Value]) -> list[str]:
@@ -86,7 +129,7 @@ def _flat(calls: list[Call], results: Iterable[Value]) -> list[str]:
     for call in reversed(calls):
         if any(value.trained and id(value) in wanted for value in call.outputs):
             wanted.update(id(value) for value in call.inputs if value.trained)
-            if call.name in _FLAT and not any(value.adopted for value in call.outputs):
+            if _is_flat(call):
                 found.append(
                     f"{call.path or 'the model'}: {call.name} has no derivative, so nothing below it would learn; let"
                     " an autograd function pass its changes, or add them as in x + (x.sign() - x).detach()"
@@ -148,7 +191,7 @@ def _group(atoms: list[_Atom], style: str) -> list[list[_Atom]]:
     groups: list[list[_Atom]] = []
     for atom in atoms:
         full = bool(groups) and any(a.maps for a in groups[-1])
-        if not groups or (full and (atom.maps or style == "pre-activation")):
+        if not groups or (full and (atom.maps or atom.flat or style == "pre-activation")):
             groups.append([])
         groups[-1].append(atom)
     if len(groups) > 1 and not any(a.maps for a in groups[-1]):

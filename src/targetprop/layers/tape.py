@@ -50,6 +50,8 @@ class Call:
         sites: where it uses weights.
         gains: whether its backward pass reads other parameters, such as the gain of a norm.
         random: whether it drew random numbers.
+        opaque: whether it is a module that let no gradient through.
+        writes: whether it wrote into the memory of a tensor that it was given.
     """
 
     index: int
@@ -61,6 +63,8 @@ class Call:
     sites: tuple[Site, ...] = ()
     gains: bool = False
     random: bool = False
+    writes: bool = False
+    opaque: bool = False
 
 
 @dataclass(eq=False)
@@ -79,6 +83,7 @@ class Tape:
         ends: indices of the last torch call before a module returned, by its name.
         custom: whether autograd functions of the user's were called.
         opaque: modules that let no gradient through, by name and kind.
+        closed: names of the modules that count as one call each.
     """
 
     calls: list[Call] = field(default_factory=list)
@@ -92,3 +97,4 @@ class Tape:
     ends: dict[str, list[int]] = field(default_factory=dict)
     custom: bool = False
     opaque: list[str] = field(default_factory=list)
+    closed: tuple[str, ...] = ()

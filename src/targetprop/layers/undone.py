@@ -13,9 +13,9 @@ from targetprop.layers.random_states import random_states, set_random_states
 class ForwardState:
     """What a forward pass moves: random numbers and buffers."""
 
-    def __init__(self, modules: Iterable[nn.Module]) -> None:
-        """Remember it."""
-        self._random = random_states()
+    def __init__(self, modules: Iterable[nn.Module], *, random: bool = True) -> None:
+        """Remember it, or the buffers alone."""
+        self._random = random_states() if random else []
         self._buffers = [
             (module, name, buffer, buffer.clone())
             for module in modules
@@ -26,7 +26,8 @@ class ForwardState:
     @torch.no_grad()
     def restore(self) -> None:
         """Put it back."""
-        set_random_states(self._random)
+        if self._random:
+            set_random_states(self._random)
         for module, name, buffer, before in self._buffers:
             module._buffers[name] = buffer
             if not torch.equal(buffer, before):
@@ -44,3 +45,23 @@ def without_hooks(model: nn.Module | None) -> Iterator[None]:
     finally:
         for module, kept in hooks:
             module._forward_hooks = kept
+
+
+@contextmanager
+def evaluating(modules: Iterable[nn.Module]) -> Iterator[None]:
+    """Set modules to eval mode for a while: what runs meanwhile changes no statistics.
+
+    Args:
+        modules: the modules.
+
+    Yields:
+        Nothing.
+    """
+    modes = [(module, module.training) for module in modules]
+    try:
+        for module, _ in modes:
+            module.training = False
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training

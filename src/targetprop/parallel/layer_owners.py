@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from targetprop.layers import Chain, Record
+from targetprop.layers import Network, Record
 from targetprop.precision import at_least_float32
 
 _WHOLE = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
@@ -31,11 +31,11 @@ class Placement:
     group: "dist.ProcessGroup"
     ranks: Mapping[str, int] | None = None
 
-    def owners(self, chain: Chain) -> list[int]:
+    def owners(self, network: Network) -> list[int]:
         """Find the owner of every layer.
 
         Args:
-            chain: the layers.
+            network: the layers.
 
         Returns:
             A rank per layer.
@@ -46,16 +46,16 @@ class Placement:
         """
         size = self.group.size()
         if self.ranks is None:
-            owners = stretches([sum(p.numel() for p in layer.parameters()) for layer in chain.layers], size)
+            owners = stretches([sum(p.numel() for p in layer.parameters()) for layer in network.layers], size)
         else:
-            chain.check_names(list(self.ranks), "the placement")
-            missing = [name for name in chain.names if name not in self.ranks]
+            network.check_names(list(self.ranks), "the placement")
+            missing = [name for name in network.names if name not in self.ranks]
             if missing:
                 raise ValueError(f"the placement has no rank for layer {missing[0]}; it needs one for each layer")
-            owners = [self.ranks[name] for name in chain.names]
+            owners = [self.ranks[name] for name in network.names]
         if sorted(set(owners)) != list(range(size)):
             raise ValueError(
-                f"the placement gives {len(chain)} layers to ranks {sorted(set(owners))}, and the group has ranks 0 to"
+                f"the placement gives {len(network)} layers to ranks {sorted(set(owners))}, and the group has ranks 0 to"
                 f" {size - 1}; give each of them a layer"
             )
         if sum(a != b for a, b in zip(owners, owners[1:], strict=False)) != size - 1:

@@ -110,10 +110,10 @@ class LayerPeers(RowPeers):
         self.placement, self.layers = placement, layers
         self.columns = Columns(layers.sum_)
 
-    def settle(self, chain: Any, example: Any, bank: Any, optimizer: Any) -> None:
+    def settle(self, network: Any, example: Any, bank: Any, optimizer: Any) -> None:
         """Find the owners, and which parameters of the decoders' optimiser are this process'; see `Peers.settle`."""
         self.owners = LayerOwners.find(self.placement.owners(chain), self.layers.rank, example)
-        names = chain.names[self.owners.own.start : self.owners.own.stop]
+        names = network.names[self.owners.own.start : self.owners.own.stop]
         mine = {id(p) for name in names for part in bank.parts(name) for p in part.parameters()}
         stepped = [] if optimizer is None else [p for group in optimizer.param_groups for p in group["params"]]
         self._stepped = {index for index, p in enumerate(stepped) if id(p) in mine}

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from targetprop.batch import Batch
-from targetprop.decoders import ELEMENTWISE, unfold
-from targetprop.layers import Layer, Layered, LayerRecord, MapUse, Pulled, Record, SegmentLayer, linear_index
+from targetprop.decoders import unfold
+from targetprop.layers import Layer, LayerRecord, MapUse, Network, Pulled, Record
 from targetprop.settings import check_ranges, check_types
 from targetprop.updates.local_gradients import LocalGradients
 
@@ -35,20 +35,15 @@ class Update(ABC):
         check_types(self, "update ")
 
     @property
-    def needs_inner(self) -> bool:
-        """Whether the update looks at the modules inside a layer."""
-        return False
-
-    @property
     def remembers(self) -> bool:
         """Whether `gradients` changes the update's state, so that the changes have to be finite before."""
         return False
 
-    def build(self, chain: Layered, example: Record) -> nn.ModuleDict:
+    def build(self, network: Network, example: Record) -> nn.ModuleDict:
         """Make the update's state.
 
         Args:
-            chain: the layers.
+            network: the layers.
             example: a forward pass on a few samples.
 
         Returns:
@@ -111,16 +106,11 @@ class LinearUpdate(Update):
         super().__post_init__()
         check_ranges(self, "update ", pullback_damping=(self.pullback_damping >= 0, "≥ 0"))
 
-    @property
-    def needs_inner(self) -> bool:
-        """Whether the update looks at the modules inside a layer: it does."""
-        return True
-
-    def build(self, chain: Layered, example: Record) -> nn.ModuleDict:
+    def build(self, network: Network, example: Record) -> nn.ModuleDict:
         """Check that the layers can be pulled back; see `Update.build`.
 
         Args:
-            chain: the layers.
+            network: the layers.
             example: a forward pass on a few samples.
 
         Returns:
@@ -129,7 +119,7 @@ class LinearUpdate(Update):
         Raises:
             ValueError: the inverse pull-back meets what is not elementwise.
         """
-        for layer in chain.layers if self.pullback == "inverse" else ():
+        for layer in network.layers if self.pullback == "inverse" else ():
             other = not_elementwise(layer)
             if other is not None:
                 raise ValueError(
@@ -244,12 +234,7 @@ def rows_of(use: MapUse, dz: Tensor) -> tuple[Tensor, Tensor, int]:
 
 def not_elementwise(layer: Layer) -> str | None:
     """Name what follows the one linear map of a layer and does not act on each value alone; None if all does."""
-    if isinstance(layer, SegmentLayer):
-        assert layer.segment is not None
-        calls = [call for call in layer.segment.calls if any(v.data for v in call.outputs)]
-        maps = [place for place, call in enumerate(calls) if call.sites]
-        after = calls[maps[0] + 1 :] if maps else []
-        return next((call.name for call in after if call.name not in _ELEMENTWISE), None)
-    index = linear_index(layer)
-    after_map = () if index is None else layer.modules[index + 1 :]
-    return next((type(module).__name__ for module in after_map if not isinstance(module, ELEMENTWISE)), None)
+    calls = [call for call in layer.segment.calls if any(v.data for v in call.outputs)]
+    maps = [place for place, call in enumerate(calls) if call.sites]
+    after = calls[maps[0] + 1 :] if maps else []
+    return next((call.name for call in after if call.name not in _ELEMENTWISE), None)

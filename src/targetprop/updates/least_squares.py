@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from targetprop.finite import check_digits
-from targetprop.layers import Layered, MapUse, Record
+from targetprop.layers import Network, MapUse, Record
 from targetprop.regression import Covariance
 from targetprop.updates.base import LinearUpdate, Pullback, Regression, is_solved, state_key
 
@@ -60,10 +60,10 @@ class LeastSquares(LinearUpdate):
         """Whether the update keeps running covariances: it does."""
         return True
 
-    def build(self, chain: Layered, example: Record) -> nn.ModuleDict:
+    def build(self, network: Network, example: Record) -> nn.ModuleDict:
         """Make one running covariance per map that is solved for; see `Update.build`."""
-        check_digits((p for layer in chain.layers for p in layer.parameters()), "least squares")
-        state, times = super().build(chain, example), Counter(use.site.key for use in example.uses())
+        check_digits((p for layer in network.layers for p in layer.parameters()), "least squares")
+        state, times = super().build(network, example), Counter(use.site.key for use in example.uses())
         for use in (use for layer in example.layers for use in layer.maps):
             if is_solved(use) and times[use.site.key] == 1:
                 weight, matmul = use.weight.detach(), use.site.kind == "matmul"

@@ -63,7 +63,8 @@ class Oracle:
         """Turn changes into ``.grad`` by the formula of the local update."""
         found = []
         for layer, delta in zip(self.record.layers, changes, strict=True):
-            a = layer.x if len(layer.inner) == 1 else layer.inner[-2].detach()
+            (a,) = (use.input for use in layer.maps)
+            assert a is not None
             scaled = -delta / (a.square().sum(1, keepdim=True) + 1 if delta_rule else 1) / len(a)
             found.append(torch.cat([(scaled.T @ a).flatten(), scaled.sum(0)]))
         return found

@@ -21,7 +21,7 @@ from targetprop.diagnostics import (
     output_jacobians,
     parameter_jacobians,
 )  # fmt: skip
-from targetprop.layers.forward_pass import Record
+from targetprop.layers import Record
 
 DAMPING = 0.05  # λ, relative to the mean of the diagonal of J Jᵀ
 _DECODER = DenseInverse(w=1.0, damping=DAMPING, relative=True)

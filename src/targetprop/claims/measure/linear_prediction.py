@@ -20,7 +20,7 @@ import targetprop as tp
 from targetprop.claims.measure.trial import Trial
 from targetprop.diagnostics import DenseInverse, layer_jacobian, output_jacobians
 from targetprop.inversion import Inversion, sample_norm
-from targetprop.layers.forward_pass import LayerRecord, Record
+from targetprop.layers import LayerRecord, Record
 
 SMALLEST_FITTED, LARGEST_FITTED = 1e-5, 0.032  # above it the third order shows
 

@@ -14,7 +14,7 @@ from targetprop.claims.altered import Alter
 from targetprop.claims.measure.trial import Trial, direction_error, relative_error
 from targetprop.claims.networks import DTYPE, random_network
 from targetprop.diagnostics import DenseInverse, damped_inverse, gauss_newton_steps, layer_jacobian, output_jacobians
-from targetprop.layers.chain import Cut
+from targetprop.layers import Cut
 
 _CUTS: tuple[Cut, ...] = ("pre-activation", "post-activation")
 _REMEDY_STEPS = 24

@@ -23,8 +23,7 @@ from targetprop.claims.altered import Alter, Altered, unaltered
 from targetprop.claims.networks import DTYPE, random_network
 from targetprop.diagnostics import activations
 from targetprop.inversion import per_sample, sample_norm
-from targetprop.layers.chain import Cut
-from targetprop.layers.forward_pass import Record, run_forward
+from targetprop.layers import Cut, Record, record_layers
 from targetprop.output_target import Loss, loss_gradient
 from targetprop.targets import propagate
 
@@ -47,7 +46,7 @@ class Trial:
 
     def record(self) -> Record:
         """Run the network."""
-        return run_forward(tp.build_chain(self.network, self.cut), self.x, keep_inner=True)
+        return record_layers(self.network, self.x, self.cut)
 
     def changes(self, method: tp.Method) -> list[Tensor]:
         """Carry the output's change down."""
@@ -82,7 +81,7 @@ class Trial:
         return tp.TargetPropagation(self.network, self.loss, example_input=self.x, method=method, seed=0)
 
     def _gradients(self) -> list[Tensor]:
-        layers = [list(layer.parameters()) for layer in tp.build_chain(self.network, self.cut).layers]
+        layers = [list(layer.layer.parameters()) for layer in self.record().layers]
         found = [torch.cat([p.grad.flatten() for p in layer if p.grad is not None]) for layer in layers]
         self.network.zero_grad()
         return found
