@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from targetprop.decoders import Bank, MirrorBank
+from targetprop.decoders import Bank
 from targetprop.inversion import Difference, Direct
 from targetprop.layers import Network, Record, explained, whereabouts
 from targetprop.layers.sites import tensors_in
@@ -40,7 +40,7 @@ class Forward:
     def __init__(self, network: Network, method: Method, bank: Bank, peers: Peers) -> None:
         """Find this process' layers."""
         self.network, self.bank, self.peers = network, bank, peers
-        self._mirror = bank.mirror if isinstance(bank, MirrorBank) else None
+        self._mirror = bank.mirrors()
         self._repeats = self._mirror is None or not isinstance(method.inversion, Difference | Direct)
         own = peers.own(len(network))
         self._own = network.stage(own) if len(own) < len(network) else network

@@ -15,7 +15,7 @@ from targetprop.decoders import Bank, Inverse, MirrorBank
 from targetprop.finite import BAD_TARGET, Look
 from targetprop.inversion import Difference, InputSpace, Inversion, Map, Outcome, Problem, solve
 from targetprop.joint import Targets, joint
-from targetprop.layers import LayerRecord, Pulled, Record
+from targetprop.layers import Pulled, Record
 from targetprop.peers import Peers
 
 Propagation = Literal["layerwise", "joint", "composite", "backprop"]
@@ -72,7 +72,7 @@ def _layerwise(
             g = bank.inverse_once(layer, once, pulled)
         else:
             g = bank.inverse(layer) if inversion.needs_decoder else _no_decoder
-        solution = solve(_by_sample(layer, g, deltas[-1]), inversion, measure=measure)
+        solution = solve(_by_sample(Problem(layer.f, g, deltas[-1], layer.x, layer.h)), inversion, measure=measure)
         if layer.name in pulled:  # its change has served: what is left of it is whether it was finite
             looks.append(Look(BAD_TARGET, (deltas[-1],), layer.name))
             deltas[-1] = deltas[-1].new_empty(0)
@@ -83,15 +83,15 @@ def _layerwise(
     return Targets(deltas[::-1], outcomes, pulled=pulled, looks=looks)
 
 
-def _by_sample(layer: LayerRecord, g: Map, change: Tensor) -> Problem:
-    """Pose a layer's inversion with as many samples at its input as at its output, of which each may have several."""
-    x, h = layer.x, layer.h
+def _by_sample(problem: Problem) -> Problem:
+    """Pose an inversion with as many samples at its input as at its output, of which each may have several rows."""
+    f, g, x, h = problem.f, problem.g, problem.x0, problem.y0
     if len(x) == len(h) and min(x.dim(), h.dim()) > 1:
-        return Problem(layer.f, g, change, x, h)
+        return problem
     n = gcd(len(x), len(h))
 
     def forward(values: Tensor) -> Tensor:
-        return layer.f(values.reshape(x.shape)).reshape(n, -1)
+        return f(values.reshape(x.shape)).reshape(n, -1)
 
     def decode(y: Tensor) -> Tensor:
         return g(y.reshape(h.shape)).reshape(n, -1)
@@ -100,7 +100,8 @@ def _by_sample(layer: LayerRecord, g: Map, change: Tensor) -> Problem:
         found = g.difference(y.reshape(h.shape), moved.reshape(h.shape)) if isinstance(g, Inverse) else None
         return (g((y + moved).reshape(h.shape)) - g(y.reshape(h.shape)) if found is None else found).reshape(n, -1)
 
-    return Problem(forward, Inverse(decode, difference), change.reshape(n, -1), x.reshape(n, -1), h.reshape(n, -1))
+    change = problem.change.reshape(n, -1)
+    return Problem(forward, Inverse(decode, difference), change, x.reshape(n, -1), h.reshape(n, -1))
 
 
 def _composite(record: Record, bank: Bank, delta: Tensor, inversion: Inversion, *, measure: bool) -> Targets:
@@ -112,8 +113,9 @@ def _composite(record: Record, bank: Bank, delta: Tensor, inversion: Inversion, 
             return reduce(lambda value, f: f(value), maps, x)
 
         g = bank.composite(above) if inversion.needs_decoder else _no_decoder
-        solution = solve(Problem(forward, g, delta, layer.x, record.output), inversion, measure=measure)
-        deltas.append(solution.delta)
+        problem = _by_sample(Problem(forward, g, delta, layer.x, record.output))
+        solution = solve(problem, inversion, measure=measure)
+        deltas.append(solution.delta.reshape(layer.x.shape))
         outcomes[layer.name] = solution.outcome
     return Targets(deltas[::-1], outcomes, from_output=True)
 

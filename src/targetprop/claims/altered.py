@@ -5,12 +5,13 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from targetprop.decoders import Bank, Inverse, Objective
+from targetprop.decoders.bank import Mirrors
 from targetprop.decoders.objective import Generators
 from targetprop.decoders.proposal import Proposal
-from targetprop.layers import Network, LayerRecord, Record
+from targetprop.layers import LayerRecord, Network, Record
 
 Alter = Callable[[Inverse], Inverse]
 
@@ -29,9 +30,9 @@ class Altered(Objective):
     name: ClassVar[str] = "altered"
 
     @property
-    def mirrors(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """Whether the objective's decoders are mirrors."""
-        return self.objective.mirrors
+    def derivatives(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """Whether changes go down through the derivatives of layers."""
+        return self.objective.derivatives
 
     def build(self, network: Network, example: Record, custom: Mapping[str, nn.Module]) -> Bank:
         """Build the objective's decoders; see `Objective.build`."""
@@ -54,8 +55,8 @@ class _AlteredBank(Bank):
         super().__init__()
         self.bank, self.alter, self.names = bank, alter, bank.names
 
-    def mirror(self, key: str, weight: Tensor) -> Tensor | None:
-        return self.bank.mirror(key, weight)
+    def mirrors(self) -> Mirrors:
+        return self.bank.mirrors()
 
     def inverse(self, layer: LayerRecord) -> Inverse:
         return self.alter(self.bank.inverse(layer))

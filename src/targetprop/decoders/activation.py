@@ -5,7 +5,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 _EDGE = 1e-6
 Invert = Callable[[Tensor, Mapping[str, Any]], Tensor]

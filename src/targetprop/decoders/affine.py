@@ -2,8 +2,8 @@ r"""The decoder of what has no other: an affine map per position, from the piece
 
     ``g(y) = P y + V y + c``
 
-``P`` is the identity where input and output have the same number of features and zero elsewhere, and ``V`` starts at zero
-beside the identity. Where input and output have other positions (time, height and width), a position of the input sees the nearest
+``P`` is the identity where input and output have one shape and zero elsewhere, and ``V`` starts at zero beside the
+identity. Where input and output have other positions (time, height and width), a position of the input sees the nearest
 one of the output; a vector is seen by all positions, and a vector sees the mean of all.
 """
 

@@ -2,6 +2,7 @@
 
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from math import gcd
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +13,7 @@ from targetprop.decoders.layer import Inverse, LayerDecoder, WholeLayerDecoder
 from targetprop.decoders.linearised import LinearisedDecoder
 from targetprop.layers import LayerRecord, Network, Record
 
+Mirrors = Callable[[str, Tensor], Tensor] | None
 Bindable = LayerDecoder | LinearisedDecoder
 
 
@@ -45,6 +47,10 @@ class Bank(nn.Module):
         Returns:
             ``G``, from the output space to the input space of the lowest of them.
         """
+
+    def mirrors(self) -> Mirrors:
+        """Give what finds the mirror of a weight by its key; None where backward passes read weights."""
+        return None
 
     def kinds(self) -> dict[str, str]:
         """Say in a word how each layer is inverted, keyed by layer name."""
@@ -83,6 +89,12 @@ class LayerBank(Bank):
 
     def decoder(self, name: str) -> Bindable:
         """Find the decoder of one layer by the layer's name."""
+        if _key(name) not in self.layers:
+            raise ValueError(
+                f"layer {name} was not there when decoders were made: the loss takes less than all that the model"
+                " returns, or the model takes another path in training; let it return what the loss takes, or choose a"
+                " method of mirrors, such as 'l-drl'"
+            )
         decoder = self.layers[_key(name)]
         assert isinstance(decoder, Bindable)
         return decoder
@@ -136,6 +148,9 @@ class LayerBank(Bank):
             if isinstance(decoder, LinearisedDecoder):
                 found[name] = f"linearised, w={decoder.w:g}, damping={decoder.damping:g}"
                 continue
+            if not any(True for _ in decoder.parameters()):
+                found[name] = "without weights"
+                continue
             learns = "learned" if self.learns(name) else "fixed"
             affine = [part for part in decoder.modules() if isinstance(part, AffineDecoder)]
             beside = " on the identity" if affine and all(part.residual for part in affine) else ""
@@ -153,13 +168,11 @@ class DirectBank(Bank):
     def __init__(self, example: Record) -> None:
         """Draw the maps as ``nn.Linear`` does."""
         super().__init__()
-        output = example.output
-        self.maps = nn.ModuleDict(
-            {
-                _key(layer.name): nn.Linear(output[0].numel(), layer.x[0].numel()).to(output)
-                for layer in example.inverted
-            }
-        )
+        self.maps = nn.ModuleDict()
+        for layer in example.inverted:
+            n = gcd(len(layer.x), len(example.output))
+            outputs, inputs = example.output.numel() // n, layer.x.numel() // n
+            self.maps[_key(layer.name)] = nn.Linear(outputs, inputs).to(example.output)
         self.names = [layer.name for layer in example.inverted]
 
     def inverse(self, layer: LayerRecord) -> Inverse:
@@ -168,12 +181,13 @@ class DirectBank(Bank):
 
     def composite(self, layers: Sequence[LayerRecord]) -> Inverse:
         """Bind the map to the lowest layer; see `Bank.composite`."""
-        linear, shape = self.maps[_key(layers[0].name)], layers[0].x.shape[1:]
+        linear, x = self.maps[_key(layers[0].name)], layers[0].x
         assert isinstance(linear, nn.Linear)
-        return Inverse(
-            lambda y: linear(y.flatten(1)).view(-1, *shape),
-            lambda y, change: nn.functional.linear(change.flatten(1), linear.weight).view(-1, *shape),
-        )
+
+        def apply(y: Tensor, bias: Tensor | None) -> Tensor:
+            return nn.functional.linear(y.reshape(-1, linear.in_features), linear.weight, bias).view(-1, *x.shape[1:])
+
+        return Inverse(lambda y: apply(y, linear.bias), lambda y, change: apply(change, None))
 
     def kinds(self) -> dict[str, str]:
         """Say in a word how each layer is inverted; see `Bank.kinds`."""

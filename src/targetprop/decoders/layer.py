@@ -307,5 +307,3 @@ class WholeLayerDecoder(LayerDecoder):
     def parts(self, record: LayerRecord) -> list[Part]:
         """Give the module; see `LayerDecoder.parts`."""
         return [Applied(self.learned["own"])]
-
-

@@ -64,8 +64,8 @@ class BoundMap:
         outer: ``(x, y) ↦ ∂⟨x, V y⟩/∂V``.
     """
 
-    weight: Tensor
-    bias: Tensor
+    weight: nn.Parameter
+    bias: nn.Parameter
     axis: int
     back: Callable[[Tensor, Tensor], Tensor]
     push: Callable[[Tensor, Tensor], Tensor]

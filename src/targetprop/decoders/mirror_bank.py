@@ -6,7 +6,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from targetprop.decoders.bank import Bank
+from targetprop.decoders.bank import Bank, Mirrors
 from targetprop.decoders.layer import Inverse
 from targetprop.layers import LayerRecord, Pulled
 from targetprop.precision import at_least_float32
@@ -46,6 +46,10 @@ class MirrorBank(Bank):
             zero = torch.zeros_like(weight, memory_format=torch.contiguous_format, requires_grad=False)
             self.register_parameter(name, found := nn.Parameter(zero, requires_grad=False))
         return found
+
+    def mirrors(self) -> Mirrors:
+        """Give `mirror`; see `Bank.mirrors`."""
+        return self.mirror
 
     def inverse(self, layer: LayerRecord) -> Inverse:
         """Bind the backward pass of one layer, ``g(y) = x₀ + J_gᵀ (y − y₀)``; see `Bank.inverse`."""

@@ -60,9 +60,7 @@ class Jacobian:
             return torch.zeros_like(self.x)
         graph = torch.is_grad_enabled() and change.requires_grad
         change = change.to(self.y.dtype)
-        (found,) = torch.autograd.grad(
-            self.y, self.x, change, retain_graph=True, create_graph=graph, allow_unused=True
-        )
+        (found,) = torch.autograd.grad(self.y, self.x, change, retain_graph=True, create_graph=graph, allow_unused=True)
         return torch.zeros_like(self.x) if found is None else found
 
     def push(self, change: Tensor) -> Tensor:
@@ -95,24 +93,28 @@ def find_nature(f: Callable[[Tensor], Tensor], like: Tensor) -> Nature:
     with no_autocast(like):
         try:
             jacobian = Jacobian(f, x)
-            y = jacobian.y.detach()
-            signs = [draw(y.shape).sign() for _ in range(2)]
+            signs = [draw(jacobian.y.shape).sign() for _ in range(2)]
             back = [jacobian.pull(s) for s in signs]
         except RuntimeError:  # it has no derivative, or runs on values alone
-            y, back = f(x.clone()), [torch.zeros(())]
-        same = y.shape == x.shape
+            return _without_derivative(f, x, draw(x.shape))
         if not any(bool(b.any()) for b in back):
-            with torch.no_grad():
-                return Nature(not torch.equal(y, f(draw(like.shape))), same)
+            return _without_derivative(f, x, draw(x.shape))
+        same = jacobian.y.shape == x.shape
         diagonal = same and _agree(*(s * b for s, b in zip(signs, back, strict=True)))
         try:
             there = [s * jacobian.push(b) for s, b in zip(signs, back, strict=True)]
-            others = [draw(x.shape).sign() for _ in range(2)]
-            here = [s * jacobian.pull(jacobian.push(s)) for s in others]
+            here = [s * jacobian.pull(jacobian.push(s)) for s in (draw(x.shape).sign() for _ in range(2))]
             kept = jacobian.pull(jacobian.push(torch.ones_like(x)))
         except RuntimeError:  # no second derivative
             return Nature(False, same, diagonal)
-    return Nature(False, same, diagonal, _agree(*there) and _agree(*here), not _agree(kept, (kept.abs() > _TOL).to(kept)))
+    even = _agree(kept, (kept.abs() > _TOL).to(kept))
+    return Nature(False, same, diagonal, _agree(*there) and _agree(*here), not even)
+
+
+@torch.no_grad()
+def _without_derivative(f: Callable[[Tensor], Tensor], a: Tensor, b: Tensor) -> Nature:
+    y = f(a.clone())
+    return Nature(not torch.equal(y, f(b.clone())), y.shape == a.shape)
 
 
 _TOL = 1e-3

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from targetprop.decoders.bank import Bank, build_layer_bank
-from targetprop.decoders.proposal import BAD_GRADIENT, Proposal, Rehearsal, look_at_decoder
 from targetprop.decoders.layer import LayerDecoder
+from targetprop.decoders.proposal import BAD_GRADIENT, Proposal, Rehearsal, look_at_decoder
 from targetprop.decoders.registry import Style
 from targetprop.finite import Look
 from targetprop.layers import LayerRecord, Network, Record

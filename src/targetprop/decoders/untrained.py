@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from targetprop.batch import Batch
-from targetprop.decoders.bank import Bank, LayerBank, build_layer_bank
 from targetprop.decoders.affine import AffineDecoder, BoundAffine
+from targetprop.decoders.bank import Bank, LayerBank, build_layer_bank
 from targetprop.decoders.layer import LayerDecoder, Part
 from targetprop.decoders.layer import Pulled as Undone
 from targetprop.decoders.linearised import LinearisedDecoder

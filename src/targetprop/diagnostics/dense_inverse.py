@@ -20,8 +20,7 @@ from torch import Tensor, nn
 
 from targetprop.decoders import Bank, Inverse, Objective
 from targetprop.diagnostics.dense import damped_inverse
-from targetprop.layers import Network
-from targetprop.layers import LayerRecord, Record
+from targetprop.layers import LayerRecord, Network, Record
 
 
 @dataclass(frozen=True)

@@ -39,7 +39,8 @@ from targetprop.diagnostics.angles import (
 from targetprop.diagnostics.inverse_quality import InverseQuality, asked_inverse, measure_inverse
 from targetprop.engine import TargetPropagation
 from targetprop.inversion import Status, sample_norm
-from targetprop.layers import Record, evaluating
+from targetprop.layers import Record
+from targetprop.layers.undone import evaluating
 from targetprop.targets import Targets, propagate
 
 
@@ -164,7 +165,10 @@ def _left_as_it_was(engine: TargetPropagation, x: Tensor) -> Iterator[None]:
     """Put the modules into eval mode and take ``.grad`` away; bring back both and the random state."""
     gradients = [(p, p.grad) for module in engine.network.modules() for p in module.parameters(recurse=False)]
     try:
-        with torch.random.fork_rng(devices=[] if x.device.type == "cpu" else None), evaluating(engine.network):
+        with (
+            torch.random.fork_rng(devices=[] if x.device.type == "cpu" else None),
+            evaluating(engine.network.modules()),
+        ):
             for parameter, _ in gradients:
                 parameter.grad = None
             yield

@@ -74,11 +74,8 @@ def build_state(config: RunConfig, data: Dataset, processes: Processes | None = 
             on_divergence="skip",
             process_group=processes.group,
         )
-    except ValueError as error:
+    except (ValueError, TypeError) as error:
         raise CommandError(str(error)) from error
-    except TypeError as error:
-        able = [name for name in tp.METHODS if tp.method(name).decoder.mirrors]
-        raise CommandError(f"{error}; or choose --method {' or '.join(able)}, which train it as it is") from error
     optimizer = config.optimizer.make(model.parameters())
     steps = config.loop.epochs * ceil(len(data.train_x) / config.loop.batch_size)
     schedule, order = config.schedule.make(optimizer, steps), torch.Generator().manual_seed(seed)

@@ -55,7 +55,8 @@ class Network:
         model = getattr(model, "_orig_mod", model)  # of a compiled copy
         self.model = model if isinstance(model, nn.Module) else Stack(model)
         self.style: Cut = style
-        self.loss, self.root = loss, self.model if root is None else root
+        self.loss: Callable[[Any, Any], Any] = _nothing if loss is None else loss
+        self.root = self.model if root is None else root
         self.derivatives, self._own = derivatives, own
         self._plans: dict[Any, Plan] = {}
         self.layers = ()
@@ -264,9 +265,7 @@ class Network:
             else runner.run(lambda: evaluate_loss(self.loss, output, y) if labelled else None, ends=True)
         )
 
-    def _collect(
-        self, plan: Plan, runner: Runner, parameters: Mapping[str, nn.Parameter], x: Any
-    ) -> list[LayerRecord]:
+    def _collect(self, plan: Plan, runner: Runner, parameters: Mapping[str, nn.Parameter], x: Any) -> list[LayerRecord]:
         below = next(tensors_in(x))
         if plan.segments[0].start is not None:
             runner.stretches[0].start = below
@@ -314,6 +313,10 @@ def record_layers(model: Model, x: Tensor, cut: Cut = "post-activation") -> Reco
     ['1', '3']
     """
     return Network(model, cut).run(x, None, None, Peers(), repeats=True, labelled=False, from_input=True)
+
+
+def _nothing(output: Any, y: Any) -> Any:
+    raise ValueError("this network was given no loss")
 
 
 def _renamed(t: Any) -> Any:

@@ -101,8 +101,6 @@ def make_plan(
             action = actions.get(segment.end.made, Action(name, number))
             actions[segment.end.made] = replace(action, cut=(number, segment.end.output))
     total, signature = (tape.total, tape.signature) if plain else tape.whole
-    repeated = {
-        found.call.index: found for segment in segments for piece in segment.pieces for found in piece.calls
-    }
+    repeated = {found.call.index: found for segment in segments for piece in segment.pieces for found in piece.calls}
     problems = tuple(dict.fromkeys(tape.problems))
     return Plan(tuple(segments), actions, repeated, plain, total, signature, tape.custom, tape.closed, problems)

@@ -14,7 +14,7 @@ from torch.nn import functional
 
 from targetprop.layers.closed import Closed
 from targetprop.layers.random_states import random_states, set_random_states
-from targetprop.layers.sites import Place, tensors_in
+from targetprop.layers.sites import Place, composite_kernels, tensors_in
 from targetprop.layers.tape import Call, Value
 from targetprop.precision import at_least_float32
 
@@ -108,6 +108,11 @@ def repeat(steps: Iterable[Step], start: Value, end: Value, x: Tensor) -> Tensor
 
 
 def _run(step: Step, args: tuple[list[Any], dict[str, Any]]) -> Any:
+    with composite_kernels(step.repeated.call.sites):
+        return _run_alike(step, args)
+
+
+def _run_alike(step: Step, args: tuple[list[Any], dict[str, Any]]) -> Any:
     if step.random is None:
         return step.func(*args[0], **args[1])
     now = random_states()

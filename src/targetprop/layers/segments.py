@@ -87,13 +87,15 @@ def cut(
         layers = [replace(_segment(group), name=name) for name, group in _group_at(atoms, ends).items()]
     found = [*layers, Segment("loss", tuple(rest), None)]
     segments = _with_parameters(found, needed)
-    tape.problems += [*(_flat(needed, tape.results) if derivatives else _flat_inside(segments)), *_opaque(tape, segments)]
+    flat = _flat(needed, tape.results) if derivatives else _flat_inside(segments)
+    tape.problems += [*flat, *_opaque(tape, segments)]
     return _with_pieces(segments, tape.start)
 
 
 def _is_flat(call: Call) -> bool:
     """Whether a call lets no change through though its output follows its input."""
-    return (call.name in _FLAT or call.opaque) and not any(value.adopted for value in call.outputs)
+    led = any(value.data and value.trained for value in call.inputs)
+    return led and (call.name in _FLAT or call.opaque) and not any(value.adopted for value in call.outputs)
 
 
 def _flat_inside(segments: list[Segment]) -> Iterator[str]:

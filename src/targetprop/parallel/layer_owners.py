@@ -55,8 +55,8 @@ class Placement:
             owners = [self.ranks[name] for name in network.names]
         if sorted(set(owners)) != list(range(size)):
             raise ValueError(
-                f"the placement gives {len(network)} layers to ranks {sorted(set(owners))}, and the group has ranks 0 to"
-                f" {size - 1}; give each of them a layer"
+                f"the placement gives {len(network)} layers to ranks {sorted(set(owners))}, and the group has ranks 0"
+                f" to {size - 1}; give each of them a layer"
             )
         if sum(a != b for a, b in zip(owners, owners[1:], strict=False)) != size - 1:
             raise ValueError(f"the placement gives ranks {owners} to the layers; give each rank neighbouring layers")

@@ -112,7 +112,7 @@ class LayerPeers(RowPeers):
 
     def settle(self, network: Any, example: Any, bank: Any, optimizer: Any) -> None:
         """Find the owners, and which parameters of the decoders' optimiser are this process'; see `Peers.settle`."""
-        self.owners = LayerOwners.find(self.placement.owners(chain), self.layers.rank, example)
+        self.owners = LayerOwners.find(self.placement.owners(network), self.layers.rank, example)
         names = network.names[self.owners.own.start : self.owners.own.stop]
         mine = {id(p) for name in names for part in bank.parts(name) for p in part.parameters()}
         stepped = [] if optimizer is None else [p for group in optimizer.param_groups for p in group["params"]]

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from targetprop.finite import check_digits
-from targetprop.layers import Network, MapUse, Record
+from targetprop.layers import MapUse, Network, Record
 from targetprop.regression import Covariance
 from targetprop.updates.base import LinearUpdate, Pullback, Regression, is_solved, state_key
 

@@ -34,14 +34,12 @@ class ResNet(Network):
         blocks: residual blocks of each stage; all stages but the first begin by halving height and width.
         norm: group (in up to 8 groups), batch or none.
         activation: tanh, relu, leaky-relu, elu, gelu, selu, sigmoid, softplus or identity.
-        correction: whether a block's inverse learns a correction for its branch; off, it is its shortcut's, iterated.
     """
 
     width: int = 32
     blocks: list[int] = field(default_factory=lambda: [1, 1, 1])
     norm: Norm = "group"
     activation: str = "relu"
-    correction: bool = True
     name: ClassVar[str] = "resnet"
 
     def __post_init__(self) -> None:
@@ -79,5 +77,4 @@ class ResNet(Network):
             *self._enter(after),
             nn.Conv2d(after, after, 3, padding=1, bias=False),
             shortcut=None if same else nn.Conv2d(before, after, 1, stride, bias=False),
-            correction=self.correction,
         )

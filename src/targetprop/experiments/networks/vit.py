@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, nn
 
 import targetprop as tp
-from targetprop.decoders import IdentityDecoder, ModuleDecoder, Style
 from targetprop.experiments.networks.network import (
     ACTIVATIONS,
     Network,
@@ -23,7 +22,6 @@ from targetprop.experiments.networks.network import (
 )
 
 
-@tp.register_pullback
 class Tokens(nn.Module):
     """An image's pixels as a sequence: ``(n, dim, height, width)`` to ``(n, height · width, dim)``."""
 
@@ -45,11 +43,10 @@ class Positions(nn.Module):
         return h + self.vectors
 
 
-@tp.register_pullback
 class AttentionCore(nn.Module):
     """What attention computes between its linear maps: ``softmax(Q Kᵀ / √d) V`` in each head, d the size of a head.
 
-    No parameters, so a pullback decodes it. Written out, since the fused kernels have no forward-mode derivative.
+    Written out, since the fused kernels have no second derivative, which exact decoders take.
     """
 
     def __init__(self, heads: int) -> None:
@@ -72,38 +69,6 @@ class MeanPool(nn.Module):
         return h.mean(1)
 
 
-class SpreadDecoder(ModuleDecoder):
-    """Decoder of the mean over a sequence: every position gets the mean, or in style "transpose" its part.
-
-    The former is the pseudo-inverse.
-    """
-
-    affine = True
-
-    def __init__(self, length: int, style: Style) -> None:
-        """Keep the length, and the weight of a change of the mean."""
-        super().__init__()
-        self.length, self.weight = length, 1 / length if style == "transpose" else 1.0
-
-    def forward(self, y: Tensor, state: tp.ReplayState) -> Tensor:
-        """Decode; see `ModuleDecoder.forward`."""
-        return self.linear(y, state)
-
-    def linear(self, change: Tensor, state: tp.ReplayState) -> Tensor:
-        """Spread the values; see `ModuleDecoder.linear`."""
-        return (self.weight * change).unsqueeze(1).expand(-1, self.length, -1)
-
-
-@tp.register_decoder(MeanPool)
-def _build_spread(module: nn.Module, x: Tensor, y: Tensor, style: Style) -> nn.Module:
-    return SpreadDecoder(x.shape[1], style)
-
-
-@tp.register_decoder(Positions)
-def _build_positions(module: nn.Module, x: Tensor, y: Tensor, style: Style) -> nn.Module:
-    return IdentityDecoder()  # not less the vectors: those are the forward pass's
-
-
 @dataclass(frozen=True)
 class ViT(Network):
     """Patches as tokens, pre-norm attention and MLP blocks, each residual, then the mean over tokens.
@@ -115,7 +80,6 @@ class ViT(Network):
         patch: height and width of a patch, a divisor of the image's.
         expansion: hidden units of an MLP block per unit of dim.
         activation: of the MLP blocks; tanh, relu, leaky-relu, elu, gelu, selu, sigmoid, softplus or identity.
-        correction: whether each block's inverse learns a correction for its branch; off, it is the identity, iterated.
     """
 
     dim: int = 64
@@ -124,7 +88,6 @@ class ViT(Network):
     patch: int = 4
     expansion: int = 2
     activation: str = "gelu"
-    correction: bool = True
     name: ClassVar[str] = "vit"
 
     def __post_init__(self) -> None:
@@ -158,7 +121,6 @@ class ViT(Network):
             nn.Linear(self.dim, 3 * self.dim),
             AttentionCore(self.heads),
             nn.Linear(self.dim, self.dim),
-            correction=self.correction,
         )
 
     def _mlp(self) -> tp.Residual:
@@ -168,5 +130,4 @@ class ViT(Network):
             nn.Linear(self.dim, wide),
             ACTIVATIONS[self.activation](),
             nn.Linear(wide, self.dim),
-            correction=self.correction,
         )
