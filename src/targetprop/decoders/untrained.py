@@ -202,10 +202,8 @@ class _Moments(nn.Module):
 
 def _matrix(decoder: nn.Module) -> tuple[nn.Parameter, nn.Parameter]:
     """Find weight and bias of a decoder that is one affine map."""
-    if isinstance(decoder, AffineDecoder):
-        return decoder.map.weight, decoder.map.bias
-    assert isinstance(decoder, MapDecoder)
-    return decoder.weight, decoder.bias
+    owner = decoder.map if isinstance(decoder, AffineDecoder) else decoder
+    return owner.get_parameter("weight"), owner.get_parameter("bias")
 
 
 def _regression(

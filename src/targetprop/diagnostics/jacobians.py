@@ -1,7 +1,7 @@
 r"""Dense Jacobians of a network, one row at a time by plain autograd: of layers, to the output, and in the parameters.
 
-The functions see a network as the forward pass left it (dropout masks and batch statistics held fixed), so samples do not
-influence each other and one backward pass gives a row for all of them.
+The functions see a network as the forward pass left it (dropout masks and batch statistics held fixed), so samples do
+not influence each other and one backward pass gives a row for all of them.
 
 >>> import torch
 >>> from torch import nn
