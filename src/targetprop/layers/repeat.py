@@ -55,12 +55,12 @@ class Step:
     given: tuple[Tensor, int] | None = None
 
 
-def repeated_calls(layer: int, calls: Iterable[Call], start: Value) -> Iterator[Repeated]:
-    """Find the calls that lead on from the input of a stretch."""
+def repeated_calls(layer: int, calls: Iterable[Call], start: Value, *, trained: bool = True) -> Iterator[Repeated]:
+    """Find the calls that lead on from the input of a stretch, of those that autograd follows or of all."""
     reached = {id(start)}
     for call in calls:
         moving = tuple((p, v) for p, v in zip(call.places, call.inputs, strict=False) if id(v) in reached)
-        made = [v for v in call.outputs if v.data and v.trained]
+        made = [v for v in call.outputs if v.data and (v.trained or not trained)]
         if made and any(id(v) in reached for v in call.inputs):
             reached.update(map(id, made))
             yield Repeated(layer, call, moving)

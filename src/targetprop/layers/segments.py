@@ -33,6 +33,7 @@ class Segment:
         derived: values made from parameters alone that other segments use too.
         start: the value that it begins with, where it can be made again on other inputs.
         pieces: its calls from there on, as far as they can be inverted one after the other.
+        followed: whether autograd can follow it from there to its end.
         parameters: names of the parameters that it uses, directly or through values made from parameters alone.
     """
 
@@ -43,6 +44,7 @@ class Segment:
     derived: tuple[Value, ...] = ()
     start: Value | None = None
     pieces: tuple[Piece, ...] = ()
+    followed: bool = True
 
     @property
     def sites(self) -> list[Site]:
@@ -88,8 +90,9 @@ def cut(
     found = [*layers, Segment("loss", tuple(rest), None)]
     segments = _with_parameters(found, needed)
     flat = _flat(needed, tape.results) if derivatives else _flat_inside(segments)
-    tape.problems += [*flat, *_opaque(tape, segments)]
-    return _with_pieces(segments, tape.start)
+    segments = _with_pieces(segments, tape.start)
+    tape.problems += [*flat, *_opaque(tape, segments, derivatives)]
+    return segments
 
 
 def _is_flat(call: Call) -> bool:
@@ -117,8 +120,11 @@ def _with_pieces(segments: list[Segment], start: Value | None) -> list[Segment]:
     found: list[Segment] = []
     for number, segment in enumerate(segments):
         if start is not None and segment.end is not None:
-            calls = list(repeated_calls(number, segment.calls, start))
-            segment = replace(segment, start=start, pieces=split(calls, start, segment.end))
+            for trained in (True, False):
+                calls = list(repeated_calls(number, segment.calls, start, trained=trained))
+                segment = replace(segment, start=start, pieces=split(calls, start, segment.end), followed=trained)
+                if segment.pieces:
+                    break
         found.append(segment)
         start = segment.end
     return found
@@ -139,16 +145,17 @@ def _flat(calls: list[Call], results: Iterable[Value]) -> list[str]:
     return found
 
 
-def _opaque(tape: Tape, segments: list[Segment]) -> list[str]:
+def _opaque(tape: Tape, segments: list[Segment], derivatives: bool) -> list[str]:
     """Name the modules that let no gradient through, if parameters below them are cut off by that."""
     working = [call for call in tape.calls if any(value.data for value in call.outputs)]
     used = {value.parameter for call in working for value in call.inputs if value.trained and value.parameter}
-    if used <= {name for segment in segments for name in segment.parameters}:
+    broken = [f"layer {segment.name}" for segment in segments if derivatives and not segment.followed]
+    if used <= {name for segment in segments for name in segment.parameters} and not broken:
         return []
     return [
         f"{name} lets no gradient through, so nothing below it would learn; choose a method whose decoders are learned,"
         " such as 'dtp'"
-        for name in tape.opaque
+        for name in [*tape.opaque, *broken]
     ]
 
 
