@@ -41,6 +41,7 @@ class Forward:
         """Find this process' layers."""
         self.network, self.bank, self.peers = network, bank, peers
         self._mirror = bank.mirrors()
+        self._straight = self._mirror is not None and method.straight
         self._repeats = self._mirror is None or not isinstance(method.inversion, Difference | Direct)
         own = peers.own(len(network))
         self._own = network.stage(own) if len(own) < len(network) else network
@@ -58,8 +59,10 @@ class Forward:
         """
         with explained(next(tensors_in(x)), whereabouts(self.network)):
             labelled = y is not _NOTHING and self._own is self.network  # with a placement the loss is of the output
-            repeats, y = self._repeats or measure, y if labelled else None
-            return self._own.run(x, y, self._mirror, self.peers, repeats=repeats, labelled=labelled)
+            repeats, connected, y = self._repeats or measure, self._straight and not measure, y if labelled else None
+            return self._own.run(
+                x, y, self._mirror, self.peers, repeats=repeats, labelled=labelled, connected=connected and labelled
+            )
 
     def record(self, x: Any, *, exact: bool = False) -> Record:
         """Run a batch without labels, to look at the layers; see `targetprop.TargetPropagation.record`."""

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from targetprop.decoders import Bank
-from targetprop.finite import Look
 from targetprop.inversion import Evaluation, InputSpace, Outcome, Problem, iterate
 from targetprop.layers import Pulled, Record
 from targetprop.peers import Peers
@@ -28,14 +27,12 @@ class Targets:
             have one, named ``"all"``.
         from_output: whether every inversion began at the output, not at the layer above.
         pulled: what came out of the backward pass of a layer with the target below it, by layer name.
-        looks: at the changes that are not kept.
     """
 
     deltas: list[Tensor]
     outcomes: dict[str, Outcome]
     from_output: bool = False
     pulled: dict[str, Pulled] = field(default_factory=dict)
-    looks: list[Look] = field(default_factory=list)
 
 
 def joint(record: Record, bank: Bank, delta: Tensor, inversion: InputSpace, peers: Peers, *, measure: bool) -> Targets:

@@ -80,6 +80,12 @@ class Method:
         """Whether changes go down through the derivatives of layers, by their decoders or for want of any."""
         return self.decoder.derivatives or not self.inversion.needs_decoder
 
+    @property
+    def straight(self) -> bool:
+        """Whether layers ask of those below nothing but transposes of changes, so that one backward pass is all."""
+        plain = isinstance(self.inversion, Difference) and self.propagation == "layerwise"
+        return plain and not self.influence.normalise and isinstance(self.update, Gradient)
+
     def __str__(self) -> str:
         """Print the recipe, a line per part."""
         rows = [self.name]

@@ -67,12 +67,12 @@ def take_step(parts: Parts, x: Any, y: Any, *, measure: bool) -> StepReport:
     with torch.no_grad():
         targets = propagate(
             record, parts.bank, change.delta, method.inversion, method.propagation, peers, measure=measure,
-            scale=change.scale if method.update.on_the_way and not method.influence.normalise else None,
+            scale=change.scale,
         )  # fmt: skip
         deltas = method.influence(targets.deltas, change.delta)
         taken = report_changes(report, record, decoder_loss, targets, deltas, change.delta, measure=measure)
         taken = peers.whole_report(taken, record.batch, measure=measure)
-    seen = [*targets.looks, *look_at_targets(record, deltas)]
+    seen = look_at_targets(record, deltas)
     layers = from_top(record, deltas, targets.pulled)
     batch, scale, beside, derived = record.batch, change.scale, change.beside, record.derived
     del record, change, targets, deltas  # what a layer has used is freed before the next one's gradient is made

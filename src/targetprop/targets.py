@@ -9,11 +9,11 @@ from functools import reduce
 from math import gcd
 from typing import Literal
 
+import torch
 from torch import Tensor
 
-from targetprop.decoders import Bank, Inverse, MirrorBank
-from targetprop.finite import BAD_TARGET, Look
-from targetprop.inversion import Difference, InputSpace, Inversion, Map, Outcome, Problem, solve
+from targetprop.decoders import Bank, Inverse
+from targetprop.inversion import InputSpace, Inversion, Map, Outcome, Problem, solve
 from targetprop.joint import Targets, joint
 from targetprop.layers import Pulled, Record
 from targetprop.peers import Peers
@@ -30,7 +30,7 @@ def propagate(
     peers: Peers | None = None,
     *,
     measure: bool = False,
-    scale: float | None = None,
+    scale: float = 1.0,
 ) -> Targets:
     """Carry the output's change down to every layer.
 
@@ -42,13 +42,14 @@ def propagate(
         propagation: "layerwise", "joint" or "composite".
         peers: the processes that work on other layers; this one alone if None.
         measure: measure residuals that the rule does not need itself.
-        scale: what gradients are divided by, if those of the parameters shall be made with the targets where one
-            backward pass gives both; None if not.
+        scale: ``β n``, what gradients are divided by where one backward pass gives them all.
 
     Returns:
         The changes and the outcomes.
     """
     peers = Peers() if peers is None else peers
+    if record.connected:
+        return _in_one_pass(record, delta, scale)
     if peers.depth(len(record.layers)) == 1:
         return Targets([delta], {})
     if propagation == "joint":
@@ -56,31 +57,33 @@ def propagate(
         return joint(record, bank, delta, inversion, peers, measure=measure)
     if propagation == "composite":
         return _composite(record, bank, delta, inversion, measure=measure)
-    once = None if measure or not isinstance(inversion, Difference) else scale
-    return _layerwise(record, bank, delta, inversion, peers, measure=measure, once=once)
+    return _layerwise(record, bank, delta, inversion, peers, measure=measure)
+
+
+def _in_one_pass(record: Record, delta: Tensor, scale: float) -> Targets:
+    """Go down in one backward pass: where all inverses are transposes, ``−J_θᵀ Δ_l / (β n)`` needs no look at ``Δ_l``."""
+    owned: dict[Tensor, None] = dict.fromkeys(p for layer in record.layers for p in layer.parameters)
+    found = torch.autograd.grad(record.layers[-1].y, list(owned), delta * (-1 / scale), allow_unused=True)
+    gradients, pulled = dict(zip(owned, found, strict=True)), {}
+    for layer in record.layers:
+        pulled[layer.name] = Pulled(None, tuple(gradients.pop(p, None) for p in layer.parameters), ())
+    return Targets([delta.new_empty(0) for _ in record.layers], {}, pulled=pulled)
 
 
 def _layerwise(
-    record: Record, bank: Bank, delta: Tensor, inversion: Inversion, peers: Peers, *, measure: bool, once: float | None
+    record: Record, bank: Bank, delta: Tensor, inversion: Inversion, peers: Peers, *, measure: bool
 ) -> Targets:
     deltas: list[Tensor] = [peers.receive_change(delta)]
     outcomes: dict[str, Outcome] = {}
-    pulled: dict[str, Pulled] = {}
-    looks: list[Look] = []
     for layer in reversed(record.inverted):
-        if once is not None and isinstance(bank, MirrorBank):
-            g = bank.inverse_once(layer, once, pulled)
-        else:
-            g = bank.inverse(layer) if inversion.needs_decoder else _no_decoder
-        solution = solve(_by_sample(Problem(layer.f, g, deltas[-1], layer.x, layer.h)), inversion, measure=measure)
-        if layer.name in pulled:  # its change has served: what is left of it is whether it was finite
-            looks.append(Look(BAD_TARGET, (deltas[-1],), layer.name))
-            deltas[-1] = deltas[-1].new_empty(0)
+        g = bank.inverse(layer) if inversion.needs_decoder else _no_decoder
+        problem = _by_sample(Problem(layer.f, g, deltas[-1], layer.x, layer.h))
+        solution = solve(problem, inversion, measure=measure)
         deltas.append(solution.delta.reshape(layer.x.shape))
         outcomes[layer.name] = solution.outcome
     if not record.from_first:
         peers.send_change(deltas.pop())
-    return Targets(deltas[::-1], outcomes, pulled=pulled, looks=looks)
+    return Targets(deltas[::-1], outcomes)
 
 
 def _by_sample(problem: Problem) -> Problem:

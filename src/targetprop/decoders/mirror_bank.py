@@ -1,14 +1,13 @@
 """Mirrors of all weights of a network: with them, the backward pass of a layer is its decoder."""
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from targetprop.decoders.bank import Bank, Mirrors
 from targetprop.decoders.layer import Inverse
-from targetprop.layers import LayerRecord, Pulled
+from targetprop.layers import LayerRecord
 from targetprop.precision import at_least_float32
 
 
@@ -53,31 +52,9 @@ class MirrorBank(Bank):
 
     def inverse(self, layer: LayerRecord) -> Inverse:
         """Bind the backward pass of one layer, ``g(y) = x₀ + J_gᵀ (y − y₀)``; see `Bank.inverse`."""
-        return self._bind(layer, lambda change: layer.pull(change, below=True, keep_graph=True))
 
-    def inverse_once(self, layer: LayerRecord, scale: float, into: dict[str, Pulled]) -> Inverse:
-        """Bind the backward pass of one layer for a single call, which makes the parameters' gradients as well.
-
-        Args:
-            layer: the record of the layer.
-            scale: what gradients are divided by, with the sign changed.
-            into: where what comes out is put, by the layer's name.
-
-        Returns:
-            ``g`` of that layer.
-        """
-
-        def pull(change: Tensor) -> Pulled:  # activations are scaled, and not parameters, of which there are more
-            found = layer.pull(change * (-1 / scale), below=True, gradients=layer.parameters)
-            assert found.below is not None
-            into[layer.name] = replace(found, below=None)
-            return replace(found, below=found.below * -scale)
-
-        return self._bind(layer, pull)
-
-    def _bind(self, layer: LayerRecord, pull: Callable[[Tensor], Pulled]) -> Inverse:
         def difference(_: Tensor, change: Tensor) -> Tensor:
-            found = pull(change.to(layer.y.dtype)).below
+            found = layer.pull(change.to(layer.y.dtype), below=True, keep_graph=True).below
             assert found is not None
             return found
 

@@ -208,6 +208,7 @@ class Network:
         repeats: bool,
         labelled: bool = True,
         from_input: bool = False,
+        connected: bool = False,
     ) -> Record:
         """Run the model by its plan, which is made, or made anew, where it has none that fits.
 
@@ -219,6 +220,8 @@ class Network:
             repeats: whether layers will be repeated on other inputs.
             labelled: whether there are labels.
             from_input: whether the first layer will be repeated as well; the input is one tensor then.
+            connected: leave the graph in one piece where layers end, if the loss reaches no parameter of theirs by
+                another way.
 
         Returns:
             The record.
@@ -239,7 +242,9 @@ class Network:
             if plan is None:  # hooks that make torch calls have to be seen
                 plan = self._plans[key] = self.record(x, y, labelled=labelled, silent=attempt == 0)
             closed = {name: modules[name] for name in plan.closed}
-            before, runner = ForwardState(modules.values()), Runner(plan, mirror, parameters, closed, repeats=repeats)
+            connected = connected and not plan.reached_twice
+            runner = Runner(plan, mirror, parameters, closed, repeats=repeats, connected=connected)
+            before = ForwardState(modules.values())
             try:
                 value = self._run(plan, runner, x, y, labelled)
                 break
@@ -254,7 +259,8 @@ class Network:
         loss = _differentiate(records[-1], value) if labelled and value is not None else None
         derived, rest = tuple(runner.derived.values()), runner.stretches[-1].maps
         layers, output = tuple(records[:-1]), peers.send_output(records[-1].x)
-        return Record(layers, output, batch, own.start == 0, loss=loss, derived=derived, rest=rest)
+        first = own.start == 0
+        return Record(layers, output, batch, first, loss=loss, derived=derived, rest=rest, connected=connected)
 
     def _run(self, plan: Plan, runner: Runner, x: Any, y: Any, labelled: bool) -> Tensor | None:
         """Run the model, and its loss where that is a part of the plan."""

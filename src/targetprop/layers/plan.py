@@ -70,6 +70,12 @@ class Plan:
         """The segments that are layers."""
         return self.segments[:-1]
 
+    @property
+    def reached_twice(self) -> bool:
+        """Whether what follows the last layer uses parameters, or values made from some, of the layers."""
+        last = self.segments[-1]
+        return bool(last.derived) or any(set(last.parameters) & set(layer.parameters) for layer in self.layers)
+
 
 def make_plan(
     tape: Tape, style: str = "post-activation", ends: Mapping[str, int] | None = None, *, derivatives: bool = True

@@ -220,6 +220,7 @@ class Record:
         loss: the loss and its gradients, where it is more than a function of the output; else None.
         derived: values made from parameters alone that several layers use: as leaves, and with their graphs.
         rest: the uses of weights after the last layer.
+        connected: whether the graph is in one piece, from the parameters of all layers to the output.
     """
 
     layers: tuple[LayerRecord, ...]
@@ -229,6 +230,7 @@ class Record:
     loss: LossGradient | None = None
     derived: tuple[tuple[Tensor, Tensor], ...] = ()
     rest: Sequence[MapUse] = ()
+    connected: bool = False
 
     @property
     def inverted(self) -> tuple[LayerRecord, ...]:

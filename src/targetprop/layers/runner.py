@@ -60,6 +60,7 @@ class Runner(CountedMode):
         parameters: the model's parameters by name.
         closed: the modules that count as one call each, by name.
         repeats: whether layers will be repeated on other inputs.
+        connected: leave the graph in one piece where layers end.
     """
 
     def __init__(
@@ -70,6 +71,7 @@ class Runner(CountedMode):
         closed: Mapping[str, nn.Module],
         *,
         repeats: bool,
+        connected: bool = False,
     ) -> None:
         """Start before the first segment."""
         super().__init__()
@@ -77,7 +79,7 @@ class Runner(CountedMode):
         self.stretches = [Stretch() for _ in plan.segments]
         self.derived: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
         self._mirror, self._parameters, self._closed = mirror, parameters, closed
-        self._actions = plan.actions
+        self._actions, self._connected = plan.actions, connected
         self._repeated = plan.repeated if repeats else {}
 
     def run(self, compute: Callable[[], Any], *, ends: bool) -> Any:
@@ -186,9 +188,9 @@ class Runner(CountedMode):
         return _replaced(out, number, leaf)
 
     def _end(self, out: Any, layer: int, number: int) -> Any:
-        """End a layer: what follows begins at a leaf."""
+        """End a layer: what follows begins at a leaf, unless the graph stays in one piece."""
         end = _output(out, number)
-        leaf = end.detach().requires_grad_()
+        leaf = end if self._connected else end.detach().requires_grad_()
         self.stretches[layer].end = end
         self.stretches[layer + 1].start = leaf
         return _replaced(out, number, leaf)

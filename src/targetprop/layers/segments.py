@@ -120,11 +120,7 @@ def _with_pieces(segments: list[Segment], start: Value | None) -> list[Segment]:
     found: list[Segment] = []
     for number, segment in enumerate(segments):
         if start is not None and segment.end is not None:
-            for trained in (True, False):
-                calls = list(repeated_calls(number, segment.calls, start, trained=trained))
-                segment = replace(segment, start=start, pieces=split(calls, start, segment.end), followed=trained)
-                if segment.pieces:
-                    break
+            segment = _led_on(number, segment, start, segment.end)
         found.append(segment)
         start = segment.end
     return found
@@ -143,6 +139,15 @@ def _flat(calls: list[Call], results: Iterable[Value]) -> list[str]:
                     " an autograd function pass its changes, or add them as in x + (x.sign() - x).detach()"
                 )
     return found
+
+
+def _led_on(number: int, segment: Segment, start: Value, end: Value) -> Segment:
+    """Find the calls that lead from the input of a layer to its output, of those that autograd follows if they do."""
+    for followed in (True, False):
+        pieces = split(list(repeated_calls(number, segment.calls, start, trained=followed)), start, end)
+        if pieces:
+            return replace(segment, start=start, pieces=pieces, followed=followed)
+    return replace(segment, start=start, followed=False)
 
 
 def _opaque(tape: Tape, segments: list[Segment], derivatives: bool) -> list[str]:

@@ -28,7 +28,6 @@ class Update(ABC):
     """Settings of a local update: make ``f_l(h_{l-1}; θ_l)`` move towards ``h_l + Δ_l`` with ``h_{l-1}`` held fixed."""
 
     name: ClassVar[str]
-    on_the_way: ClassVar[bool] = False  # whether it takes the gradients that come with the target of the layer below
 
     def __post_init__(self) -> None:
         """Check the settings, by a ``ValueError``."""

@@ -15,7 +15,6 @@ class Gradient(Update):
     """One vector-Jacobian product per layer, on the graph that the forward pass left: no second forward pass."""
 
     name: ClassVar[str] = "gradient"
-    on_the_way: ClassVar[bool] = True
 
     def gradients(self, layers: Changes, batch: Batch, scale: float, state: nn.ModuleDict) -> LocalGradients:
         """Compute ``−J_θᵀ Δ / (β n)``; see `Update.gradients`."""
