@@ -97,6 +97,11 @@ class Method:
         return "\n".join(rows)
 
 
+def _mirrors() -> WeightMirror:
+    """Mirrors take turns: for layers of a few hundred units a step costs as much as its probes take to be launched."""
+    return WeightMirror(every=4, warmup=4.0)
+
+
 def _iterated() -> Method:
     """Bengio 2020, arXiv:2007.15139: iterated approximate inverses, influence-normalised.
 
@@ -106,7 +111,7 @@ def _iterated() -> Method:
         The recipe.
     """
     return Method(
-        decoder=WeightMirror(warmup=4.0),
+        decoder=_mirrors(),
         inversion=Krylov(steps=2, damping=0.3),
         influence=Influence(normalise=True, limit=10.0),
     )
@@ -154,7 +159,7 @@ def _ddtp() -> Method:
 def _l_drl() -> Method:
     """Ernoult 2022, arXiv:2201.13415: decoders learn the transposed Jacobian, so targets follow back-propagation."""
     # The original learns by DifferenceReconstruction(w=0, damping=1), many updates a batch; mirrors have its minimum.
-    return Method(decoder=WeightMirror(warmup=4.0))
+    return Method(decoder=_mirrors())
 
 
 def _least_squares() -> Method:
@@ -169,7 +174,7 @@ def _least_squares() -> Method:
     Returns:
         The recipe.
     """
-    return Method(decoder=WeightMirror(warmup=4.0), update=LeastSquares(damping=0.003, shrinkage=0.1))
+    return Method(decoder=_mirrors(), update=LeastSquares(damping=0.003, shrinkage=0.1))
 
 
 def _fw_dtp() -> Method:

@@ -61,7 +61,7 @@ def propagate(
 
 
 def _in_one_pass(record: Record, delta: Tensor, scale: float) -> Targets:
-    """Go down in one backward pass: where all inverses are transposes, ``−J_θᵀ Δ_l / (β n)`` needs no look at ``Δ_l``."""
+    """Go down in one backward pass: where all inverses are transposes, no ``Δ_l`` has to be looked at."""
     owned: dict[Tensor, None] = dict.fromkeys(p for layer in record.layers for p in layer.parameters)
     found = torch.autograd.grad(record.layers[-1].y, list(owned), delta * (-1 / scale), allow_unused=True)
     gradients, pulled = dict(zip(owned, found, strict=True)), {}

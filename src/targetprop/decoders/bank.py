@@ -4,7 +4,6 @@ from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from math import gcd
 
-import torch
 from torch import Tensor, nn
 
 from targetprop.decoders.affine import AffineDecoder
@@ -77,12 +76,9 @@ class LayerBank(Bank):
         names: layer names in forward order.
     """
 
-    warm: Tensor  # whether the decoders have seen a batch
-
     def __init__(self, decoders: Mapping[str, Bindable], names: list[str]) -> None:
         """Keep the decoders."""
         super().__init__()
-        self.register_buffer("warm", torch.zeros((), dtype=torch.bool, device="cpu"))
         self.layers = nn.ModuleDict({_key(name): decoder for name, decoder in decoders.items()})
         self.moments = nn.ModuleDict()
         self.names = names[1:]

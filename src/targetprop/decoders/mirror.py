@@ -161,7 +161,8 @@ class WeightMirror(Objective):
         share: most probes as a share of the rows that a map is applied to, samples times positions, so that mirrors
             cost little beside it; but eight at least.
         activity: share of the probes that are activities of the batch, in [0, 1]; the others are white noise.
-        updates: steps of every mirror per batch, ≥ 0.
+        updates: steps of every mirror that has its turn, ≥ 0.
+        every: batches between two turns of a mirror, ≥ 1; mirrors take turns, and each has as many times the probes.
         warmup: white noise on the first batch, in probes for each input of a map, 0 to 100: ``c`` leave ``e^{−c}``
             of the squared error. Products of another form take ten steps for each.
     """
@@ -170,6 +171,7 @@ class WeightMirror(Objective):
     share: float = 0.125
     activity: float = 0.5
     updates: int = 1
+    every: int = 1
     warmup: float = 0.0
     name: ClassVar[str] = "mirror"
 
@@ -182,6 +184,7 @@ class WeightMirror(Objective):
             share=(self.share > 0, "a share of the rows > 0"),
             activity=(0 <= self.activity <= 1, "a share of the probes in [0, 1]"),
             updates=(self.updates >= 0, "a number of steps ≥ 0"),
+            every=(self.every >= 1, "a number of batches ≥ 1"),
             warmup=(0 <= self.warmup <= _MOST, f"a number of probes per input in [0, {_MOST}]"),
         )  # fmt: skip
 
@@ -200,10 +203,11 @@ class WeightMirror(Objective):
     def propose(
         self, bank: Bank, record: Record, optimizer: torch.optim.Optimizer | None, generators: Generators
     ) -> Proposal:
-        """Work out a step of every mirror; see `Objective.propose`."""
+        """Work out a step of the mirrors that have their turn; see `Objective.propose`."""
         assert isinstance(bank, MirrorBank)
-        uses = _distinct(use for use in record.uses() if use.site.needed)
-        cold = self.warmup > 0 and not bool(bank.warm)
+        uses, seen = _distinct(use for use in record.uses() if use.site.needed), int(bank.seen)
+        cold, known = self.warmup > 0 and seen == 0, len(uses)
+        uses = uses if cold else [use for turn, use in enumerate(uses) if (turn + seen) % self.every == 0]
         mirrors = {use.site.key: bank.mirror(use.site.key, use.base) for use in uses}
         with torch.no_grad(), no_autocast(record.output):
             earlier = Rehearsal(list(mirrors.values())) if cold or self.updates > 1 else None
@@ -222,10 +226,10 @@ class WeightMirror(Objective):
                 earlier.repeat()
             for _, step in steps:
                 step.take()
-            bank.warm.fill_(True)
+            bank.seen += 1
 
         looks = tuple(look_at_mirror(key, step.missed) for key, step in steps)
-        loss = torch.stack([step.share for _, step in steps]).sum() if steps else None
+        loss = torch.stack([step.share for _, step in steps]).mean() * known if steps else None
         return Proposal(loss, looks, apply)
 
     def _warm_up(self, use: MapUse, mirror: Tensor, generator: torch.Generator, batch: Batch) -> None:
@@ -250,7 +254,7 @@ class WeightMirror(Objective):
             if use.site.kind == "other":
                 yield key, descend(use, mirrors[key], generators[key], batch)
                 continue
-            count = min(self.probes, max(_FEW, int(self.share * rows(use, batch))))
+            count = self.every * min(self.probes, max(_FEW, int(self.share * rows(use, batch))))
             probes = probe(use, mirrors[key], count, self.activity, generators[key], batch)
             size = probes.e.shape[1:], probes.z.shape[2], probes.e.dtype, probes.e.device
             alike.setdefault(size, []).append((key, probes))

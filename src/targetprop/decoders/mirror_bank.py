@@ -19,12 +19,12 @@ class MirrorBank(Bank):
         layers: the keys of the weights of each layer, by layer name.
     """
 
-    warm: Tensor  # whether the mirrors have seen a batch
+    seen: Tensor  # how many batches the mirrors have seen
 
     def __init__(self, weights: Mapping[str, Tensor], layers: Mapping[str, Sequence[str]] | None = None) -> None:
         """Start at zero."""
         super().__init__()
-        self.register_buffer("warm", torch.zeros((), dtype=torch.bool, device="cpu"))
+        self.register_buffer("seen", torch.zeros((), dtype=torch.int64, device="cpu"))
         self.names, self._layers = list(weights), dict(layers or {})
         for key, weight in weights.items():
             self.mirror(key, weight)
