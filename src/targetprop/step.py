@@ -72,7 +72,7 @@ def take_step(parts: Parts, x: Any, y: Any, *, measure: bool) -> StepReport:
         deltas = method.influence(targets.deltas, change.delta)
         taken = report_changes(report, record, decoder_loss, targets, deltas, change.delta, measure=measure)
         taken = peers.whole_report(taken, record.batch, measure=measure)
-    seen = look_at_targets(record, deltas)
+    seen = [] if record.connected else look_at_targets(record, deltas)
     layers = from_top(record, deltas, targets.pulled)
     batch, scale, beside, derived = record.batch, change.scale, change.beside, record.derived
     del record, change, targets, deltas  # what a layer has used is freed before the next one's gradient is made

@@ -96,9 +96,9 @@ def project(probes: Sequence[Probes]) -> list[MirrorStep]:
     (tensor(1.), tensor([1., 2., 0.]))
     """
     groups = [len(p.e) for p in probes]
-    e, z = torch.cat([p.e for p in probes]), torch.cat([p.z for p in probes])
-    missed = z - torch.cat([p.e @ p.mirror for p in probes])
-    left, asked = ([part.sum() for part in v.square().sum((1, 2)).split(groups)] for v in (missed, z))
+    e, z, v = (_joined([getattr(p, part) for p in probes]) for part in ("e", "z", "mirror"))
+    missed = torch.baddbmm(z, e, v.to(e.dtype), alpha=-1)
+    left, asked = ([part.sum() for part in t.square().sum((1, 2)).split(groups)] for t in (missed, z))
     lengths = e.square().sum(2, keepdim=True).clamp_min(torch.finfo(e.dtype).tiny).rsqrt()
     e, missed = e * lengths, missed * lengths
     gram = e @ e.mT
@@ -107,6 +107,10 @@ def project(probes: Sequence[Probes]) -> list[MirrorStep]:
     solved = torch.cholesky_inverse(torch.linalg.cholesky_ex(gram).L) @ missed
     factors = zip(e.mT.split(groups), solved.split(groups), strict=True)
     return [MirrorStep(p.mirror, a, b, f) for p, a, b, f in zip(probes, left, asked, factors, strict=True)]
+
+
+def _joined(parts: Sequence[Tensor]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(list(parts))
 
 
 def descend(use: MapUse, mirror: Tensor, generator: torch.Generator, batch: Batch) -> MirrorStep:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property, partial
 from typing import Any
 
@@ -144,38 +144,46 @@ class Runner(CountedMode):
         given, mirrored = (args, kwargs), self._mirror is not None
         args, kwargs = as_autocast(args, kwargs) if action.sites and mirrored else given
         try:
-            uses = [self._use(site, given, (args, kwargs)) for site in action.sites]
+            used = [(site, at(site.weight, *given), at(site.weight, args, kwargs)) for site in action.sites]
         except (IndexError, KeyError, AttributeError) as error:
             raise OtherPathError from error
-        weights = {memory(w): (w, partial(_mirror_of, self._mirror, use)) for use, w in uses if use.site.needed}
+        views = {id(low): partial(self._view, site, weight) for site, weight, low in used if site.needed}
         if not mirrored:
             out = func(*args, **kwargs)
         elif any(site.copied for site in action.sites):
-            out = self._split({id(low): use for use, low in uses}, func, args, kwargs)
+            out = self._split(views, func, args, kwargs)
         else:
-            copied = self._memory if action.gains else ()
-            with reading_mirrors(weights, copied), composite_kernels(action.sites):
+            weights = {memory(low): (low, views[id(low)]) for site, _, low in used if site.needed}
+            with reading_mirrors(weights, self._memory if action.gains else ()), composite_kernels(action.sites):
                 out = func(*args, **kwargs)
         output = get_gradient_edge(out) if isinstance(out, Tensor) and out.requires_grad else None
-        self.stretches[action.layer].maps += [replace(use, output=output, call=(func, *given)) for use, _ in uses]
+        maps, call = self.stretches[action.layer].maps, (func, *given)
+        for site, weight, _ in used:
+            bias = bias_of(site, *given)
+            bias = bias if isinstance(bias, nn.Parameter) and bias.requires_grad else None
+            a = None if site.input is None else at(site.input, args, kwargs).detach()
+            maps.append(MapUse(site, weight, self._base(site, weight), bias, a, output, call))
         return out
+
+    def _base(self, site: Site, weight: Tensor) -> Tensor:
+        return self._parameters.get(site.key, weight)
+
+    def _view(self, site: Site, weight: Tensor) -> Tensor:
+        """Give the mirror in the view that the weight is of its parameter, when autograd needs it."""
+        base = self._base(site, weight)
+        found = None if self._mirror is None else self._mirror(site.key, base)
+        return weight if found is None else same_view(found, base, weight)
 
     @cached_property
     def _memory(self) -> set[int]:
         return {memory(p) for p in self._parameters.values()}
 
-    def _use(self, site: Site, given: Any, lowered: Any) -> tuple[MapUse, Tensor]:
-        """Describe the use of a weight; returns the tensor as well that autograd will keep."""
-        weight, low = at(site.weight, *given), at(site.weight, *lowered)
-        bias = bias_of(site, *given)
-        bias = bias if isinstance(bias, nn.Parameter) and bias.requires_grad else None
-        a = None if site.input is None else at(site.input, *lowered).detach()
-        return MapUse(site, weight, self._parameters.get(site.key, weight), bias, a, None), low
-
-    def _split(self, kept: dict[int, MapUse], func: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+    def _split(
+        self, views: Mapping[int, Callable[[], Tensor]], func: Callable[..., Any], args: Any, kwargs: Any
+    ) -> Any:
         """Compute a product twice: with the weight, for its own gradient, and with the mirror, for the activations'."""
-        mirrors = {i: _mirror_of(self._mirror, use).detach().clone() for i, use in kept.items()}
-        alone = tree_map(lambda t: t.detach() if isinstance(t, Tensor) and id(t) not in kept else t, (args, kwargs))
+        mirrors = {i: view().detach().clone() for i, view in views.items()}
+        alone = tree_map(lambda t: t.detach() if isinstance(t, Tensor) and id(t) not in views else t, (args, kwargs))
         mirrored = tree_map(lambda t: mirrors.get(id(t), t), (args, kwargs))
         moved = func(*mirrored[0], **mirrored[1])
         return func(*alone[0], **alone[1]) + (moved - moved.detach())
@@ -194,12 +202,6 @@ class Runner(CountedMode):
         self.stretches[layer].end = end
         self.stretches[layer + 1].start = leaf
         return _replaced(out, number, leaf)
-
-
-def _mirror_of(mirror: Mirror, use: MapUse) -> Tensor:
-    """Give the mirror in the view that the weight is of its parameter; autograd holds on to no more than it needs."""
-    found = None if mirror is None else mirror(use.site.key, use.base)
-    return use.weight if found is None else same_view(found, use.base, use.weight)
 
 
 def _output(out: Any, number: int) -> Tensor:

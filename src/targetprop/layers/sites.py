@@ -5,8 +5,8 @@ pass of the call; what it is handed back is the mirror ``V`` in the same view. S
 projections and transposed storage need no code of their own.
 """
 
-from collections.abc import Callable, Container, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -157,7 +157,7 @@ def same_view(mirror: Tensor, base: Tensor, weight: Tensor) -> Tensor:
     return mirror.as_strided(weight.shape, weight.stride(), offset)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(slots=True, eq=False)
 class _Mirrored:
     """A view of a weight that autograd keeps, to be handed out as the same view of the mirror."""
 
@@ -172,7 +172,8 @@ class _Mirrored:
 
 def as_autocast(args: Any, kwargs: Any) -> tuple[Any, Any]:
     """Do what autocast would do inside the call, so that the copy of the weight that it keeps is known."""
-    kind = next(t for t in tensors_in((args, kwargs))).device.type
+    first = args[0] if args and isinstance(args[0], Tensor) else next(tensors_in((args, kwargs)))
+    kind = first.device.type
     if not torch.is_autocast_enabled(kind):
         return args, kwargs
     dtype = torch.get_autocast_dtype(kind)
@@ -183,18 +184,17 @@ def as_autocast(args: Any, kwargs: Any) -> tuple[Any, Any]:
     return tree_map(lower, args), tree_map(lower, kwargs)
 
 
-@contextmanager
 def reading_mirrors(
     weights: Mapping[int, tuple[Tensor, Callable[[], Tensor]]], copied: Container[int]
-) -> Iterator[None]:
+) -> saved_tensors_hooks:
     """Let what runs meanwhile keep mirrors for its backward pass instead of weights.
 
     Args:
         weights: each weight and what gives its mirror, by the weight's memory.
         copied: memory of other parameters, of which copies are kept, so that later changes of them are not seen.
 
-    Yields:
-        Nothing.
+    Returns:
+        The context.
     """
 
     def pack(t: Tensor) -> Any:
@@ -203,16 +203,23 @@ def reading_mirrors(
             return t.detach().clone() if memory(t) in copied else t
         return _Mirrored(found[1], found[0].detach(), t.detach())
 
-    with saved_tensors_hooks(pack, lambda kept: kept.view() if isinstance(kept, _Mirrored) else kept):
-        yield
+    return saved_tensors_hooks(pack, _unpack)
+
+
+def _unpack(kept: Any) -> Tensor:
+    return kept.view() if isinstance(kept, _Mirrored) else kept
+
+
+_ANY_KERNEL = nullcontext()
+
+
+def composite_kernels(sites: Iterable[Site]) -> AbstractContextManager[None]:
+    """Switch kernels off that pack the weights of a recurrent layer for themselves."""
+    return _composite_kernels() if any(site.kind == "recurrent" for site in sites) else _ANY_KERNEL
 
 
 @contextmanager
-def composite_kernels(sites: tuple[Site, ...]) -> Iterator[None]:
-    """Switch kernels off that pack the weights of a recurrent layer for themselves."""
-    if all(site.kind != "recurrent" for site in sites):
-        yield
-        return
+def _composite_kernels() -> Iterator[None]:
     before = torch._C._get_mkldnn_enabled(), torch._C._get_cudnn_enabled()
     torch._C._set_mkldnn_enabled(False)
     torch._C._set_cudnn_enabled(False)
