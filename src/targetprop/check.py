@@ -10,7 +10,7 @@ layer  modules  in  out  inverted by  decoder parameters  local
 method iterated, cut post-activation: supported
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -81,7 +81,13 @@ class Check:
         return "\n".join([*lines, f"method {self.method}, cut {self.cut}: supported"])
 
 
-def check(model: Model, example_input: Any, method: str | Method = "iterated", cut: Cut | None = None) -> Check:
+def check(
+    model: Model,
+    example_input: Any,
+    method: str | Method = "iterated",
+    cut: Cut | None = None,
+    layers: Sequence[str] | None = None,
+) -> Check:
     """Say what a method does with a model, without training anything.
 
     Args:
@@ -89,6 +95,7 @@ def check(model: Model, example_input: Any, method: str | Method = "iterated", c
         example_input: an input of shape ``(n, …)``, a tuple of inputs or a dictionary; its values do not matter.
         method: a name from `METHODS` or a `Method`.
         cut: where layers begin and end, if not as the method has it.
+        layers: names of modules, after each of which a layer ends.
 
     Returns:
         The layers and how each is inverted, or the refusal.
@@ -96,11 +103,11 @@ def check(model: Model, example_input: Any, method: str | Method = "iterated", c
     chosen = find_method(method) if isinstance(method, str) else method
     chosen = chosen if cut is None else replace(chosen, cut=cut)
     try:
-        engine = TargetPropagation(model, _any_loss, example_input=example_input, method=chosen, seed=0)
-        layers = _look(engine, example_input)
+        engine = TargetPropagation(model, _any_loss, example_input=example_input, method=chosen, layers=layers, seed=0)
+        rows = _look(engine, example_input)
     except (ValueError, TypeError) as error:
         return Check(chosen.name, chosen.cut, (), str(error))
-    return Check(chosen.name, chosen.cut, layers, None)
+    return Check(chosen.name, chosen.cut, rows, None)
 
 
 def _look(engine: TargetPropagation, x: Any) -> tuple[LayerCheck, ...]:

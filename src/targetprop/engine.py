@@ -1,6 +1,6 @@
 """`TargetPropagation`: replaces ``loss.backward()`` in an existing training loop."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, Self, get_args
 
 import torch
@@ -52,6 +52,7 @@ class TargetPropagation:
         method: a name from `METHODS` or a `Method`.
         example_input: an input of shape ``(n, …)``, a tuple of inputs or a dictionary of them by keyword; its values do
             not matter, its shape and device do.
+        layers: names of modules, after each of which a layer ends; None to cut by the method's rule.
         decoders: your own decoders by layer name, each a module from the layer's output to its input.
         decoder_optimizer: makes the decoders' optimiser from their parameters, if not the method's own.
         seed: seed of the decoders' initial values and of the noise that trains them; PyTorch's initial seed if None.
@@ -104,6 +105,7 @@ class TargetPropagation:
         *,
         example_input: Any,
         method: str | Method = "iterated",
+        layers: Sequence[str] | None = None,
         decoders: Mapping[str, nn.Module] | None = None,
         decoder_optimizer: OptimizerFactory | None = None,
         seed: int | None = None,
@@ -116,7 +118,7 @@ class TargetPropagation:
         _check(loss, self.method, decoders, seed, on_divergence, example_input)
         self.model, self.loss, self.on_divergence = model, loss, on_divergence
         self.network = Network(
-            model, self.method.cut, loss, derivatives=self.method.derivatives, own=_classes(self.method)
+            model, self.method.cut, loss, derivatives=self.method.derivatives, own=_classes(self.method), ends=layers
         )
         self._whereabouts = whereabouts(self.network)
         first = first_tensor(example_input, "example_input")

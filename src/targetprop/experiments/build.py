@@ -70,6 +70,7 @@ def build_state(config: RunConfig, data: Dataset, processes: Processes | None = 
             loss,
             example_input=data.train_x[:2],
             method=config.method,
+            layers=config.network.layers,
             seed=seed,
             on_divergence="skip",
             process_group=processes.group,

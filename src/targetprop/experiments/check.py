@@ -33,12 +33,14 @@ class Request:
         input: the shape of one sample, such as 1,28,28 or 12:int1000; several are separated by spaces.
         method: a method of targetprop methods.
         cut: post-activation or pre-activation; null is the method's own.
+        layers: names of modules, after each of which a layer ends; several are separated by spaces.
     """
 
     model: str
     input: list[str]
     method: str = "iterated"
     cut: Any = None
+    layers: list[str] | None = None
 
     def __post_init__(self) -> None:
         """Check the request; a wrong one raises `ValueError`."""
@@ -55,7 +57,7 @@ def check(argv: list[str]) -> int:
     forms = read_forms(request.input)
     model = load_model(request.model, shape=forms[0].sizes)
     with fitting(f"{name} with --input {' '.join(request.input)}", "give a smaller shape or model"):
-        found = tp.check(model, make_inputs(request.input), request.method, request.cut)
+        found = tp.check(model, make_inputs(request.input), request.method, request.cut, request.layers)
     sys.stdout.write(f"{found}\n")
     if "does not accept example_input" in (found.refusal or ""):
         given = "; ".join(map(str, forms))

@@ -1,8 +1,9 @@
 """Any module as a network of layers: recorded once, cut, and run by its plan at every step."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from difflib import get_close_matches
 from typing import Any
 
 import torch
@@ -34,6 +35,7 @@ class Network:
         derivatives: whether changes go down through the derivatives of layers; where not, modules that autograd cannot
             see into count as one call each.
         own: classes of modules that do so anyway.
+        ends: names of modules after each of which a layer ends, where `style` does not decide.
 
     Attributes:
         layers: ``f_1 … f_L`` as they were when the model was last recorded.
@@ -50,6 +52,7 @@ class Network:
         *,
         derivatives: bool = True,
         own: tuple[type[nn.Module], ...] = (),
+        ends: Sequence[str] | None = None,
     ) -> None:
         """Keep the model."""
         model = getattr(model, "_orig_mod", model)  # of a compiled copy
@@ -57,7 +60,7 @@ class Network:
         self.style: Cut = style
         self.loss: Callable[[Any, Any], Any] = _nothing if loss is None else loss
         self.root = self.model if root is None else root
-        self.derivatives, self._own = derivatives, own
+        self.derivatives, self._own, self._ends = derivatives, own, ends
         self._plans: dict[Any, Plan] = {}
         self.layers = ()
 
@@ -155,7 +158,7 @@ class Network:
             closed |= {name: self.model.get_submodule(name) for name in (o.split(": ")[0] for o in tape.opaque)}
             with self.undone(), without_hooks(self.model if silent else None):
                 tape = record([self.model, self.root], lambda: call(self.model, x), inputs, finish, given, closed)
-        ends = self.model.ends(tape.ends) if isinstance(self.model, Stack) else None
+        ends = self._where_layers_end(tape.ends)
         unrelated = labelled and tape.output is not None and tape.output.data and tape.output.trained
         if not tape.results or (unrelated and not any(value.data for value in tape.results)):
             raise ValueError(
@@ -168,6 +171,19 @@ class Network:
             raise ValueError(plan.problems[0])
         self.layers = tuple(Layer(segment, self.model) for segment in plan.layers)
         return plan
+
+    def _where_layers_end(self, returned: Mapping[str, Sequence[int]]) -> dict[str, int] | None:
+        """Say at which torch call each layer ends, by its name; None where the style decides."""
+        if self._ends is None:
+            return self.model.ends(returned) if isinstance(self.model, Stack) else None
+        for name in self._ends:
+            if name not in returned:
+                near = get_close_matches(name, returned, 3, 0.3) or list(returned)[1:4]
+                raise ValueError(
+                    f"layers names module {name!r}, which the model does not run; it runs {', '.join(near)}"
+                )
+        each = [(place, name, turn) for name in self._ends for turn, place in enumerate(returned[name])]
+        return {f"{name}@{turn + 1}" if turn else name: place for place, name, turn in sorted(each)}
 
     def example(self, x: Any) -> Record:
         """Run the model on an example, to see its layers; nothing of it stays.

@@ -86,6 +86,7 @@ def cut(
     if ends is None:
         layers = _numbered([_segment(group) for group in _group(atoms, style)])
     else:
+        tape.problems += _between(atoms, rest, ends)
         layers = [replace(_segment(group), name=name) for name, group in _group_at(atoms, ends).items()]
     found = [*layers, Segment("loss", tuple(rest), None)]
     segments = _with_parameters(found, needed)
@@ -216,7 +217,25 @@ def _group(atoms: list[_Atom], style: str) -> list[list[_Atom]]:
 def _group_at(atoms: list[_Atom], ends: Mapping[str, int]) -> dict[str, list[_Atom]]:
     edges = [-1, *ends.values()]
     groups = [[a for a in atoms if low < a.calls[-1].index <= high] for low, high in pairwise(edges)]
-    return {name: group for name, group in zip(ends, groups, strict=True) if group}
+    found = {name: group for name, group in zip(ends, groups, strict=True) if group}
+    rest = [a for a in atoms if a.calls[-1].index > edges[-1]]
+    if rest and any(a.maps for a in rest):
+        found[_segment(rest).name or "output"] = rest
+    elif rest and found:
+        found[list(found)[-1]] += rest
+    return found
+
+
+def _between(atoms: list[_Atom], rest: list[Call], ends: Mapping[str, int]) -> Iterator[str]:
+    """Name the places where the user lets a layer end, and another value than that goes on."""
+    stretches = [*(atom.calls for atom in atoms), rest]
+    for name, high in ends.items():
+        for calls in stretches:
+            if any(call.index <= high for call in calls) and any(call.index > high for call in calls):
+                yield (
+                    f"layers lets a layer end after {name!r}, and more than its output goes on from there; name a module"
+                    " that all later ones depend on through its output alone, such as a whole block"
+                )
 
 
 def _segment(group: list[_Atom]) -> Segment:

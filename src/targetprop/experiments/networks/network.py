@@ -29,6 +29,7 @@ class Network(ABC):
     """Settings of a network."""
 
     name: ClassVar[str]
+    layers: ClassVar[list[str] | None] = None  # where layers end, if the method's rule does not say
 
     def __post_init__(self) -> None:
         """Check what the settings are; a wrong one raises `ValueError`."""

@@ -18,9 +18,11 @@ class OwnModel(Network):
 
     Attributes:
         name: FILE:NAME; NAME is an nn.Module, or a class or function that returns one and may take shape and classes.
+        layers: names of modules, after each of which a layer ends; null to cut by the method's rule.
     """
 
     name: str  # pyright: ignore[reportIncompatibleVariableOverride]
+    layers: list[str] | None = None  # pyright: ignore[reportIncompatibleVariableOverride]
 
     def __post_init__(self) -> None:
         """Name the file so that it is found from any folder."""
