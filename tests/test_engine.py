@@ -99,12 +99,11 @@ def test_training_lowers_the_loss(name: str) -> None:
     engine = tp.TargetPropagation(net, LOSS, example_input=x, method=name, seed=0)
     optimizer = torch.optim.Adam(net.parameters(), lr=3e-2)
     first = float(engine.backward(x, y).loss)
-    for _ in range(20):
+    for _ in range(40):
         optimizer.zero_grad()
         report = engine.backward(x, y)
         optimizer.step()
-    share = {"tp": 0.9}.get(name, 0.5)  # decoders far from an inverse hold direct decoding back
-    assert float(report.loss) < share * first
+    assert float(report.loss) < 0.5 * first
 
 
 def test_building_an_engine_draws_nothing_from_the_users_random_numbers() -> None:
@@ -144,6 +143,42 @@ def test_the_report_measures_on_request_only() -> None:
     assert set(report.delta_norms) >= {"1", "5.0", "6"}
     output_change = 0.1 * 6 * torch.autograd.functional.jacobian(lambda h: LOSS(h, Y), report.output)
     assert float(report.delta_norms["6"]) == pytest.approx(float(output_change.norm()) / 6**0.5, rel=1e-12)
+
+
+class Pair(nn.Module):
+    """Returns two outputs of one trunk."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.trunk = nn.Sequential(nn.Flatten(), nn.Linear(4, 6), nn.Tanh())
+        self.one, self.two = nn.Linear(6, 3), nn.Linear(6, 2)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        h = self.trunk(x)
+        return self.one(h), self.two(h)
+
+
+@pytest.mark.parametrize("name", ["iterated", "dtp", "ddtp-linear", "regularised"])
+@pytest.mark.parametrize("kind", [Pair, lambda: nn.Linear(2, 3)], ids=["two outputs", "one layer"])
+def test_models_that_are_no_sequence_are_trained(name: str, kind) -> None:
+    """Where all is one layer, every gradient is the true one."""
+    torch.manual_seed(0)
+    net, x = kind().double(), rand(6, 2, 2, seed=1)
+
+    def loss(output, y: Tensor) -> Tensor:
+        one, two = output if isinstance(output, tuple) else (output.sum(1), output.mean(2))
+        return LOSS(one, y) + two.square().mean()
+
+    engine = make(net, name, loss)
+    engine.train_decoders(x)  # mirrors start at zero
+    assert engine.backward(x, Y).skipped is None
+    found = {n: p.grad for n, p in net.named_parameters()}
+    net.zero_grad()
+    loss(net(x), Y).backward()
+    for n, p in net.named_parameters():
+        if not n.startswith("trunk"):
+            assert torch.allclose(found[n], p.grad, rtol=1e-9, atol=1e-12), n
+        assert found[n].any(), n
 
 
 # State.
@@ -192,11 +227,6 @@ def test_state_of_another_method_or_version_is_refused() -> None:
 # Bad input: the sentence names the thing, and nothing changes.
 
 
-class Pair(nn.Module):
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        return x, x
-
-
 def poison(net: nn.Sequential) -> None:
     net[5][0].weight.data[0, 0] = torch.nan
 
@@ -209,6 +239,7 @@ BATCHES = [
     (None, X, Y + 5, LOSS, ValueError, "labels must lie in 0…2, one per network output; got 5…7"),
     (None, X, Y - 1, LOSS, ValueError, "labels must lie in 0…2, one per network output; got -1…1"),
     (None, X, Y[:4], LOSS, ValueError, r"does not accept an output of shape \(6, 3\) with y of shape \(4,\)"),
+    (None, X, Y, lambda h, y: LOSS((h, h), y), ValueError, r"the loss does not accept an output of shape \(6, 3\)"),
     (None, X, Y, lambda h, y: h.sum(1), ValueError, r"the loss has shape \(6,\); it must be one number"),
     (
         None,
@@ -265,16 +296,10 @@ ENGINES = [
         ValueError,
         "reduction='none'; use 'mean' or 'sum'",
     ),
-    (lambda: make(nn.Linear(4, 3)), TypeError, "cannot see the layers of Linear: pass an nn.Sequential, or a list"),
     (
         lambda: make(nn.Sequential(nn.Linear(9, 3)).double()),
         ValueError,
         r"does not accept example_input of shape \(6, 2, 2\)",
-    ),
-    (
-        lambda: make(nn.Sequential(nn.Flatten(), nn.Linear(4, 3).double(), Pair()), "dtp"),
-        TypeError,
-        "layer 1: Pair returned tuple; wrap it",
     ),
     (
         lambda: make(network(), decoders={"2": nn.Linear(5, 6)}),

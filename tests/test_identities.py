@@ -24,7 +24,8 @@ from cases import (
 from targetprop import diagnostics
 from targetprop.decoders import difference_loss
 from targetprop.decoders.layer import Inverse
-from targetprop.layers.forward_pass import run_forward
+from targetprop.decoders.maps import LinearDecoder
+from targetprop.layers import record_layers
 from targetprop.output_target import loss_gradient
 
 
@@ -63,7 +64,7 @@ def test_autograd_agrees_with_dense_jacobians(network: str) -> None:
     case, loss = NETWORKS[network], LOSSES["cross-entropy"]
     model, x, y = case.build(), case.batch(), loss.labels(5)
     torch.manual_seed(0)
-    record = run_forward(tp.build_chain(model), x)
+    record = record_layers(model, x)
     dense = diagnostics.backprop_gradients(record, loss_gradient(record.output, y, loss.loss)[1])
     assert relative(torch.cat(dense), backprop(model, loss.loss, x, y)) < 1e-12
 
@@ -83,9 +84,7 @@ def curved_error(beta: float) -> float:
     # The output layer is curved too, or its decoder would be exact.
     model = nn.Sequential(*NETWORKS["tanh"].build(), nn.Tanh())
     x, y = NETWORKS["tanh"].batch(), rand(5, 3, seed=3)
-    decoders = {
-        name: Curved(layer.modules[0]) for name, layer in zip("24", tp.build_chain(model).layers[1:], strict=True)
-    }
+    decoders = {name: Curved(model[int(name)]) for name in "24"}
     method = tp.Method(decoder=tp.Fixed(), output_target=tp.GradientStep(beta))
     tp.TargetPropagation(model, nn.MSELoss(), example_input=x, method=method, decoders=decoders).backward(x, y)
     found = gradients(model)
@@ -155,7 +154,7 @@ def delta_rule_step(model: nn.Sequential, x: Tensor, y: Tensor, beta: float = 1e
 @pytest.mark.parametrize("activation", [nn.Tanh, nn.ELU])
 def test_delta_rule_on_one_sample_is_the_block_diagonal_gauss_newton_step(activation) -> None:
     model, x, y = invertible(activation), rand(1, 3), rand(1, 3, seed=1)
-    record = run_forward(tp.build_chain(model), x)
+    record = record_layers(model, x)
     delta = -1e-2 * 2 * (record.output - y)
     dense = torch.cat(diagnostics.gauss_newton_steps(record, delta, sample=0))
     assert relative(delta_rule_step(model, x, y), dense) < 1e-10
@@ -293,7 +292,7 @@ def test_training_on_noise_finds_the_closed_form(
     for _ in range(250):
         engine.train_decoders(x)
         schedule.step()
-    (learned,) = (m for m in engine.bank.modules() if isinstance(m, nn.Linear))
+    (learned,) = (m for m in engine.bank.modules() if isinstance(m, nn.Linear | LinearDecoder))
     scale = float((W @ W.T).diagonal().mean()) if relative_damping else 1.0
     assert relative(learned.weight, diagnostics.damped_inverse(W, w, damping * scale)) < 0.02
 

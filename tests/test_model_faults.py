@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import targetprop as tp
-from cases import DTYPE, rand, relative
+from cases import DTYPE, TRANSPOSE, rand, relative
 
 CLASSES = torch.arange(32) % 4
 CE = nn.CrossEntropyLoss()
@@ -197,6 +197,55 @@ def test_a_pickled_engine_goes_on_as_the_original_does(method: str) -> None:
         one.backward(x, CLASSES)
     for gradient, other in zip(gradients(engine.model), gradients(copied.model), strict=True):
         assert torch.equal(gradient, other)
+
+
+class Doubled(torch.autograd.Function):
+    """Twice the input, whose gradient is tripled."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor) -> Tensor:
+        return 2 * x
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> Tensor:
+        return 3 * grad
+
+
+class Around(torch.autograd.Function):
+    """Calls another one, whose backward pass does not count."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor) -> Tensor:
+        return Doubled.apply(x) + 1
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> Tensor:
+        return 5 * grad
+
+
+CUSTOM = {"called": lambda x: Doubled.apply(x), "kept": Doubled.apply, "nested": Around.apply}
+
+
+@pytest.mark.parametrize("name", CUSTOM)
+def test_backward_passes_of_autograd_functions_count_however_they_are_called(name: str) -> None:
+    """With transposes of layers that are made again, .grad is that of back-propagation."""
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.below, self.out = nn.Linear(10, 6), nn.Linear(6, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.out(CUSTOM[name](torch.tanh(self.below(x))))
+
+    torch.manual_seed(0)
+    net, x = Net().to(DTYPE), rand(32, 10)
+    method = tp.method("dtp", decoder=TRANSPOSE)
+    tp.TargetPropagation(net, CE, example_input=x, method=method).backward(x, CLASSES)
+    found = gradients(net)
+    CE(net(x), CLASSES).backward()
+    for gradient, expected in zip(found, gradients(net), strict=True):
+        torch.testing.assert_close(gradient, expected)
 
 
 class CrossAttention(nn.Module):

@@ -63,6 +63,11 @@ class Pair(Net):
         return super().forward(x), x
 
 
+class Round(Tied):
+    def forward(self, x):
+        return super().forward(self.a(x.flatten(1)).round())
+
+
 class Flat(nn.Module):
     def forward(self, x):
         return x.flatten(1)[:, :10]
@@ -190,7 +195,7 @@ WRONG = {
     "nets.py:meta": "is on the meta device and holds no numbers; build it on the CPU",
     "nets.py:needs": "correct it, and give its parameters other than shape and classes a default",
     "nets.py:Net --network.widths 3": "has no option --network.widths; its options are --network.name;",
-    "nets.py:Net --method dtp": "or choose --method iterated or l-drl or least-squares, which train it as it is",
+    "nets.py:Round": "round has no derivative, so nothing below it would learn",
     "exits.py:net": "exits.py cannot be imported (SystemExit: 0); correct it",
 }
 
@@ -209,8 +214,12 @@ def test_a_fault_that_a_batch_finds_ends_the_run_in_a_sentence(file, capsys) -> 
     assert read_summary(Path("run"))["status"] == "failed"
 
 
-def test_methods_of_sequential_models_train_those_of_a_file(file) -> None:
-    assert train("--network.name", "nets.py:make", "--method", "dtp", "--epochs", 1, "--data.limit", 64) == 0
+@pytest.mark.parametrize("name", ["Net", "Tied", "Round", "make"])
+def test_learned_inverses_train_models_of_a_file(file, name: str) -> None:
+    words = ("--network.name", f"nets.py:{name}", "--method", "dtp", "--optimizer.lr", 0.01)
+    assert train(*words, "--epochs", 4, "--log_every", 1, "--out", "run") == 0
+    losses = [line["loss"] for line in metrics(Path("run")) if "loss" in line]
+    assert losses[-1] < 0.5 * losses[0]
 
 
 def test_the_help_tells_of_models_of_a_file(file, capsys) -> None:

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 import targetprop as tp
 from cases import INVERSE, NETWORKS, invertible, rand, targets
 from targetprop.inversion import sample_norm
-from targetprop.layers.forward_pass import run_forward
+from targetprop.layers import LayerRecord
 from targetprop.targets import Targets, propagate
 
 ROUGH = tp.Exact(w=1.0, damping=0.03)  # a decoder whose errors iteration has to repair
@@ -49,16 +49,19 @@ def test_converged_targets_reach_the_output_target() -> None:
         assert (y - record.output - delta).abs().max() < 1e-11
 
 
-def test_a_sweep_carries_the_target_down_by_one_layer() -> None:
+def test_a_sweep_carries_the_target_down_by_one_layer(monkeypatch) -> None:
     model, delta, x = invertible(depth=4), 0.05 * rand(5, 3, seed=2), rand(5, 3)
     method = tp.Method(decoder=tp.Fixed(), propagation="joint", inversion=tp.InputSpace(steps=3, tolerance=0.0))
     engine = tp.TargetPropagation(model, nn.MSELoss(), example_input=x, method=method, seed=0)
-    record = run_forward(engine.network, x)
+    record = engine.record(x)
     moved: list[bool] = []
-    for layer in record.layers[1:]:
-        layer.layer.modules[0].register_forward_pre_hook(
-            lambda module, inputs, x=layer.x: moved.append(not torch.equal(inputs[0], x))
-        )
+    f = LayerRecord.f
+
+    def seen(layer: LayerRecord, x: Tensor) -> Tensor:
+        moved.append(not torch.equal(x, layer.x))
+        return f(layer, x)
+
+    monkeypatch.setattr(LayerRecord, "f", seen)
     with torch.no_grad():
         found = propagate(record, engine.bank, delta, method.inversion, "joint", measure=False)
     assert moved == [False, False, True, False, True, True, True, True, True]  # three layers, sweep by sweep
@@ -89,7 +92,7 @@ def test_sweeps_that_overflow_fall_back_to_difference_targets() -> None:
 
     class Overflow(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
-            return torch.where(x.abs() > 1e3, torch.inf, x)
+            return x + (x / 1e3) ** 400
 
     torch.manual_seed(0)
     model = {"1": nn.Linear(3, 3), "2": nn.Sequential(Overflow(), nn.Linear(3, 3)), "3": nn.Linear(3, 3)}
@@ -138,7 +141,7 @@ def test_composite_decoders_are_chained_in_their_differential_form() -> None:
     model, x = case.build(), case.batch()
     method = tp.Method(decoder=tp.Denoising(activation="inverse"))
     engine = tp.TargetPropagation(model, nn.MSELoss(), example_input=x, method=method, seed=0)
-    record = run_forward(engine.network, x)
+    record = engine.record(x)
     with torch.no_grad():
         G = engine.bank.composite(record.layers[1:])
         assert (G(record.output) - record.layers[1].x).abs().max() < 1e-14

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 import targetprop as tp
 from cases import DTYPE, NETWORKS, TRANSPOSE, gradients, rand, relative, targets
-from targetprop.layers.forward_pass import run_forward
+from targetprop.layers import record_layers
 from targetprop.updates import UPDATES, LocalGradients
 
 BETA = 1e-2
@@ -19,21 +19,18 @@ def engine(model, update, x: Tensor, loss=None, **parts) -> tp.TargetPropagation
 
 def local(model: nn.Sequential, x: Tensor, y: Tensor) -> list[tuple[nn.Linear, Tensor, Tensor, Tensor]]:
     """Return per linear map: the map, its input with a 1, ``σ'`` behind it, and ``Δ`` behind that, by autograd."""
-    record = run_forward(tp.build_chain(model), x, keep_inner=True)
-    h, values = x, []
-    for layer in record.layers:
-        h = layer.f(h)
-        values.append(h)
-    per_sample = torch.autograd.grad(nn.MSELoss(reduction="sum")(h, y) / y.shape[1], values)
+    values = [x]
+    for module in model:
+        values.append(module(values[-1]))
+    places = [place for place, module in enumerate(model) if isinstance(module, nn.Linear)]
+    ends = [values[end] for end in (*places[1:], len(model))]
+    loss = nn.MSELoss(reduction="sum")(values[-1], y) / y.shape[1]
     found = []
-    for layer, gradient in zip(record.layers, per_sample, strict=True):
-        place = next(i for i, m in enumerate(layer.layer.modules) if isinstance(m, nn.Linear))
-        a = layer.x if place == 0 else layer.inner[place - 1].detach()
-        z = layer.inner[place]
-        slope = torch.ones_like(z) if z is layer.y else torch.autograd.grad(layer.y.sum(), z)[0]
-        found.append(
-            (layer.layer.modules[place], torch.cat([a, torch.ones(len(a), 1, dtype=DTYPE)], 1), slope, -BETA * gradient)
-        )
+    for place, end, gradient in zip(places, ends, torch.autograd.grad(loss, ends, retain_graph=True), strict=True):
+        a, z = values[place].detach(), values[place + 1]
+        slope = torch.ones_like(z) if z is end else torch.autograd.grad(end.sum(), z, retain_graph=True)[0]
+        ones = torch.ones(len(a), 1, dtype=DTYPE)
+        found.append((model[place], torch.cat([a, ones], 1), slope, -BETA * gradient))
     return found
 
 
@@ -76,7 +73,8 @@ def test_delta_rule_on_one_sample_reaches_its_target_in_one_step() -> None:
     model, x, y = NETWORKS["elu"].build(), NETWORKS["elu"].batch(1), rand(1, 3, seed=2)
     made = engine(model, tp.DeltaRule(pullback_damping=0.0), x, cut="pre-activation")
     made.backward(x, y)
-    record, found = targets(made, x, lambda r: -BETA * 2 * (r.output - y) / 3)
+    _, found = targets(made, x, lambda r: -BETA * 2 * (r.output - y) / 3)
+    record = record_layers(model, x, "pre-activation")
     torch.optim.SGD(model.parameters(), lr=BETA).step()
     for layer, change in zip(record.layers, found.deltas, strict=True):
         assert (layer.f(layer.x) - layer.h - change).abs().max() < 1e-14
@@ -158,6 +156,17 @@ def test_what_is_no_linear_map_gets_its_gradient(update) -> None:
     assert relative(net[0].weight.grad, plain[0].weight.grad) > 1e-2
 
 
+@pytest.mark.parametrize("update", [tp.DeltaRule(), tp.LeastSquares(pullback="inverse")])
+def test_activations_in_place_are_those_that_are_not(update) -> None:
+    found = []
+    for in_place in (False, True):
+        torch.manual_seed(0)
+        net = nn.Sequential(nn.Linear(4, 5), nn.ELU(inplace=in_place), nn.Linear(5, 3)).double()
+        engine(net, update, x := rand(6, 4)).backward(x, rand(6, 3, seed=2))
+        found.append(gradients(net))
+    assert relative(found[1], found[0]) < 1e-12
+
+
 @pytest.mark.parametrize("name", UPDATES)
 def test_gradients_are_accumulated(name: str) -> None:
     model, x, y = NETWORKS["tanh"].build(), NETWORKS["tanh"].batch(), rand(5, 3, seed=2)
@@ -203,7 +212,7 @@ def test_unit_scale_makes_the_step_independent_of_the_size_of_the_targets() -> N
 
 def test_inverse_pullback_refuses_what_is_not_elementwise() -> None:
     case = NETWORKS["layer norm"]
-    with pytest.raises(ValueError, match="layer 0: pullback 'inverse' needs elementwise .* LayerNorm .* 'transpose'"):
+    with pytest.raises(ValueError, match="layer 0: pullback 'inverse' needs elementwise .* layer_norm .* 'transpose'"):
         engine(case.build(), tp.DeltaRule(), case.batch())
     engine(case.build(), tp.DeltaRule(pullback="transpose"), case.batch())
 

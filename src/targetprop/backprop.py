@@ -58,7 +58,9 @@ class BackPropagation:
             raise RuntimeError("backward fills .grad, and gradients are disabled; call it outside torch.no_grad()")
         statistics = RunningStatistics(self.model.modules()) if self.on_divergence == "skip" else None
         self.peers.check_modules([self.model], synchronised=True)
-        given, first = first_tensor(x, "the batch"), next(self.model.parameters())
+        given, first = first_tensor(x, "the batch"), next(self.model.parameters(), None)
+        if first is None:
+            raise ValueError("the model has no trainable parameter; give it layers to train")
         check_batch(given, may_be_empty=True)
         batch, now = self.peers.batch(len(given)), (first.device, first.dtype)
         check_whereabouts(given, now, now)

@@ -10,17 +10,19 @@ layer  modules  in  out  inverted by  decoder parameters  local
 method iterated, cut post-activation: supported
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from targetprop.engine import TargetPropagation
 from targetprop.inversion import Iteration, Krylov
-from targetprop.layers import Cut, LayerRecord, Model
+from targetprop.layers import Cut, LayerRecord, Model, Record
 from targetprop.layers.sites import tensors_in
+from targetprop.layers.undone import ForwardState
 from targetprop.methods import Method
 from targetprop.methods import method as find_method
 
@@ -103,7 +105,9 @@ def check(
     chosen = find_method(method) if isinstance(method, str) else method
     chosen = chosen if cut is None else replace(chosen, cut=cut)
     try:
-        engine = TargetPropagation(model, _any_loss, example_input=example_input, method=chosen, layers=layers, seed=0)
+        engine = TargetPropagation(
+            model, _any_loss, example_input=example_input, method=chosen, layers=layers, seed=0, on_divergence="skip"
+        )
         rows = _look(engine, example_input)
     except (ValueError, TypeError) as error:
         return Check(chosen.name, chosen.cut, (), str(error))
@@ -111,21 +115,34 @@ def check(
 
 
 def _look(engine: TargetPropagation, x: Any) -> tuple[LayerCheck, ...]:
-    if not isinstance(engine, TargetPropagation):  # the baseline has no layers
-        return ()
-    return _look_at_step(engine, x)
+    """Take a whole step, leave nothing of it, and say what became of the layers, of which the baseline has none."""
+    layered = isinstance(engine, TargetPropagation)
+    model = engine.network.model if layered else engine.model
+    with _unchanged(model):
+        record = engine.record(x) if layered else None
+        engine.backward(x, None if record is None else torch.zeros_like(record.output))
+    return () if record is None else _rows_of(engine, record)
 
 
-def _look_at_step(engine: TargetPropagation, x: Any) -> tuple[LayerCheck, ...]:
-    """Take a whole step, and leave nothing of it."""
-    gradients = [(p, p.grad) for p in engine.network.model.parameters()]
+@contextmanager
+def _unchanged(model: nn.Module) -> Iterator[None]:
+    """Put gradients, buffers and random numbers back afterwards, and run no hook that would take a step meanwhile."""
+    before = ForwardState(model.modules())
+    kept = [(p, p.grad, p._post_accumulate_grad_hooks or {}) for p in model.parameters()]
+    found = [dict(hooks) for _, _, hooks in kept]
     try:
-        with engine.network.undone():
-            record = engine.record(x)
-            engine.backward(x, None)
+        for p, _, hooks in kept:
+            p.grad = None
+            hooks.clear()
+        yield
     finally:
-        for p, gradient in gradients:
+        before.restore()
+        for (p, gradient, hooks), old in zip(kept, found, strict=True):
             p.grad = gradient
+            hooks.update(old)
+
+
+def _rows_of(engine: TargetPropagation, record: Record) -> tuple[LayerCheck, ...]:
     kinds, rule, rows = engine.kinds(), engine.method.inversion, []
     for layer in record.layers:
         kind = kinds.get(layer.name, f"{rule.name}: derivative of the layer" if rows else "none needed")
@@ -142,9 +159,9 @@ def _any_loss(output: Any, y: Any) -> Tensor:
     own = output.get("loss") if isinstance(output, Mapping) else getattr(output, "loss", None)
     if isinstance(own, Tensor):
         return own
-    values = [t for t in tensors_in(output) if t.requires_grad]
+    values = [t for t in tensors_in(output) if t.is_floating_point()]
     if not values:
-        raise ValueError("the model has no trainable parameter; call requires_grad_(True) on those to train")
+        raise ValueError("the model returns no tensor of floating point numbers; let it return what a loss can take")
     return torch.stack([t.float().square().mean() for t in values]).sum()
 
 

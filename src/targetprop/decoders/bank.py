@@ -85,13 +85,7 @@ class LayerBank(Bank):
 
     def decoder(self, name: str) -> Bindable:
         """Find the decoder of one layer by the layer's name."""
-        if _key(name) not in self.layers:
-            raise ValueError(
-                f"layer {name} was not there when decoders were made: the loss takes less than all that the model"
-                " returns, or the model takes another path in training; let it return what the loss takes, or choose a"
-                " method of mirrors, such as 'l-drl'"
-            )
-        decoder = self.layers[_key(name)]
+        decoder = _find(self.layers, name)
         assert isinstance(decoder, Bindable)
         return decoder
 
@@ -177,8 +171,15 @@ class DirectBank(Bank):
 
     def composite(self, layers: Sequence[LayerRecord]) -> Inverse:
         """Bind the map to the lowest layer; see `Bank.composite`."""
-        linear, x = self.maps[_key(layers[0].name)], layers[0].x
+        linear, x, h = _find(self.maps, layers[0].name), layers[0].x, layers[-1].h
         assert isinstance(linear, nn.Linear)
+        n = gcd(len(x), len(h))
+        if (h.numel(), x.numel()) != (n * linear.in_features, n * linear.out_features):
+            raise ValueError(
+                f"direct feedback to layer {layers[0].name} was made for {linear.in_features} values of the output and"
+                f" {linear.out_features} of the layer, which are {h.numel() // n} and {x.numel() // n} now; let the"
+                " model return what the loss takes, for inputs of the size of example_input"
+            )
 
         def apply(y: Tensor, bias: Tensor | None) -> Tensor:
             return nn.functional.linear(y.reshape(-1, linear.in_features), linear.weight, bias).view(-1, *x.shape[1:])
@@ -198,7 +199,7 @@ def build_layer_bank(
 ) -> LayerBank:
     """Build one decoder per layer, with the user's own where given."""
     network.check_names(list(custom), "decoders")
-    if network.names[0] in custom:
+    if any(name in custom for name in network.names[:1]):
         raise ValueError(f"decoders names layer {network.names[0]!r}, the first one, which is never inverted")
     decoders: dict[str, Bindable] = {}
     for record in example.inverted:
@@ -214,6 +215,17 @@ def build_layer_bank(
                 f" {tuple(record.x.shape)}; they must agree"
             )
     return LayerBank(decoders, network.names)
+
+
+def _find(made: nn.ModuleDict, name: str) -> nn.Module:
+    """Find what was made for a layer."""
+    if _key(name) not in made:
+        raise ValueError(
+            f"layer {name} was not there when decoders were made: the loss takes less than all that the model"
+            " returns, or the model takes another path in training; let it return what the loss takes, or choose a"
+            " method of mirrors, such as 'l-drl'"
+        )
+    return made[_key(name)]
 
 
 def _key(name: str) -> str:

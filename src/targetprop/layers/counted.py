@@ -7,7 +7,11 @@ from typing import Any
 import torch
 from torch import nn
 from torch.nn import functional
-from torch.overrides import TorchFunctionMode, _pop_mode_temporarily  # pyright: ignore[reportPrivateUsage]
+from torch.overrides import (
+    TorchFunctionMode,
+    _get_current_function_mode,  # pyright: ignore[reportPrivateUsage]
+    _pop_mode_temporarily,  # pyright: ignore[reportPrivateUsage]
+)
 
 from targetprop.layers.closed import Closed, closing
 
@@ -50,21 +54,23 @@ class CountedMode(TorchFunctionMode):
     @contextmanager
     def seeing_custom(self) -> Iterator[None]:
         """Let the mode see the autograd functions that users write, which are no torch calls."""
-        original = torch.autograd.Function.__dict__["apply"]
+        base: Any = torch.autograd.Function.__mro__[1]  # `Function.apply` may be held by its users, and calls this
 
         def apply(cls: type, *args: Any, **kwargs: Any) -> Any:
             def call(*args: Any, **kwargs: Any) -> Any:
-                return original.__get__(None, cls)(*args, **kwargs)
+                return super(base, cls).apply(*args, **kwargs)  # pyright: ignore[reportAttributeAccessIssue]
 
             call.__name__ = f"{cls.__name__}{CUSTOM}"
+            if _get_current_function_mode() is None:  # another one called it
+                return call(*args, **kwargs)
             with _pop_mode_temporarily():  # what its forward calls is its own affair
                 return self.__torch_function__(call, (), args, kwargs)
 
-        torch.autograd.Function.apply = classmethod(apply)  # pyright: ignore[reportAttributeAccessIssue]
+        base.apply = classmethod(apply)
         try:
             yield
         finally:
-            torch.autograd.Function.apply = original
+            del base.apply
 
     @contextmanager
     def closing(self, modules: Mapping[str, nn.Module]) -> Iterator[None]:

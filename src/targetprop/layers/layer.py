@@ -26,7 +26,7 @@ class Layer:
 
     Attributes:
         segment: the stretch of the forward pass.
-        model: the model.
+        model: the module after whose members its parameters are named.
         modules: the modules that make it up, where layers are on several processes.
     """
 
@@ -50,6 +50,6 @@ class Layer:
         return list(dict.fromkeys(found or lookups)) or [self.segment.calls[-1].name]
 
     def parameters(self) -> Iterator[nn.Parameter]:
-        """Yield the trainable parameters ``θ_l``."""
-        named = dict(self.model.named_parameters())
-        yield from (named[name] for name in self.segment.parameters)
+        """Yield the trainable parameters ``θ_l``, in the order of the model's."""
+        own = set(self.segment.parameters)
+        yield from (p for name, p in self.model.named_parameters() if name in own)

@@ -13,7 +13,7 @@ def evaluate_loss(loss: Callable[[Any, Any], Any], output: Any, y: Any) -> Tenso
         value = loss(output, y)
     except torch.OutOfMemoryError:
         raise
-    except (IndexError, RuntimeError, ValueError) as error:
+    except (IndexError, RuntimeError, TypeError, ValueError) as error:
         raise ValueError(explain_loss(output, y, error)) from error
     return checked_loss(value)
 
@@ -36,5 +36,5 @@ def explain_loss(output: Any, y: Any, error: Exception) -> str:
         low, high, classes = int(y.min()), int(y.max()), output.shape[1]
         if low < 0 or high >= classes:
             return f"labels must lie in 0…{classes - 1}, one per network output; got {low}…{high}"
-    shapes = [tuple(t.shape) if isinstance(t, Tensor) else type(t).__name__ for t in (output, y)]
-    return f"the loss does not accept an output of shape {shapes[0]} with y of shape {shapes[1]}: {error}"
+    kinds = [f"shape {tuple(t.shape)}" if isinstance(t, Tensor) else f"type {type(t).__name__}" for t in (output, y)]
+    return f"the loss does not accept an output of {kinds[0]} with y of {kinds[1]}: {error}"

@@ -169,7 +169,7 @@ class Network:
         plan = make_plan(tape, self.style, ends, derivatives=self.derivatives)
         if plan.problems:
             raise ValueError(plan.problems[0])
-        self.layers = tuple(Layer(segment, self.model) for segment in plan.layers)
+        self.layers = tuple(Layer(segment, self.root) for segment in plan.layers)
         return plan
 
     def _where_layers_end(self, returned: Mapping[str, Sequence[int]]) -> dict[str, int] | None:
@@ -298,7 +298,7 @@ class Network:
             given = below.detach() if stretch.start is None else stretch.start.detach()
             records.append(
                 LayerRecord(
-                    Layer(segment, self.model),
+                    Layer(segment, self.root),
                     given,
                     given if stretch.end is None else stretch.end,
                     tensors,

@@ -119,7 +119,7 @@ class LayerRecord:
         if _ALONE.get(self.layer.segment, False):
             return self._repeat(x)
         y = self._repeat(torch.cat([x, whole[rows:].to(x.dtype)]))[:rows]
-        if self.layer.segment not in _ALONE:
+        if self.layer.segment not in _ALONE and bool(torch.isfinite(y).all()):
             _ALONE[self.layer.segment] = self._same_alone(x, y)
         return y
 

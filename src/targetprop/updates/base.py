@@ -16,8 +16,8 @@ from targetprop.updates.local_gradients import LocalGradients
 
 _ELEMENTWISE = {
     "relu", "relu6", "leaky_relu", "elu", "celu", "selu", "gelu", "silu", "mish", "softplus", "tanh", "sigmoid",
-    "hardtanh", "hardswish", "hardsigmoid", "softsign", "logsigmoid", "tanhshrink", "softshrink", "hardshrink",
-    "dropout", "flatten", "view", "reshape", "unflatten", "unsqueeze", "squeeze", "contiguous",
+    "hardtanh", "hardswish", "hardsigmoid", "softsign", "logsigmoid", "tanhshrink", "softshrink", "hardshrink", "prelu",
+    "rrelu", "threshold", "dropout", "alpha_dropout", "flatten", "view", "reshape", "unflatten", "unsqueeze", "squeeze", "contiguous",
 }  # fmt: skip
 Pullback = Literal["inverse", "transpose"]
 Changes = Iterable[tuple[LayerRecord, Tensor, Pulled | None]]
@@ -236,4 +236,4 @@ def not_elementwise(layer: Layer) -> str | None:
     calls = [call for call in layer.segment.calls if any(v.data for v in call.outputs)]
     maps = [place for place, call in enumerate(calls) if call.sites]
     after = calls[maps[0] + 1 :] if maps else []
-    return next((call.name for call in after if call.name not in _ELEMENTWISE), None)
+    return next((call.name for call in after if call.name.rstrip("_") not in _ELEMENTWISE), None)
