@@ -149,12 +149,13 @@ class Network:
         finish = (lambda output: evaluate_loss(self.loss, output, y)) if labelled else None
         closed = {name: m for name, m in self.model.named_modules() if isinstance(m, self._own)} if self._own else {}
         given = [*labels, *tensors_in(y)]
-        with self.undone(), without_hooks(self.model if silent else None):
-            tape = record([self.model, self.root], lambda: call(self.model, x), inputs, finish, given, closed)
-        if tape.opaque and not self.derivatives:
-            closed |= {name: self.model.get_submodule(name) for name in (o.split(": ")[0] for o in tape.opaque)}
+        while True:
             with self.undone(), without_hooks(self.model if silent else None):
                 tape = record([self.model, self.root], lambda: call(self.model, x), inputs, finish, given, closed)
+            found = set() if self.derivatives else _innermost(tape.opaque) - closed.keys()
+            if not found:
+                break
+            closed |= {name: self.model.get_submodule(name) for name in found}
         ends = self.model.ends(tape.ends) if isinstance(self.model, Stack) else None
         unrelated = labelled and tape.output is not None and tape.output.data and tape.output.trained
         if not tape.results or (unrelated and not any(value.data for value in tape.results)):
@@ -313,6 +314,12 @@ def record_layers(model: Model, x: Tensor, cut: Cut = "post-activation") -> Reco
     ['1', '3']
     """
     return Network(model, cut).run(x, None, None, Peers(), repeats=True, labelled=False, from_input=True)
+
+
+def _innermost(opaque: Iterable[str]) -> set[str]:
+    """Name the modules that let no gradient through, but not those around them."""
+    names = {name.split(": ")[0] for name in opaque}
+    return {name for name in names if not any(other.startswith(f"{name}." if name else "") for other in names - {name})}
 
 
 def _nothing(output: Any, y: Any) -> Any:

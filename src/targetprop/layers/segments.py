@@ -88,7 +88,7 @@ def cut(
     found = [*layers, Segment("loss", tuple(rest), None)]
     segments = _with_parameters(found, needed)
     flat = _flat(needed, tape.results) if derivatives else _flat_inside(segments)
-    tape.problems += [*flat, *_opaque(tape, segments)]
+    tape.problems += [*flat, *_opaque(tape)]
     return _with_pieces(segments, tape.start)
 
 
@@ -139,11 +139,16 @@ def _flat(calls: list[Call], results: Iterable[Value]) -> list[str]:
     return found
 
 
-def _opaque(tape: Tape, segments: list[Segment]) -> list[str]:
+def _opaque(tape: Tape) -> list[str]:
     """Name the modules that let no gradient through, if parameters below them are cut off by that."""
     working = [call for call in tape.calls if any(value.data for value in call.outputs)]
     used = {value.parameter for call in working for value in call.inputs if value.trained and value.parameter}
-    if used <= {name for segment in segments for name in segment.parameters}:
+    reached = {id(value) for value in tape.results}
+    for call in reversed(tape.calls):
+        if any(value.trained and id(value) in reached for value in call.outputs):
+            reached.update(id(value) for value in call.inputs if value.trained)
+            used -= {value.parameter for value in call.inputs}
+    if not used:
         return []
     return [
         f"{name} lets no gradient through, so nothing below it would learn; choose a method whose decoders are learned,"
