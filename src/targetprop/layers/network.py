@@ -152,10 +152,10 @@ class Network:
         while True:
             with self.undone(), without_hooks(self.model if silent else None):
                 tape = record([self.model, self.root], lambda: call(self.model, x), inputs, finish, given, closed)
-            found = set() if self.derivatives else _innermost(tape.opaque) - closed.keys()
-            if not found:
+            found = {} if self.derivatives else _innermost(tape.opaque, self.model)
+            if found.keys() <= closed.keys():
                 break
-            closed |= {name: self.model.get_submodule(name) for name in found}
+            closed |= found
         ends = self.model.ends(tape.ends) if isinstance(self.model, Stack) else None
         unrelated = labelled and tape.output is not None and tape.output.data and tape.output.trained
         if not tape.results or (unrelated and not any(value.data for value in tape.results)):
@@ -316,10 +316,14 @@ def record_layers(model: Model, x: Tensor, cut: Cut = "post-activation") -> Reco
     return Network(model, cut).run(x, None, None, Peers(), repeats=True, labelled=False, from_input=True)
 
 
-def _innermost(opaque: Iterable[str]) -> set[str]:
-    """Name the modules that let no gradient through, but not those around them."""
-    names = {name.split(": ")[0] for name in opaque}
-    return {name for name in names if not any(other.startswith(f"{name}." if name else "") for other in names - {name})}
+def _innermost(opaque: Iterable[str], model: nn.Module) -> dict[str, nn.Module]:
+    """Find the modules that let no gradient through, but neither those around them nor those made on the way."""
+    named = [name.split(": ") for name in opaque]
+    found = {name: m for name, kind in named if type(m := model.get_submodule(name)).__name__ == kind}
+    around = {
+        name for name in found for other in found if other != name and other.startswith(f"{name}." if name else "")
+    }
+    return {name: m for name, m in found.items() if name not in around}
 
 
 def _nothing(output: Any, y: Any) -> Any:

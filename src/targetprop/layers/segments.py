@@ -88,7 +88,7 @@ def cut(
     found = [*layers, Segment("loss", tuple(rest), None)]
     segments = _with_parameters(found, needed)
     flat = _flat(needed, tape.results) if derivatives else _flat_inside(segments)
-    tape.problems += [*flat, *_opaque(tape)]
+    tape.problems += [*flat, *_opaque(tape, derivatives=derivatives)]
     return _with_pieces(segments, tape.start)
 
 
@@ -103,13 +103,16 @@ def _flat_inside(segments: list[Segment]) -> Iterator[str]:
     for segment in segments:
         trained = False
         for call in segment.calls:
-            if trained and _is_flat(call):
-                yield (
-                    f"layer {segment.name}: {call.path or call.name} lets no gradient through to the parameters before"
-                    " it; let the layer end at its parameters, by a list of layers"
+            own = any(value.trained and not value.data for value in call.inputs)
+            if _is_flat(call) and (trained or own):
+                whose, cure = (
+                    ("parameters of its own", "move them to a module before it, or freeze them")
+                    if own
+                    else ("the parameters before it", "let the layer end at its parameters, by a list of layers")
                 )
+                yield f"layer {segment.name}: {call.path or call.name} lets no gradient through to {whose}; {cure}"
                 break
-            trained = trained or any(value.trained and not value.data for value in call.inputs)
+            trained = trained or own
 
 
 def _with_pieces(segments: list[Segment], start: Value | None) -> list[Segment]:
@@ -139,7 +142,7 @@ def _flat(calls: list[Call], results: Iterable[Value]) -> list[str]:
     return found
 
 
-def _opaque(tape: Tape) -> list[str]:
+def _opaque(tape: Tape, *, derivatives: bool) -> list[str]:
     """Name the modules that let no gradient through, if parameters below them are cut off by that."""
     working = [call for call in tape.calls if any(value.data for value in call.outputs)]
     used = {value.parameter for call in working for value in call.inputs if value.trained and value.parameter}
@@ -150,11 +153,8 @@ def _opaque(tape: Tape) -> list[str]:
             used -= {value.parameter for value in call.inputs}
     if not used:
         return []
-    return [
-        f"{name} lets no gradient through, so nothing below it would learn; choose a method whose decoders are learned,"
-        " such as 'dtp'"
-        for name in tape.opaque
-    ]
+    cure = "choose a method whose decoders are learned, such as 'dtp'" if derivatives else "make it a part of the model"
+    return [f"{name} lets no gradient through, so nothing below it would learn; {cure}" for name in tape.opaque]
 
 
 def _needed(tape: Tape) -> list[Call]:
