@@ -230,10 +230,12 @@ def _invert(record: LayerRecord, place: int) -> Part | None:
             return Applied(inverse)
     f, x = _map(record, place), given_to(record, place)
     with torch.no_grad():
-        offset, once, twice = f(torch.zeros_like(x)), f(torch.ones_like(x)), f(torch.full_like(x, 2.0))
-    if not torch.allclose(twice - once, once - offset, rtol=1e-4, atol=1e-6):
-        return None
-    return Scaled(reciprocal(once - offset), offset)
+        offset = f(torch.zeros_like(x))
+        slope = f(torch.ones_like(x)) - offset
+        for value in (-1.0, 0.1, 3.0):
+            if not torch.allclose(f(torch.full_like(x, value)), offset + value * slope, rtol=1e-4, atol=1e-6):
+                return None
+    return Scaled(reciprocal(slope), offset)
 
 
 _SMALL = 1e-6
