@@ -60,6 +60,7 @@ def find_inverse(func: Callable[..., Any], args: Any, kwargs: Mapping[str, Any])
     Returns:
         The inverse; None if it has none, or none that is known.
 
+    >>> from torch.nn import functional
     >>> find_inverse(functional.leaky_relu, [None, 0.5], {})(torch.tensor([-1.0, 2.0])).tolist()
     [-2.0, 2.0]
     """
