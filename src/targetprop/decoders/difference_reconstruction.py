@@ -100,7 +100,6 @@ class DifferenceReconstruction(Learned):
     def signal(self, bank: Bank, layers: Sequence[LayerRecord], record: Record, noise: Noise) -> Signal:
         """Use the closed form where the decoder allows it; see `Learned.signal`."""
         assert isinstance(bank, LayerBank)
-        assert isinstance(bank, LayerBank)
         form = bank.form(layers[0])
         if form is not None and form.map.weight.requires_grad:
             eps, change, damping = self._perturb(layers[0], record, noise)

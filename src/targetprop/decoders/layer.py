@@ -214,10 +214,10 @@ def _undo(record: LayerRecord, place: int, style: Style) -> Part | None:
         jacobian = Jacobian(_map(record, place), given_to(record, place))
         if nature.diagonal:
             slope = jacobian.pull(torch.ones_like(jacobian.y))
-            return Scaled(slope if transposed else _reciprocal(slope))
+            return Scaled(slope if transposed else reciprocal(slope))
         gain = None
         if nature.uneven and not transposed:
-            gain = _reciprocal(jacobian.pull(jacobian.push(torch.ones_like(jacobian.x))))
+            gain = reciprocal(jacobian.pull(jacobian.push(torch.ones_like(jacobian.x))))
     return Pulled(jacobian, gain, nature.moves)
 
 
@@ -230,16 +230,19 @@ def _invert(record: LayerRecord, place: int) -> Part | None:
             return Applied(inverse)
     f, x = _map(record, place), given_to(record, place)
     with torch.no_grad():
-        offset, once, twice = f(torch.zeros_like(x)), f(torch.ones_like(x)), f(torch.full_like(x, 2.0))
-    if not torch.allclose(twice - once, once - offset, rtol=1e-4, atol=1e-6):
-        return None
-    return Scaled(_reciprocal(once - offset), offset)
+        offset = f(torch.zeros_like(x))
+        slope = f(torch.ones_like(x)) - offset
+        for value in (-1.0, 0.1, 3.0):
+            if not torch.allclose(f(torch.full_like(x, value)), offset + value * slope, rtol=1e-4, atol=1e-6):
+                return None
+    return Scaled(reciprocal(slope), offset)
 
 
 _SMALL = 1e-6
 
 
-def _reciprocal(values: Tensor) -> Tensor:
+def reciprocal(values: Tensor) -> Tensor:
+    """Invert what is not zero."""
     return values.reciprocal().masked_fill(values.abs() < _SMALL, 0.0)
 
 

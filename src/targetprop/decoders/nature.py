@@ -74,6 +74,9 @@ class Jacobian:
         return torch.zeros_like(self.y) if found is None else found
 
 
+_TRIES = 3  # where windows overlap, they may select a value of their own each by chance
+
+
 def find_nature(f: Callable[[Tensor], Tensor], like: Tensor) -> Nature:
     """Try a piece on random inputs.
 
@@ -89,24 +92,33 @@ def find_nature(f: Callable[[Tensor], Tensor], like: Tensor) -> Nature:
     def draw(shape: torch.Size) -> Tensor:
         return torch.empty(shape, dtype=like.dtype, device=like.device).normal_(generator=generator)
 
-    x = draw(like.shape)
     with no_autocast(like):
-        try:
-            jacobian = Jacobian(f, x)
-            signs = [draw(jacobian.y.shape).sign() for _ in range(2)]
-            back = [jacobian.pull(s) for s in signs]
-        except RuntimeError:  # it has no derivative, or runs on values alone
-            return _without_derivative(f, x, draw(x.shape))
-        if not any(bool(b.any()) for b in back):
-            return _without_derivative(f, x, draw(x.shape))
-        same = jacobian.y.shape == x.shape
-        diagonal = same and _agree(*(s * b for s, b in zip(signs, back, strict=True)))
-        try:
-            there = [s * jacobian.push(b) for s, b in zip(signs, back, strict=True)]
-            here = [s * jacobian.pull(jacobian.push(s)) for s in (draw(x.shape).sign() for _ in range(2))]
-            kept = jacobian.pull(jacobian.push(torch.ones_like(x)))
-        except RuntimeError:  # no second derivative
-            return Nature(False, same, diagonal)
+        nature = _try(f, draw, like.shape)
+        for _ in range(_TRIES - 1):
+            if nature.diagonal or not nature.moves:
+                break
+            nature = _try(f, draw, like.shape)
+    return nature
+
+
+def _try(f: Callable[[Tensor], Tensor], draw: Callable[[torch.Size], Tensor], shape: torch.Size) -> Nature:
+    x = draw(shape)
+    try:
+        jacobian = Jacobian(f, x)
+        signs = [draw(jacobian.y.shape).sign() for _ in range(2)]
+        back = [jacobian.pull(s) for s in signs]
+    except RuntimeError:  # it has no derivative, or runs on values alone
+        return _without_derivative(f, x, draw(shape))
+    if not any(bool(b.any()) for b in back):
+        return _without_derivative(f, x, draw(shape))
+    same = jacobian.y.shape == x.shape
+    diagonal = same and _agree(*(s * b for s, b in zip(signs, back, strict=True)))
+    try:
+        there = [s * jacobian.push(b) for s, b in zip(signs, back, strict=True)]
+        here = [s * jacobian.pull(jacobian.push(s)) for s in (draw(shape).sign() for _ in range(2))]
+        kept = jacobian.pull(jacobian.push(torch.ones_like(x)))
+    except RuntimeError:  # no second derivative
+        return Nature(False, same, diagonal)
     even = _agree(kept, (kept.abs() > _TOL).to(kept))
     return Nature(False, same, diagonal, _agree(*there) and _agree(*here), not even)
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from targetprop.batch import Batch
 from targetprop.decoders.affine import AffineDecoder, BoundAffine
 from targetprop.decoders.bank import Bank, LayerBank, build_layer_bank
-from targetprop.decoders.layer import LayerDecoder, Part
+from targetprop.decoders.layer import Applied, LayerDecoder, Part, Scaled, reciprocal
 from targetprop.decoders.layer import Pulled as Undone
 from targetprop.decoders.linearised import LinearisedDecoder
 from targetprop.decoders.maps import BoundMap, ConvDecoder, MapDecoder
@@ -121,8 +121,10 @@ class Ridge(Objective):
             if layer.name in custom:
                 continue
             decoder = bank.decoder(layer.name)
+            assert isinstance(decoder, LayerDecoder)
             maps = [part for part in decoder.modules() if isinstance(part, MapDecoder | AffineDecoder)]
-            if len(maps) != 1 or isinstance(maps[0], ConvDecoder):
+            others = any(isinstance(part, Applied) for part in decoder.parts(layer))
+            if len(maps) != 1 or others or isinstance(maps[0], ConvDecoder):
                 raise ValueError(
                     f"ridge regression needs a decoder that is one affine map, and layer {layer.name} has another kind;"
                     " choose a different decoder objective"
@@ -214,9 +216,8 @@ def _regression(
     middle = parts[place]
     for part in parts[:place]:
         seen = part(seen)
-    for part in reversed(parts[place + 1 :]):  # these move values, and are undone by their transposes
-        assert isinstance(part, Undone)
-        clean = part.jacobian.push(clean)
+    for part in reversed(parts[place + 1 :]):
+        clean = _again(part, clean)
     if isinstance(middle, BoundMap):
         matrix = middle.weight, middle.bias
         return matrix, seen.reshape(-1, middle.weight.shape[1]), clean.reshape(-1, len(middle.bias))  # pyright: ignore
@@ -224,6 +225,14 @@ def _regression(
     rows, decoder = middle.rows(seen), middle.decoder
     clean = _positions(clean, decoder, rows)
     return _matrix(decoder), rows.flatten(0, 1), (clean - rows if decoder.residual else clean).flatten(0, 1)
+
+
+def _again(part: Part, x: Tensor) -> Tensor:
+    """Do to a layer's input what a part below the learned map undoes."""
+    if isinstance(part, Scaled):
+        return reciprocal(part.diagonal) * x
+    assert isinstance(part, Undone)
+    return part.jacobian.push(x)
 
 
 def _positions(x: Tensor, decoder: AffineDecoder, rows: Tensor) -> Tensor:

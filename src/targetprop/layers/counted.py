@@ -81,7 +81,7 @@ class CountedMode(TorchFunctionMode):
                 self.inside += 1
                 return None
             self.inside -= 1
-            with _pop_mode_temporarily():
+            with _pop_mode_temporarily():  # as where torch calls the mode: what it calls itself is not to be seen
                 return self.__torch_function__(closed, (), args, kwargs)
 
         with closing(modules, see):

@@ -152,12 +152,13 @@ class Network:
         finish = (lambda output: evaluate_loss(self.loss, output, y)) if labelled else None
         closed = {name: m for name, m in self.model.named_modules() if isinstance(m, self._own)} if self._own else {}
         given = [*labels, *tensors_in(y)]
-        with self.undone(), without_hooks(self.model if silent else None):
-            tape = record([self.model, self.root], lambda: call(self.model, x), inputs, finish, given, closed)
-        if tape.opaque and not self.derivatives:
-            closed |= {name: self.model.get_submodule(name) for name in (o.split(": ")[0] for o in tape.opaque)}
+        while True:
             with self.undone(), without_hooks(self.model if silent else None):
                 tape = record([self.model, self.root], lambda: call(self.model, x), inputs, finish, given, closed)
+            found = {} if self.derivatives else _innermost(tape.opaque, self.model)
+            if found.keys() <= closed.keys():
+                break
+            closed |= found
         ends = self._where_layers_end(tape.ends)
         unrelated = labelled and tape.output is not None and tape.output.data and tape.output.trained
         if not tape.results or (unrelated and not any(value.data for value in tape.results)):
@@ -335,6 +336,16 @@ def record_layers(model: Model, x: Tensor, cut: Cut = "post-activation") -> Reco
     ['1', '3']
     """
     return Network(model, cut).run(x, None, None, Peers(), repeats=True, labelled=False, from_input=True)
+
+
+def _innermost(opaque: Iterable[str], model: nn.Module) -> dict[str, nn.Module]:
+    """Find the modules that let no gradient through, but neither those around them nor those made on the way."""
+    named = [name.split(": ") for name in opaque]
+    found = {name: m for name, kind in named if type(m := model.get_submodule(name)).__name__ == kind}
+    around = {
+        name for name in found for other in found if other != name and other.startswith(f"{name}." if name else "")
+    }
+    return {name: m for name, m in found.items() if name not in around}
 
 
 def _nothing(output: Any, y: Any) -> Any:

@@ -92,7 +92,7 @@ def cut(
     segments = _with_parameters(found, needed)
     flat = _flat(needed, tape.results) if derivatives else _flat_inside(segments)
     segments = _with_pieces(segments, tape.start)
-    tape.problems += [*flat, *_opaque(tape, segments, derivatives)]
+    tape.problems += [*flat, *_opaque(tape, segments, derivatives=derivatives)]
     return segments
 
 
@@ -107,13 +107,16 @@ def _flat_inside(segments: list[Segment]) -> Iterator[str]:
     for segment in segments:
         trained = False
         for call in segment.calls:
-            if trained and _is_flat(call):
-                yield (
-                    f"layer {segment.name}: {call.path or call.name} lets no gradient through to the parameters before"
-                    " it; let the layer end at its parameters, by a list of layers"
+            own = any(value.trained and not value.data for value in call.inputs)
+            if _is_flat(call) and (trained or own):
+                whose, cure = (
+                    ("parameters of its own", "move them to a module before it, or freeze them")
+                    if own
+                    else ("the parameters before it", "let the layer end at its parameters, by a list of layers")
                 )
+                yield f"layer {segment.name}: {call.path or call.name} lets no gradient through to {whose}; {cure}"
                 break
-            trained = trained or any(value.trained and not value.data for value in call.inputs)
+            trained = trained or own
 
 
 def _with_pieces(segments: list[Segment], start: Value | None) -> list[Segment]:
@@ -151,18 +154,20 @@ def _led_on(number: int, segment: Segment, start: Value, end: Value) -> Segment:
     return replace(segment, start=start, followed=False)
 
 
-def _opaque(tape: Tape, segments: list[Segment], derivatives: bool) -> list[str]:
+def _opaque(tape: Tape, segments: list[Segment], *, derivatives: bool) -> list[str]:
     """Name the modules that let no gradient through, if parameters below them are cut off by that."""
     working = [call for call in tape.calls if any(value.data for value in call.outputs)]
     used = {value.parameter for call in working for value in call.inputs if value.trained and value.parameter}
-    broken = [f"layer {segment.name}" for segment in segments if derivatives and not segment.followed]
-    if used <= {name for segment in segments for name in segment.parameters} and not broken:
+    reached = {id(value) for value in tape.results}
+    for call in reversed(tape.calls):
+        if any(value.trained and id(value) in reached for value in call.outputs):
+            reached.update(id(value) for value in call.inputs if value.trained)
+            used -= {value.parameter for value in call.inputs}
+    if not used:
         return []
-    return [
-        f"{name} lets no gradient through, so nothing below it would learn; choose a method whose decoders are learned,"
-        " such as 'dtp'"
-        for name in [*tape.opaque, *broken]
-    ]
+    cure = "choose a method whose decoders are learned, such as 'dtp'" if derivatives else "make it a part of the model"
+    names = tape.opaque or [f"layer {s.name}" for s in segments if derivatives and not s.followed]
+    return [f"{name} lets no gradient through, so nothing below it would learn; {cure}" for name in names]
 
 
 def _needed(tape: Tape) -> list[Call]:
