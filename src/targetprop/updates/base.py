@@ -17,7 +17,8 @@ from targetprop.updates.local_gradients import LocalGradients
 _ELEMENTWISE = {
     "relu", "relu6", "leaky_relu", "elu", "celu", "selu", "gelu", "silu", "mish", "softplus", "tanh", "sigmoid",
     "hardtanh", "hardswish", "hardsigmoid", "softsign", "logsigmoid", "tanhshrink", "softshrink", "hardshrink", "prelu",
-    "rrelu", "threshold", "dropout", "alpha_dropout", "flatten", "view", "reshape", "unflatten", "unsqueeze", "squeeze", "contiguous",
+    "rrelu", "threshold", "dropout", "alpha_dropout", "flatten", "view", "reshape", "unflatten", "unsqueeze", "squeeze",
+    "contiguous",
 }  # fmt: skip
 Pullback = Literal["inverse", "transpose"]
 Changes = Iterable[tuple[LayerRecord, Tensor, Pulled | None]]
