@@ -263,7 +263,7 @@ def given_to(record: LayerRecord, place: int) -> Tensor:
     x = record.whole  # it was overwritten since
     with torch.no_grad():
         for earlier in range(place):
-            x = _map(record, earlier)(x.clone())
+            x = _map(record, earlier)(x)
     return x
 
 
@@ -275,7 +275,8 @@ def use_of(record: LayerRecord, piece: Piece) -> MapUse:
 
 def _map(record: LayerRecord, place: int) -> Callable[[Tensor], Tensor]:
     steps, piece = steps_of(record, place), record.layer.segment.pieces[place]
-    return lambda x: repeat(steps, piece.start, piece.end, x)
+    writes = any(repeated.call.writes for repeated in piece.calls)
+    return lambda x: repeat(steps, piece.start, piece.end, x.clone() if writes else x)
 
 
 _NATURES: WeakKeyDictionary[Piece, Nature] = WeakKeyDictionary()  # found once for each piece

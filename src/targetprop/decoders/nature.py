@@ -52,7 +52,7 @@ class Jacobian:
         """Run the map."""
         with torch.enable_grad():
             self.x = x.detach().requires_grad_()
-            self.y = f(self.x * 1)  # the map may write into what it is given
+            self.y = f(self.x)
 
     def pull(self, change: Tensor) -> Tensor:
         """Apply ``Jᵀ``, by a product that can be differentiated in the change."""
