@@ -7,13 +7,25 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import nn
+from torch import Tensor, nn
 
 import targetprop as tp
 from cases import LOSSES, NETWORKS, parameters, rand
+from targetprop.layers import record_layers
 
 # Where the layers are cut in two, and the ranks below and above.
 OWNERS = {"halves": (2, 0, 1), "first alone": (1, 0, 1), "upside down": (2, 1, 0)}
+
+
+class Two(nn.Module):
+    """Two layers in one module."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(4, 4), nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.b(self.a(x).tanh())
 
 
 def cases() -> dict[str, tuple[str, Any, str, str]]:
@@ -41,15 +53,17 @@ def cases() -> dict[str, tuple[str, Any, str, str]]:
             "halves",
         ),
         "ridge": ("tanh", tp.method("dtp", decoder=tp.Ridge()), "cross-entropy", "halves"),
+        "list": ("list", tp.method("dtp"), "cross-entropy", "halves"),
         "delta rule": ("tanh", tp.method("gait", update=tp.DeltaRule()), "squared error", "upside down"),
     }  # fmt: skip
 
 
-def placed(model: nn.Module, owners: str, group: Any) -> Any:
+def placed(model: Any, owners: str, group: Any, network: str = "tanh") -> Any:
     """Map the layers of a model to ranks; None for one process alone."""
     if group is None:
         return None
-    names = tp.build_chain(model).names
+    x = NETWORKS[network].batch().to(parameters(model)[0].dtype)
+    names = [layer.name for layer in record_layers(model, x).layers]
     cut, below, above = OWNERS[owners]
     return tp.Placement(group, {name: below if index < cut else above for index, name in enumerate(names)})
 
@@ -60,7 +74,7 @@ def steps(case: tuple[str, Any, str, str], group: Any, rank: int = 0, data: Any 
     model = network.build(seed=rank)
     engine = tp.TargetPropagation(
         model, loss.loss, example_input=network.batch(), method=method, seed=7 + rank,
-        placement=placed(model, case[3], group), process_group=data,
+        placement=placed(model, case[3], group, case[0]), process_group=data,
     )  # fmt: skip
     optimizer, found = torch.optim.Adam(parameters(model), lr=0.01), []
     mine, all_ = (0, 1) if data is None else (dist.get_rank(data), dist.get_world_size(data))
@@ -184,6 +198,8 @@ def refusals(rank: int) -> dict[str, str]:
     deep = nn.Sequential(*(nn.Linear(4, 4) for _ in range(3))).double()
     turn = tp.Placement(group, {"0": 0, "1": 1, "2": 0})
     note("turn", lambda: tp.TargetPropagation(deep, nn.MSELoss(), example_input=x, placement=turn))
+    two = nn.Sequential(nn.Linear(4, 4), Two()).double()
+    note("whole", lambda: tp.TargetPropagation(two, nn.MSELoss(), example_input=x, placement=tp.Placement(group)))
     note("idle", lambda: make(placement=tp.Placement(group, {"0": 0, "2": 0})))
     note("kind", lambda: make(placement=group))
     engine = make(method="dtp", placement=tp.Placement(group))

@@ -62,6 +62,7 @@ def test_what_a_placement_cannot_do_is_refused_everywhere(two):
         assert found["turn"].startswith(
             "the placement gives ranks [0, 1, 0] to the layers; give each rank neighbouring"
         )
+        assert found["whole"].startswith("a placement needs layers that are whole modules, applied in order; write the")
         assert found["kind"].startswith("the placement must be a Placement; got ")
         assert found["shape"].startswith("samples have shape (8,), and the example input's (4,)")
         for batch in ("length", "order", "decoders"):

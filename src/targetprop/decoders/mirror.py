@@ -210,9 +210,11 @@ class WeightMirror(Objective):
         """Work out a step of the mirrors that have their turn; see `Objective.propose`."""
         assert isinstance(bank, MirrorBank)
         uses, seen = _distinct(use for use in record.uses() if use.site.needed), int(bank.seen)
-        cold, known = self.warmup > 0 and seen == 0, len(uses)
-        uses = uses if cold else [use for turn, use in enumerate(uses) if (turn + seen) % self.every == 0]
-        mirrors = {use.site.key: bank.mirror(use.site.key, use.base) for use in uses}
+        cold, mirrors = self.warmup > 0 and seen == 0, {u.site.key: bank.mirror(u.site.key, u.base) for u in uses}
+        known = bank.keys()
+        turns = {key for turn, key in enumerate(known) if cold or (turn + seen) % self.every == 0}
+        uses = [use for use in uses if use.site.key in turns]
+        mirrors = {key: mirror for key, mirror in mirrors.items() if key in turns}
         with torch.no_grad(), no_autocast(record.output):
             earlier = Rehearsal(list(mirrors.values())) if cold or self.updates > 1 else None
             for use in uses if cold else ():
@@ -233,7 +235,7 @@ class WeightMirror(Objective):
             bank.seen += 1
 
         looks = tuple(look_at_mirror(key, step.missed) for key, step in steps)
-        loss = torch.stack([step.share for _, step in steps]).mean() * known if steps else None
+        loss = torch.stack([step.share for _, step in steps]).sum() * (len(known) / len(turns)) if steps else None
         return Proposal(loss, looks, apply)
 
     def _warm_up(self, use: MapUse, mirror: Tensor, generator: torch.Generator, batch: Batch) -> None:

@@ -46,6 +46,10 @@ class MirrorBank(Bank):
             self.register_parameter(name, found := nn.Parameter(zero, requires_grad=False))
         return found
 
+    def keys(self) -> list[str]:
+        """List the keys of all weights that have a mirror, the same on all processes that share the layers."""
+        return [name.replace("/", ".") for name in self._parameters]
+
     def mirrors(self) -> Mirrors:
         """Give `mirror`; see `Bank.mirrors`."""
         return self.mirror

@@ -248,8 +248,9 @@ class Network:
         """
         x = tree_map(lambda t: t.detach() if isinstance(t, Tensor) else t, x)
         batch, own = peers.batch(len(next(tensors_in(x)))), peers.own(len(self.layers))
+        x = peers.receive_input(x)
         if own.start > 0 or from_input:
-            x = peers.receive_input(x).detach().requires_grad_()
+            x = x.detach().requires_grad_()
         modules = dict(self.model.named_modules())
         parameters = _parameters(modules if self.root is self.model else dict(self.root.named_modules()))
         modes = tuple(module.training for module in modules.values())
