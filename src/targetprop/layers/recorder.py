@@ -142,7 +142,7 @@ class Recorder(CountedMode):
         data = name not in _LIKE and any(v.data or (v.labels and name in LOOKUPS) for v in call.inputs)
         versions, drawn = [t._version for t in given], random_states() if data else []
         if isinstance(func, Closed):
-            drawn, call.opaque, call.path = func.before, func.opaque, func.name
+            drawn, call.closed, call.opaque, call.path = func.before, True, func.opaque, func.name
             call.inputs += [self.value(p) for p in func.module.parameters()]
         if torch.is_grad_enabled() and any(v.trained for v in call.inputs):
             out = self._run(call, func, args, kwargs, given, data)

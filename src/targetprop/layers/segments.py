@@ -62,7 +62,7 @@ class _Atom:
     flat: bool = field(init=False)
 
     def __post_init__(self) -> None:
-        self.maps = any(call.sites or _looks_up(call) for call in self.calls)
+        self.maps = any(_applies(call) or _looks_up(call) for call in self.calls)
         self.flat = any(_is_flat(call) for call in self.calls)
 
 
@@ -107,7 +107,7 @@ def _flat_inside(segments: list[Segment]) -> Iterator[str]:
     for segment in segments:
         trained = False
         for call in segment.calls:
-            own = any(value.trained and not value.data for value in call.inputs)
+            own = _learns(call)
             if _is_flat(call) and (trained or own):
                 whose, cure = (
                     ("parameters of its own", "move them to a module before it, or freeze them")
@@ -245,9 +245,18 @@ def _between(atoms: list[_Atom], rest: list[Call], ends: Mapping[str, int]) -> I
 
 def _segment(group: list[_Atom]) -> Segment:
     calls = tuple(call for atom in group for call in atom.calls)
-    mapped = [c.path for c in calls if c.sites] or [c.path for c in calls if _looks_up(c)]
-    paths = mapped or [c.path for c in calls if any(v.trained and not v.data for v in c.inputs)]
+    mapped = [c.path for c in calls if _applies(c)] or [c.path for c in calls if _looks_up(c)]
+    paths = mapped or [c.path for c in calls if _learns(c)]
     return Segment(_common(paths or [calls[-1].path]), calls, group[-1].end)
+
+
+def _applies(call: Call) -> bool:
+    """Whether it applies weights, by itself or as a module that counts as one call."""
+    return bool(call.sites) or (call.closed and _learns(call))
+
+
+def _learns(call: Call) -> bool:
+    return any(value.trained and not value.data for value in call.inputs)
 
 
 def _looks_up(call: Call) -> bool:

@@ -51,6 +51,7 @@ class Call:
         gains: whether its backward pass reads other parameters, such as the gain of a norm.
         random: whether it drew random numbers.
         opaque: whether it is a module that let no gradient through.
+        closed: whether it is a module that counts as one call.
         writes: whether it wrote into the memory of a tensor that it was given.
     """
 
@@ -65,6 +66,7 @@ class Call:
     random: bool = False
     writes: bool = False
     opaque: bool = False
+    closed: bool = False
 
 
 @dataclass(eq=False)
