@@ -21,6 +21,7 @@ from targetprop.finite import RunningStatistics
 from targetprop.forward import Forward, run_example
 from targetprop.generators import Generators
 from targetprop.layers import (
+    Cutting,
     Model,
     Network,
     Record,
@@ -117,9 +118,9 @@ class TargetPropagation:
         self.method = find_method(method) if isinstance(method, str) else method
         _check(loss, self.method, decoders, seed, on_divergence, example_input)
         self.model, self.loss, self.on_divergence = model, loss, on_divergence
-        self.network = Network(
-            model, self.method.cut, loss, derivatives=self.method.derivatives, own=_classes(self.method), ends=layers
-        )
+        derivatives = self.method.derivatives
+        cutting = Cutting(self.method.cut, layers, derivatives, own=() if derivatives else registered())
+        self.network = Network(model, cutting, loss)
         self._whereabouts = whereabouts(self.network)
         first = first_tensor(example_input, "example_input")
         check_whereabouts(first, self._whereabouts, self._whereabouts)
@@ -264,11 +265,6 @@ class TargetPropagation:
                 for name, t in (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False))
             }
         return named
-
-
-def _classes(method: Method) -> tuple[type[nn.Module], ...]:
-    """List the classes whose modules have a decoder of their own, where the method takes decoders."""
-    return () if method.derivatives else registered()
 
 
 def _check(loss: Any, method: Any, decoders: Any, seed: Any, on_divergence: Any, example_input: Any) -> None:

@@ -4,7 +4,7 @@ from typing import Any
 
 from targetprop.decoders import Bank
 from targetprop.inversion import Difference, Direct
-from targetprop.layers import Network, Record, explained, whereabouts
+from targetprop.layers import Network, Pass, Record, explained, whereabouts
 from targetprop.layers.sites import tensors_in
 from targetprop.methods import Method
 from targetprop.peers import Peers
@@ -60,11 +60,9 @@ class Forward:
         with explained(next(tensors_in(x)), whereabouts(self.network)):
             labelled = y is not _NOTHING and self._own is self.network  # with a placement the loss is of the output
             repeats, connected, y = self._repeats or measure, self._straight and not measure, y if labelled else None
-            return self._own.run(
-                x, y, self._mirror, self.peers, repeats=repeats, labelled=labelled, connected=connected and labelled
-            )
+            wanted = Pass(self._mirror, repeats, labelled, connected=connected and labelled)
+            return self._own.run(x, y, wanted, self.peers)
 
     def record(self, x: Any, *, exact: bool = False) -> Record:
         """Run a batch without labels, to look at the layers; see `targetprop.TargetPropagation.record`."""
-        mirror = None if exact else self._mirror
-        return self._own.run(x, None, mirror, self.peers, repeats=True, labelled=False)
+        return self._own.run(x, None, Pass(None if exact else self._mirror), self.peers)

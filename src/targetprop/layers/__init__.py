@@ -4,20 +4,23 @@ from targetprop.layers.accepts import check_whereabouts, explained, whereabouts
 from targetprop.layers.closed import Closed
 from targetprop.layers.layer import Cut, Layer, Model
 from targetprop.layers.loss import evaluate_loss, explain_loss
-from targetprop.layers.network import Network, record_layers
+from targetprop.layers.network import Network, Pass, record_layers
 from targetprop.layers.pieces import Piece
+from targetprop.layers.planning import Cutting
 from targetprop.layers.record import LayerRecord, LossGradient, MapUse, Pulled, Record
 from targetprop.layers.residual import Residual
 
 __all__ = [
     "Closed",
     "Cut",
+    "Cutting",
     "Layer",
     "LayerRecord",
     "LossGradient",
     "MapUse",
     "Model",
     "Network",
+    "Pass",
     "Piece",
     "Pulled",
     "Record",

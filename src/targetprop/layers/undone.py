@@ -35,6 +35,16 @@ class ForwardState:
 
 
 @contextmanager
+def undone(model: nn.Module) -> Iterator[None]:
+    """Put random numbers and buffers back afterwards."""
+    before = ForwardState(model.modules())
+    try:
+        yield
+    finally:
+        before.restore()
+
+
+@contextmanager
 def without_hooks(model: nn.Module | None) -> Iterator[None]:
     """Take the forward hooks away for a while, but not those that run before a module, which may make its weights."""
     hooks = [] if model is None else [(module, module._forward_hooks) for module in model.modules()]
