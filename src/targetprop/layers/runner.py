@@ -147,7 +147,11 @@ class Runner(CountedMode):
             used = [(site, at(site.weight, *given), at(site.weight, args, kwargs)) for site in action.sites]
         except (IndexError, KeyError, AttributeError) as error:
             raise OtherPathError from error
-        views = {id(low): partial(self._view, site, weight) for site, weight, low in used if site.needed}
+        views = {
+            id(low): partial(_view, self._mirror, site.key, self._base(site, weight), weight)
+            for site, weight, low in used
+            if site.needed
+        }
         if not mirrored:
             out = func(*args, **kwargs)
         elif any(site.copied for site in action.sites):
@@ -167,12 +171,6 @@ class Runner(CountedMode):
 
     def _base(self, site: Site, weight: Tensor) -> Tensor:
         return self._parameters.get(site.key, weight)
-
-    def _view(self, site: Site, weight: Tensor) -> Tensor:
-        """Give the mirror in the view that the weight is of its parameter, when autograd needs it."""
-        base = self._base(site, weight)
-        found = None if self._mirror is None else self._mirror(site.key, base)
-        return weight if found is None else same_view(found, base, weight)
 
     @cached_property
     def _memory(self) -> set[int]:
@@ -202,6 +200,12 @@ class Runner(CountedMode):
         self.stretches[layer].end = end
         self.stretches[layer + 1].start = leaf
         return _replaced(out, number, leaf)
+
+
+def _view(mirror: Mirror, key: str, base: Tensor, weight: Tensor) -> Tensor:
+    """Give the mirror in the view that the weight is of its parameter; autograd holds on to no more than it needs."""
+    found = None if mirror is None else mirror(key, base)
+    return weight if found is None else same_view(found, base, weight)
 
 
 def _output(out: Any, number: int) -> Tensor:
