@@ -9,7 +9,7 @@ from torch.nn import functional
 
 from cases import DTYPE, rand, relative
 from targetprop.batch import Batch
-from targetprop.decoders.mirror import descend, project
+from targetprop.decoders.mirror_step import descend, project
 from targetprop.decoders.probes import Probes
 from targetprop.layers import MapUse
 from targetprop.layers.sites import Site

@@ -13,7 +13,7 @@ from typing import Literal
 
 from torch import nn
 
-from targetprop.layers.segments import Segment
+from targetprop.layers.segment import Segment
 from targetprop.layers.tape import LOOKUPS
 
 Cut = Literal["post-activation", "pre-activation"]

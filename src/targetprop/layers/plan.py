@@ -13,7 +13,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from targetprop.layers.repeat import Repeated
-from targetprop.layers.segments import Segment, cut
+from targetprop.layers.segment import Segment
+from targetprop.layers.segments import cut
 from targetprop.layers.sites import Site
 from targetprop.layers.tape import Tape
 

@@ -14,42 +14,11 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 
-from targetprop.layers.pieces import Piece, split
+from targetprop.layers.gradient_stops import cut_off, is_flat, stops_below, stops_inside
+from targetprop.layers.pieces import split
 from targetprop.layers.repeat import repeated_calls
-from targetprop.layers.sites import Site
+from targetprop.layers.segment import Segment
 from targetprop.layers.tape import LOOKUPS, Call, Tape, Value
-
-_FLAT = {"sign", "sgn", "round", "floor", "ceil", "trunc", "fix", "heaviside", "floor_divide", "bucketize"}
-
-
-@dataclass(frozen=True, eq=False)
-class Segment:
-    """A stretch of calls that makes up a layer ``f_l``.
-
-    Attributes:
-        name: common path of the modules that hold its maps.
-        calls: the calls, in order.
-        end: the value ``h_l`` that it ends with; None for what follows the last cut, up to the loss.
-        derived: values made from parameters alone that other segments use too.
-        start: the value that it begins with, where it can be made again on other inputs.
-        pieces: its calls from there on, as far as they can be inverted one after the other.
-        followed: whether autograd can follow it from there to its end.
-        parameters: names of the parameters that it uses, directly or through values made from parameters alone.
-    """
-
-    name: str
-    calls: tuple[Call, ...]
-    end: Value | None
-    parameters: tuple[str, ...] = ()
-    derived: tuple[Value, ...] = ()
-    start: Value | None = None
-    pieces: tuple[Piece, ...] = ()
-    followed: bool = True
-
-    @property
-    def sites(self) -> list[Site]:
-        """The sites of its maps."""
-        return [site for call in self.calls for site in call.sites]
 
 
 @dataclass(eq=False)
@@ -63,7 +32,7 @@ class _Atom:
 
     def __post_init__(self) -> None:
         self.maps = any(_applies(call) or _looks_up(call) for call in self.calls)
-        self.flat = any(_is_flat(call) for call in self.calls)
+        self.flat = any(is_flat(call) for call in self.calls)
 
 
 def cut(
@@ -90,33 +59,10 @@ def cut(
         layers = [replace(_segment(group), name=name) for name, group in _group_at(atoms, ends).items()]
     found = [*layers, Segment("loss", tuple(rest), None)]
     segments = _with_parameters(found, needed)
-    flat = _flat(needed, tape.results) if derivatives else _flat_inside(segments)
+    flat = stops_below(needed, tape.results) if derivatives else stops_inside(segments)
     segments = _with_pieces(segments, tape.start)
-    tape.problems += [*flat, *_opaque(tape, segments, derivatives=derivatives)]
+    tape.problems += [*flat, *cut_off(tape, segments, derivatives=derivatives)]
     return segments
-
-
-def _is_flat(call: Call) -> bool:
-    """Whether a call lets no change through though its output follows its input."""
-    led = any(value.data and value.trained for value in call.inputs)
-    return led and (call.name in _FLAT or call.opaque) and not any(value.adopted for value in call.outputs)
-
-
-def _flat_inside(segments: list[Segment]) -> Iterator[str]:
-    """Name the calls that let no change through to parameters of their own layer."""
-    for segment in segments:
-        trained = False
-        for call in segment.calls:
-            own = _learns(call)
-            if _is_flat(call) and (trained or own):
-                whose, cure = (
-                    ("parameters of its own", "move them to a module before it, or freeze them")
-                    if own
-                    else ("the parameters before it", "let the layer end at its parameters, by a list of layers")
-                )
-                yield f"layer {segment.name}: {call.path or call.name} lets no gradient through to {whose}; {cure}"
-                break
-            trained = trained or own
 
 
 def _with_pieces(segments: list[Segment], start: Value | None) -> list[Segment]:
@@ -130,21 +76,6 @@ def _with_pieces(segments: list[Segment], start: Value | None) -> list[Segment]:
     return found
 
 
-def _flat(calls: list[Call], results: Iterable[Value]) -> list[str]:
-    """Name the calls on the way to the results that let no change through though their output follows their input."""
-    found: list[str] = []
-    wanted = {id(value) for value in results}
-    for call in reversed(calls):
-        if any(value.trained and id(value) in wanted for value in call.outputs):
-            wanted.update(id(value) for value in call.inputs if value.trained)
-            if _is_flat(call):
-                found.append(
-                    f"{call.path or 'the model'}: {call.name} has no derivative, so nothing below it would learn; let"
-                    " an autograd function pass its changes, or add them as in x + (x.sign() - x).detach()"
-                )
-    return found
-
-
 def _led_on(number: int, segment: Segment, start: Value, end: Value) -> Segment:
     """Find the calls that lead from the input of a layer to its output, of those that autograd follows if they do."""
     for followed in (True, False):
@@ -152,22 +83,6 @@ def _led_on(number: int, segment: Segment, start: Value, end: Value) -> Segment:
         if pieces:
             return replace(segment, start=start, pieces=pieces, followed=followed)
     return replace(segment, start=start, followed=False)
-
-
-def _opaque(tape: Tape, segments: list[Segment], *, derivatives: bool) -> list[str]:
-    """Name the modules that let no gradient through, if parameters below them are cut off by that."""
-    working = [call for call in tape.calls if any(value.data for value in call.outputs)]
-    used = {value.parameter for call in working for value in call.inputs if value.trained and value.parameter}
-    reached = {id(value) for value in tape.results}
-    for call in reversed(tape.calls):
-        if any(value.trained and id(value) in reached for value in call.outputs):
-            reached.update(id(value) for value in call.inputs if value.trained)
-            used -= {value.parameter for value in call.inputs}
-    if not used:
-        return []
-    cure = "choose a method whose decoders are learned, such as 'dtp'" if derivatives else "make it a part of the model"
-    names = tape.opaque or [f"layer {s.name}" for s in segments if derivatives and not s.followed]
-    return [f"{name} lets no gradient through, so nothing below it would learn; {cure}" for name in names]
 
 
 def _needed(tape: Tape) -> list[Call]:
@@ -246,17 +161,13 @@ def _between(atoms: list[_Atom], rest: list[Call], ends: Mapping[str, int]) -> I
 def _segment(group: list[_Atom]) -> Segment:
     calls = tuple(call for atom in group for call in atom.calls)
     mapped = [c.path for c in calls if _applies(c)] or [c.path for c in calls if _looks_up(c)]
-    paths = mapped or [c.path for c in calls if _learns(c)]
+    paths = mapped or [c.path for c in calls if c.trains]
     return Segment(_common(paths or [calls[-1].path]), calls, group[-1].end)
 
 
 def _applies(call: Call) -> bool:
     """Whether it applies weights, by itself or as a module that counts as one call."""
-    return bool(call.sites) or (call.closed and _learns(call))
-
-
-def _learns(call: Call) -> bool:
-    return any(value.trained and not value.data for value in call.inputs)
+    return bool(call.sites) or (call.closed and call.trains)
 
 
 def _looks_up(call: Call) -> bool:

@@ -68,6 +68,11 @@ class Call:
     opaque: bool = False
     closed: bool = False
 
+    @property
+    def trains(self) -> bool:
+        """Whether it is given trained parameters, or values made from such alone."""
+        return any(value.trained and not value.data for value in self.inputs)
+
 
 @dataclass(eq=False)
 class Tape:
