@@ -126,6 +126,23 @@ def test_the_seed_decides_everything() -> None:
     assert torch.equal(found[0], found[1]) and not torch.equal(found[0], found[2])
 
 
+@pytest.mark.parametrize("name", ["dtp", "learned-inverse"])
+def test_decoders_of_convolutions_take_the_same_step_by_a_fused_optimizer(name: str) -> None:
+    """Fused ones go through memory, and gradients of convolutions are laid out in other ways than their weights."""
+    found = []
+    for fused in (True, False):
+        torch.manual_seed(0)
+        net = nn.Sequential(nn.Conv2d(2, 3, 3), nn.Tanh(), nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(16, 3)).double()
+        engine = tp.TargetPropagation(
+            net, LOSS, example_input=rand(6, 2, 6, 6), method=name, seed=0,
+            decoder_optimizer=lambda p, fused=fused: torch.optim.Adam(p, lr=1e-2, fused=fused),
+        )  # fmt: skip
+        for _ in range(3):
+            engine.train_decoders(rand(6, 2, 6, 6))
+        found.append(torch.cat([p.flatten() for p in engine.bank.parameters()]))
+    assert torch.allclose(*found, rtol=1e-9, atol=1e-12)
+
+
 def test_training_the_decoders_alone_fills_no_gradient() -> None:
     net = network()
     engine = make(net, "l-drl")

@@ -116,8 +116,8 @@ def _uses(map_: BoundMap, before: Tensor | None, after: Tensor | None, x: Tensor
     """``N``, summed over the batch: with one factor the same for all samples, the other can be summed first."""
     if before is not None and after is not None:
         return map_.outer(before, after)
-    a = torch.ones_like(x[:1]) if before is None else before.sum(0, keepdim=True)
-    b = torch.ones_like(y[:1]) if after is None else after.sum(0, keepdim=True)
+    a = x.new_ones(1, *x.shape[1:]) if before is None else before.sum(0, keepdim=True)
+    b = y.new_ones(1, *y.shape[1:]) if after is None else after.sum(0, keepdim=True)
     uses = map_.outer(a, b)
     return uses * len(x) if before is None and after is None else uses
 

@@ -33,8 +33,11 @@ class Noise:
 
     def __init__(self, record: Record, layer: LayerRecord, scale: float, generator: torch.Generator) -> None:
         """Draw once, as wide as what may be perturbed."""
-        rows = max(1, record.batch.rows)
-        width = max(-(-values.numel() // rows) for values in (layer.x, layer.y, record.output))
+        rows = record.batch.rows  # none, perhaps, where others hold all, who draw as wide
+        width = max(
+            t.shape[1:].numel() if len(t) == rows else -(-t.numel() // max(1, rows))
+            for t in (layer.x, layer.y, record.output)
+        )
         self._values = record.batch.noise(max(1, width), scale, generator, layer.x)
 
     def like(self, values: Tensor) -> Tensor:
@@ -210,6 +213,8 @@ class Learned(Objective):
         if not signals:
             return None, {}, ()
         gradients = _differentiate(list(signals.values()), parameters)
+        if record.batch.processes > 1:  # one may hold no samples, and all average as many
+            gradients = {p: gradients.get(p, torch.zeros_like(p)) for p in parameters}
         losses = {name: signal.loss for name, signal in signals.items()}
         record.batch.average_([*gradients.values(), *losses.values()])
         looks = (look_at_decoder(name, "loss", loss) for name, loss in losses.items())
@@ -234,7 +239,14 @@ def _differentiate(signals: list[Signal], parameters: list[nn.Parameter]) -> dic
     if rest:
         tensors, starts = [s.tensor for s in rest], [s.gradient for s in rest]
         made |= zip(wanted, torch.autograd.grad(tensors, wanted, starts, allow_unused=True), strict=True)
-    return {p: g.to(p.dtype) for p in parameters if (g := made.get(p)) is not None}  # autocast rounds some
+    return {p: _laid_out(g, p) for p in parameters if (g := made.get(p)) is not None}
+
+
+def _laid_out(gradient: Tensor, parameter: nn.Parameter) -> Tensor:
+    """Lay a gradient out as its parameter, which fused optimisers rely on, in its type, as autocast rounds some."""
+    if gradient.stride() == parameter.stride():
+        return gradient.to(parameter.dtype)
+    return torch.empty_like(parameter).copy_(gradient)
 
 
 def _step(optimizer: torch.optim.Optimizer, gradients: Mapping[nn.Parameter, Tensor]) -> None:
