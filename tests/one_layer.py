@@ -15,6 +15,22 @@ from targetprop.decoders.objective import Noise
 from targetprop.layers import LayerRecord, Record
 
 IMAGE, SERIES = (4, 7, 6), (4, 9)
+CONVS = {
+    "convolution": (lambda: nn.Conv2d(4, 5, 3), IMAGE),
+    "stride 2": (lambda: nn.Conv2d(4, 5, 3, stride=2, padding=1), IMAGE),
+    "stride 3, rest 2": (lambda: nn.Conv2d(4, 5, (2, 1), stride=3, bias=False), IMAGE),
+    "two of everything": (lambda: nn.Conv2d(4, 6, (3, 2), (1, 2), (0, 1), (2, 1), groups=2), IMAGE),
+    "depthwise": (lambda: nn.Conv2d(4, 4, 3, padding=1, groups=4), IMAGE),
+    "same": (lambda: nn.Conv2d(4, 5, 3, padding="same", dilation=2), IMAGE),
+    "same, even kernel": (lambda: nn.Conv2d(4, 5, (4, 2), padding="same"), IMAGE),
+    "reflect": (lambda: nn.Conv2d(4, 5, 3, padding=(2, 1), padding_mode="reflect"), IMAGE),
+    "circular": (lambda: nn.Conv2d(4, 5, 3, padding=1, stride=2, padding_mode="circular"), IMAGE),
+    "one axis": (lambda: nn.Conv1d(4, 5, 3, stride=2), SERIES),
+    "three axes": (lambda: nn.Conv3d(2, 3, 2, stride=2, padding=1), (2, 3, 4, 3)),
+    "transposed": (lambda: nn.ConvTranspose2d(4, 6, 3, 2, 1, output_padding=1, groups=2), IMAGE),
+    "transposed, dilation": (lambda: nn.ConvTranspose2d(4, 5, 3, 2, 1, 2, dilation=3, bias=False), IMAGE),
+    "transposed, three axes": (lambda: nn.ConvTranspose3d(2, 3, 2, stride=2), (2, 2, 3, 2)),
+}
 
 
 class Below(nn.Module):

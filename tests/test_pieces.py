@@ -8,7 +8,7 @@ from torch.nn import functional
 
 import targetprop as tp
 from cases import DTYPE, rand, relative
-from one_layer import IMAGE, SERIES, Attention, Function, bind, pulled, rough
+from one_layer import CONVS, IMAGE, SERIES, Attention, Function, bind, pulled, rough
 from targetprop.decoders.nature import Nature, find_nature
 from targetprop.testing import DecoderContract
 
@@ -80,24 +80,10 @@ def test_what_a_function_does_is_found_by_trying_it(name: str) -> None:
 # Style "transpose"
 
 
-MAPS = {
+MAPS = CONVS | {
     "linear": (lambda: nn.Linear(4, 5), (4,)),
     "linear, sequences": (lambda: nn.Linear(4, 5, bias=False), SERIES[::-1]),
     "product": (lambda: Function(lambda x, m: x @ m.weight, nn.Linear(3, 4, bias=False)), (3, 4)),
-    "convolution": (lambda: nn.Conv2d(4, 5, 3), IMAGE),
-    "stride 2": (lambda: nn.Conv2d(4, 5, 3, stride=2, padding=1), IMAGE),
-    "stride 3, rest 2": (lambda: nn.Conv2d(4, 5, (2, 1), stride=3, bias=False), IMAGE),
-    "two of everything": (lambda: nn.Conv2d(4, 6, (3, 2), (1, 2), (0, 1), (2, 1), groups=2), IMAGE),
-    "depthwise": (lambda: nn.Conv2d(4, 4, 3, padding=1, groups=4), IMAGE),
-    "same": (lambda: nn.Conv2d(4, 5, 3, padding="same", dilation=2), IMAGE),
-    "same, even kernel": (lambda: nn.Conv2d(4, 5, (4, 2), padding="same"), IMAGE),
-    "reflect": (lambda: nn.Conv2d(4, 5, 3, padding=(2, 1), padding_mode="reflect"), IMAGE),
-    "circular": (lambda: nn.Conv2d(4, 5, 3, padding=1, stride=2, padding_mode="circular"), IMAGE),
-    "one axis": (lambda: nn.Conv1d(4, 5, 3, stride=2), SERIES),
-    "three axes": (lambda: nn.Conv3d(2, 3, 2, stride=2, padding=1), (2, 3, 4, 3)),
-    "transposed": (lambda: nn.ConvTranspose2d(4, 6, 3, 2, 1, output_padding=1, groups=2), IMAGE),
-    "transposed, dilation": (lambda: nn.ConvTranspose2d(4, 5, 3, 2, 1, 2, dilation=3, bias=False), IMAGE),
-    "transposed, three axes": (lambda: nn.ConvTranspose3d(2, 3, 2, stride=2), (2, 2, 3, 2)),
 }
 SELECT = {
     "max": (lambda: nn.MaxPool2d(2), IMAGE),
@@ -117,6 +103,8 @@ APART = {  # without overlap: what returns constants is the pseudo-inverse
     "shuffle": (lambda: nn.PixelShuffle(2), IMAGE),
     "first token": (lambda: Function(lambda x: x[:, 0]), SERIES),
     "flatten": (lambda: nn.Flatten(), IMAGE),
+    "flip": (lambda: Function(lambda x: x.flip(1)), SERIES),
+    "two rows in one": (lambda: Function(lambda x: x.reshape(-1, 8)), (4,)),
 }
 AVERAGES = APART | {
     "average, overlapping": (lambda: nn.AvgPool2d(3, stride=2, padding=1), IMAGE),
@@ -131,7 +119,7 @@ OTHERS = {
     "batch norm in eval mode": (lambda: nn.BatchNorm2d(4).eval(), IMAGE),
     "dropout": (lambda: nn.Dropout(0.4), IMAGE),
     "dropout of channels": (lambda: nn.Dropout2d(0.4), IMAGE),
-    "in place": (lambda: nn.Sequential(nn.Linear(4, 4), nn.ReLU(inplace=True), nn.Linear(4, 4)), (4,)),
+    "in place": (lambda: nn.Sequential(nn.Linear(4, 4), nn.ELU(inplace=True), nn.Linear(4, 4)), (4,)),
     "softmax": (lambda: nn.Softmax(dim=-1), SERIES),
     "fused attention": (lambda: Function(lambda x: functional.scaled_dot_product_attention(x, x, x)), SERIES),
     "block": (lambda: nn.Sequential(nn.Conv2d(4, 6, 3, 2), nn.GroupNorm(2, 6), nn.ReLU(), nn.MaxPool2d(2, 1)), IMAGE),
@@ -148,7 +136,7 @@ MODULES = MAPS | SELECT | AVERAGES | OTHERS | {type(m).__name__: (lambda m=m: m,
 @pytest.mark.parametrize("name", MODULES)
 def test_style_transpose_with_the_forward_weights_is_the_transpose(name: str) -> None:
     make, shape = MODULES[name]
-    module, x = rough(make()), rand(5, *shape)
+    module, x = rough(make()), rand(6, *shape)
     found = bind(module, x, "transpose")
     found.read_weights()
     change, y = rand(*found.layer.h.shape, seed=1), found.layer.h
