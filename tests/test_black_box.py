@@ -1,6 +1,7 @@
-"""Modules that nobody registered: differentiable ones by damped least squares, black boxes by learned decoders."""
+"""Calls without derivative and modules that count as one call: what is refused, what learns, and what is left alone."""
 
 import math
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -8,119 +9,14 @@ import torch
 from torch import Tensor, nn
 
 import targetprop as tp
-from cases import DTYPE, TRANSPOSE, backprop, gradients, parameters, rand, relative
-from targetprop import diagnostics
-from targetprop.decoders.bank import FALLBACK_DAMPING
-from targetprop.decoders.linearised import LinearisedDecoder
-from targetprop.inversion import sample_norm
-from targetprop.layers.black_box import is_black_box
-from targetprop.layers.forward_pass import run_forward
-
-
-class Gated(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.value, self.gate = nn.Linear(4, 5), nn.Linear(4, 5)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.value(x) * self.gate(x).sigmoid()
-
-
-class BilinearAttention(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.scores, self.out = nn.Linear(4, 4, bias=False), nn.Linear(4, 5)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.out((self.scores(x) @ x.mT / 2).softmax(-1) @ x)
-
-
-class FusedAttention(nn.Module):
-    def forward(self, x: Tensor) -> Tensor:
-        x = x.unsqueeze(1)
-        return nn.functional.scaled_dot_product_attention(x, x, x).squeeze(1)
-
-
-UNKNOWN = {
-    "gated": (Gated, (4,)),
-    "attention": (BilinearAttention, (3, 4)),
-    "fused attention": (FusedAttention, (3, 4)),
-}
-
-
-def bound(make, inputs: tuple[int, ...], n: int = 6) -> tuple:
-    torch.manual_seed(0)
-    model = [nn.Linear(4, 4).to(DTYPE), make().to(DTYPE)]
-    x = rand(n, *inputs)
-    engine = tp.TargetPropagation(model, nn.MSELoss(), example_input=x, method="dtp", seed=0)
-    assert engine.kinds() == {"1": f"linearised, w=1, damping={FALLBACK_DAMPING:g}"}
-    record = run_forward(engine.network, x)
-    return engine.bank.inverse(record.layers[1]), record.layers[1]
-
-
-@pytest.mark.parametrize("name", UNKNOWN)
-def test_an_unknown_module_is_inverted_by_damped_least_squares(name: str) -> None:
-    g, layer = bound(*UNKNOWN[name])
-    change = rand(*layer.h.shape, seed=1)
-    J = diagnostics.layer_jacobian(layer)
-    eye = torch.eye(J.shape[2], dtype=DTYPE)
-    exact = torch.linalg.solve(J.mT @ J + FALLBACK_DAMPING * eye, J.mT @ change.flatten(1).unsqueeze(2)).squeeze(2)
-    assert relative(g.difference(layer.h, change).flatten(1), exact) < 1e-10
-
-
-@pytest.mark.parametrize("tolerance", [1e-1, 1e-3, 1e-6])
-def test_each_sample_is_solved_to_the_tolerance_alone(tolerance: float) -> None:
-    _, layer = bound(Gated, (4,))
-    change = rand(*layer.h.shape, seed=1) * torch.logspace(-6, 3, len(layer.h), dtype=DTYPE).unsqueeze(1)
-    decoder = LinearisedDecoder(1.0, FALLBACK_DAMPING, tolerance=tolerance)
-    found = decoder.bind(layer).difference(layer.h, change)
-    J = diagnostics.layer_jacobian(layer)
-    rhs = (J.mT @ change.unsqueeze(2)).squeeze(2)
-    left = rhs - (J.mT @ (J @ found.unsqueeze(2))).squeeze(2) - FALLBACK_DAMPING * found
-    assert (sample_norm(left) <= tolerance * sample_norm(rhs) * (1 + 1e-6)).all()
-    few = decoder.bind(layer.head(2)).difference(layer.h[:2], change[:2])
-    assert torch.allclose(few, found[:2], rtol=1e-9)
-
-
-def test_one_unknown_module_leaves_its_whole_layer_to_the_fallback() -> None:
-    model = nn.Sequential(nn.Linear(4, 4), nn.Tanh(), Gated(), nn.ELU(), nn.Linear(5, 2)).to(DTYPE)
-    engine = tp.TargetPropagation(model, nn.MSELoss(), example_input=rand(2, 4), method="dtp")
-    kinds = engine.kinds()
-    assert kinds["2"].startswith("linearised") and kinds["4"] == "learned"
-    x, y = rand(5, 4), rand(5, 2, seed=1)
-    tp.TargetPropagation(model, nn.MSELoss(), example_input=x, method=tp.Method(decoder=TRANSPOSE)).backward(x, y)
-    found = gradients(model)
-    model.zero_grad()
-    assert relative(found, backprop(model, nn.MSELoss(), x, y)) < 1e-11
-
-
-# Black boxes
-
-
-class HardThreshold(nn.Module):
-    """No derivative: autograd sees a comparison."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return torch.where(x > 0, 1.0, -1.0).to(x.dtype)
+from cases import DTYPE, parameters, rand, relative
+from one_layer import Function
+from targetprop.decoders import registered, registry
 
 
 class Sign(nn.Module):
-    """A derivative that is zero."""
-
     def forward(self, x: Tensor) -> Tensor:
         return x.sign()
-
-
-class Round(nn.Module):
-    def forward(self, x: Tensor) -> Tensor:
-        return x.round()
-
-
-class Winners(nn.Module):
-    """The two largest values of a sample as ones."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return torch.zeros_like(x).scatter(-1, x.topk(2, dim=-1).indices, 1.0)
 
 
 class NumPy(nn.Module):
@@ -128,129 +24,250 @@ class NumPy(nn.Module):
         return torch.from_numpy(np.tanh(x.detach().numpy()))
 
 
-class BareNumPy(nn.Module):
-    """It cannot even be called on what requires a gradient."""
-
+class NoGrad(nn.Module):
+    @torch.no_grad()
     def forward(self, x: Tensor) -> Tensor:
-        return torch.from_numpy(np.tanh(x.numpy()))
+        return x.tanh()
 
 
-class Embedded(nn.Module):
-    """A threshold before parameters of its own, which do get a gradient."""
+class Mixed(nn.Module):
+    """A map and then values alone."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.linear = nn.Linear(8, 8)
+        self.map = nn.Linear(5, 5)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.linear(torch.sign(x))
+        return torch.from_numpy(self.map(x).detach().numpy())
 
 
-class Dead(nn.Module):
+class Hidden(Mixed):
+    """A module without gradient that is no part of the model."""
+
     def forward(self, x: Tensor) -> Tensor:
-        return (x - 1e6).relu()
+        return self.map(NumPy()(x))
 
 
-BOXES = [HardThreshold, Sign, Round, Winners, NumPy, BareNumPy]
-OTHERS = [nn.ReLU, nn.Tanh, nn.Hardtanh, Dead, FusedAttention, lambda: nn.MaxPool1d(2), nn.Identity]
+BOXES = [lambda: Function(torch.round), Sign, NumPy, NoGrad]
+CUTS = ["post-activation", "pre-activation"]
 
 
-@pytest.mark.parametrize("values", [torch.zeros(2, 3, 8), rand(2, 3, 8).float()], ids=["zeros", "random"])
-def test_black_boxes_are_told_from_flat_spots(values: Tensor) -> None:
-    assert [is_black_box(make(), values) for make in [*BOXES, Embedded]] == [True] * 7
-    assert [is_black_box(make(), values) for make in OTHERS] == [False] * len(OTHERS)
-    zero = nn.Linear(8, 8)
-    nn.init.zeros_(zero.weight)
-    assert not is_black_box(zero, values), "a map that is constant has a derivative of zero"
-    assert not is_black_box(nn.Embedding(3, 4), torch.zeros(2, 3, dtype=torch.long))
-
-
-def network(box: nn.Module, inputs: int = 4, classes: int = 2) -> nn.Sequential:
+def around(*boxes: nn.Module) -> nn.Sequential:
     torch.manual_seed(0)
-    return nn.Sequential(nn.Linear(inputs, 12), nn.Tanh(), nn.Linear(12, 8), box, nn.Linear(8, classes))
+    return nn.Sequential(nn.Linear(4, 5), *boxes, nn.Linear(5, 3)).to(DTYPE)
 
 
-@pytest.mark.parametrize("make", BOXES)
-def test_without_a_decoder_the_box_and_the_remedy_are_named(make) -> None:
-    name = make.__name__
-    with pytest.raises(ValueError, match=rf"layer 4: {name} cannot be inverted .* register a decoder .*decoders={{'4'"):
-        tp.TargetPropagation(
-            network(make()), nn.MSELoss(), example_input=torch.ones(2, 4), method=tp.method("dtp", cut="pre-activation")
-        )
-    with pytest.raises(ValueError, match=f"layer 2: {name} lets no gradient through .*cut='pre-activation'"):
-        tp.TargetPropagation(network(make()), nn.MSELoss(), example_input=torch.ones(2, 4), method="dtp")
-    with pytest.raises(ValueError, match=f"layer 4: {name} .* choose a method whose decoders are learned"):
-        method = tp.method("regularised", cut="pre-activation")
-        tp.TargetPropagation(network(make()), nn.MSELoss(), example_input=torch.ones(2, 4), method=method)
+def build(model: nn.Module, method: str | tp.Method = "dtp", **more) -> tp.TargetPropagation:
+    return tp.TargetPropagation(model, nn.MSELoss(), example_input=rand(6, 4), method=method, seed=0, **more)
 
 
-def test_a_box_inside_a_block_is_named_too() -> None:
-    model = [nn.Linear(4, 4), tp.Residual(nn.Linear(4, 4), Sign(), nn.Linear(4, 4)), nn.Linear(4, 2)]
-    with pytest.raises(ValueError, match="layer 1: Sign lets no gradient through to the parameters before it"):
-        tp.TargetPropagation(model, nn.MSELoss(), example_input=torch.ones(2, 4), method="dtp")
-    with pytest.raises(ValueError, match=r"1\.branch\.1: sign has no derivative, so nothing below it would learn"):
-        tp.TargetPropagation(model, nn.MSELoss(), example_input=torch.ones(2, 4))
-    model[1] = tp.Residual(Sign(), nn.Linear(4, 4))
-    assert (
-        tp.TargetPropagation(model, nn.MSELoss(), example_input=torch.ones(2, 4), method="dtp").kinds()["1"]
-        == "identity"
-    )
+# What is refused
+
+FLAT = "1: {} has no derivative, so nothing below it would learn; let an autograd function pass"
+OPAQUE = "1: {} lets no gradient through, so nothing below it would learn; choose a method whose decoders are learned"
+NAMES = [FLAT.format("round"), FLAT.format("sign"), *map(OPAQUE.format, ("NumPy", "NoGrad"))]
 
 
-def test_a_box_with_parameters_that_learn_needs_only_a_decoder() -> None:
-    model, x = [nn.Linear(4, 8), Embedded(), nn.Linear(8, 2)], torch.ones(2, 4)
-    with pytest.raises(ValueError, match="layer 1: Embedded cannot be inverted"):
-        tp.TargetPropagation(model, nn.MSELoss(), example_input=x, method="dtp")
-    tp.TargetPropagation(model, nn.MSELoss(), example_input=x, method="dtp", decoders={"1": nn.Linear(8, 8)})
+@pytest.mark.parametrize("method", ["iterated", "l-drl", "gait", "regularised"])
+@pytest.mark.parametrize(("box", "message"), [*zip(BOXES, NAMES, strict=True)])
+def test_methods_that_go_down_by_derivatives_name_the_box(box, message: str, method: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        build(around(box()), method)
 
 
-def train(model: nn.Sequential, engine: tp.TargetPropagation, x: Tensor, y: Tensor) -> float:
-    optimizer = torch.optim.Adam(model.parameters(), lr=5e-3)
-    for _ in range(200):
-        optimizer.zero_grad()
-        engine.backward(x, y)
-        optimizer.step()
-    return nn.functional.cross_entropy(model(x), y).item()
+REFUSED = [
+    (
+        lambda: [nn.Sequential(*around()[:1]), nn.Sequential(nn.Linear(5, 5, dtype=DTYPE), NumPy())],
+        "layer 1: 1.1 lets no gradient through to the parameters before it",
+    ),
+    (lambda: around(tp.Residual(nn.Linear(5, 5), Sign(), nn.Linear(5, 5))), "layer 1.branch: 1.branch.1 lets no gradi"),
+    (
+        lambda: around(Mixed()),
+        "1 lets no gradient through to parameters of its own; move them to a module before it, or",
+    ),
+    (lambda: around(Hidden()), "1: NumPy lets no gradient through, .*; make it a part of the model"),
+]
 
 
-OBJECTIVES = {
-    "denoising": tp.Denoising(noise=1.0, lr=5e-3),
-    "difference reconstruction": tp.DifferenceReconstruction(w=0.0, damping=1.0, noise=1.0, lr=5e-3),
-}
+@pytest.mark.parametrize(("make", "message"), REFUSED)
+def test_what_no_decoder_helps_is_named(make, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        build(make())
 
 
-@pytest.mark.parametrize("objective", OBJECTIVES)
-@pytest.mark.parametrize("box", [HardThreshold, NumPy])
-def test_a_learned_decoder_carries_the_signal_through_a_box(box, objective: str) -> None:
-    x = rand(256, 16).float()
+# What learns
+
+
+@pytest.mark.parametrize("cut", CUTS)
+@pytest.mark.parametrize("boxes", [[box()] for box in BOXES] + [[NumPy(), nn.ReLU(), NoGrad(), nn.Sequential(Sign())]])
+def test_targets_pass_a_box_unchanged(boxes: list[nn.Module], cut: str) -> None:
+    model, x, y = around(*boxes), rand(6, 4), rand(6, 3, seed=1)
+    engine = build(model, tp.Method(decoder=tp.Denoising(updates=0), cut=cut))
+    assert engine.kinds() == {str(len(boxes) + 1): "learned"}
+    engine.backward(x, y)
+    V, _ = engine.bank.parameters()
+    change = 2 * (model(x) - y).detach() / y.numel()
+    assert relative(model[0].weight.grad, (change @ V.detach().T).T @ x) < 1e-10
+    assert relative(model[-1].weight.grad, change.T @ model[:-1](x).detach()) < 1e-10
+
+
+METHODS = ["tp", "dtp", "sdtp", "drl", "ddtp-linear", "learned-inverse", "fw-dtp", tp.Method(decoder=tp.Ridge())]
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("box", [Sign, NumPy])
+def test_every_method_of_learned_decoders_reaches_the_layers_below(box: type[nn.Module], method) -> None:
+    model, x = around(nn.Tanh(), nn.Linear(5, 5), box()), rand(6, 4)
+    engine = tp.TargetPropagation(model, nn.CrossEntropyLoss(), example_input=x, method=method, seed=0)
+    engine.backward(x, torch.arange(6) % 3)
+    assert all(p.grad.norm() > 1e-3 for p in parameters(model))
+
+
+@pytest.mark.parametrize("box", [Sign, NumPy])
+def test_layers_below_a_box_learn_what_backpropagation_cannot(box: type[nn.Module]) -> None:
+    x, reached = rand(128, 16).float(), []
     y = x[:, :3].argmax(1)
-    method = tp.Method(cut="pre-activation", decoder=OBJECTIVES[objective])
-    reached = {}
-    for name, recipe in (("backprop", "backprop"), ("targets", method)):
-        model = network(box(), 16, 3)
-        decoders = {} if name == "backprop" else {"4": nn.Linear(3, 8)}
-        engine = tp.TargetPropagation(
-            model, nn.CrossEntropyLoss(), example_input=x, method=recipe, decoders=decoders, seed=0
-        )
-        before = [p.detach().clone() for p in parameters(model[:3])]
-        reached[name] = train(model, engine, x, y)
-        moved = [not torch.equal(a, b) for a, b in zip(before, parameters(model[:3]), strict=True)]
-        assert all(moved) if name == "targets" else not any(moved)
-    assert reached["targets"] < 0.4 * reached["backprop"]
+    for method in ("backprop", tp.Method(decoder=tp.Denoising(noise=1.0, lr=1e-2))):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(16, 12), nn.Tanh(), nn.Linear(12, 8), box(), nn.Linear(8, 3))
+        engine = tp.TargetPropagation(model, nn.CrossEntropyLoss(), example_input=x, method=method, seed=0)
+        optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
+        for _ in range(100):
+            optimizer.zero_grad()
+            loss = engine.backward(x, y).loss
+            optimizer.step()
+        reached.append(float(loss))
+    assert reached[1] < 0.4 * reached[0]
 
 
 def test_the_decoder_of_a_threshold_is_its_average_slope() -> None:
     # E[ε sign(h + ε)] / s² = 2 φ(h/s)/s: at h = 0 and s = 1, √(2/π).
-    model = {"below": nn.Linear(6, 6), "box": Sign()}
-    objective = tp.DifferenceReconstruction(w=0.0, damping=1.0, noise=1.0, updates=400, lr=1e-2)
-    decoder = nn.Linear(6, 6, bias=False)
-    engine = tp.TargetPropagation(
-        model, nn.MSELoss(), example_input=torch.zeros(2, 6), method=tp.Method(decoder=objective), seed=0,
-        decoders={"box": decoder},
-    )  # fmt: skip
-    nn.init.zeros_(model["below"].bias)
-    for rate in (1e-2, 1e-3):
-        for group in engine.decoder_optimizer.param_groups:
-            group["lr"] = rate
-        engine.train_decoders(torch.zeros(512, 6))
+    objective = tp.DifferenceReconstruction(w=0.0, damping=1.0, noise=1.0, updates=200, lr=2e-2)
+    below, decoder, x = nn.Linear(6, 6), nn.Linear(6, 6, bias=False), torch.zeros(512, 6)
+    nn.init.zeros_(below.bias)
+    model, given = (
+        {"below": below, "box": Sign()},
+        {"decoders": {"box": decoder}, "method": tp.Method(decoder=objective)},
+    )
+    engine = tp.TargetPropagation(model, nn.MSELoss(), example_input=x, seed=0, **given)
+    for rate in (2e-2, 1e-3):
+        engine.decoder_optimizer.param_groups[0]["lr"] = rate
+        engine.train_decoders(x)
     assert (decoder.weight - math.sqrt(2 / math.pi) * torch.eye(6)).abs().max() < 0.05
+
+
+# Classes that users give a decoder
+
+
+@pytest.fixture
+def register() -> Iterator:
+    """Register decoders, and forget them afterwards."""
+    before = dict(registry._BUILDERS)
+    yield tp.register_decoder
+    registry._BUILDERS.clear()
+    registry._BUILDERS.update(before)
+
+
+Q = torch.linalg.qr(rand(5, 5, seed=3))[0]
+
+
+class Turn(nn.Module):
+    """A rotation that may learn."""
+
+    def __init__(self, learns: bool) -> None:
+        super().__init__()
+        self.matrix = nn.Parameter(Q.clone(), requires_grad=learns)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = x @ self.matrix.T
+        return h.chunk(1)[0]
+
+
+class TurnValues(Turn):
+    """The same by NumPy."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.from_numpy(x.detach().numpy() @ self.matrix.detach().numpy().T)
+
+
+class Back(nn.Module):
+    """The transpose of a rotation."""
+
+    def __init__(self, matrix: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("matrix", matrix.detach().clone())
+
+    def forward(self, y: Tensor) -> Tensor:
+        return y @ self.matrix
+
+
+TURNS = [(Turn, True, "0 1 2"), (Turn, False, "0 2"), (TurnValues, False, "0 2")]
+
+
+@pytest.mark.parametrize(("box", "learns", "names"), TURNS)
+def test_an_own_class_is_one_call_and_is_decoded_by_its_builder(register, box, learns: bool, names: str) -> None:
+    seen = []
+
+    @register(Turn)
+    def build_back(module: nn.Module, x: Tensor, y: Tensor, style: str) -> nn.Module:
+        seen.append((type(module), x.shape, y.shape, style))
+        return Back(module.matrix)
+
+    model, x, y = around(box(learns)), rand(6, 4), rand(6, 3, seed=1)
+    objective = tp.DifferenceReconstruction(w=0.0, damping=1.0, updates=0, activation="inverse")
+    engine = build(model, tp.Method(decoder=objective, cut="pre-activation"))
+    assert engine.network.names == names.split() and seen == [(box, (6, 5), (6, 5), "inverse")]
+    (V, _), W = engine.bank.parameters(), model[-1].weight.detach()
+    V.data = W.T
+    engine.backward(x, y)
+    change = 2 * (model(x) - y).detach() / y.numel()
+    assert relative(model[0].weight.grad, (change @ W @ Q).T @ x) < 1e-10
+    if learns:
+        assert relative(model[1].matrix.grad, (change @ W).T @ model[0](x).detach()) < 1e-10
+
+
+def test_a_class_is_registered_once_and_serves_the_classes_derived_from_it(register) -> None:
+    builder = register(Turn)(lambda module, x, y, style: nn.Identity())
+    assert Turn in registered()
+    assert registry.find_builder(TurnValues(False)) is registry.find_builder(Turn(False)) is builder
+    assert registry.find_builder(nn.Linear(2, 2)) is None
+    with pytest.raises(ValueError, match="Turn has a decoder already; derive a class"):
+        register(Turn)
+
+
+class Messy(nn.Module):
+    """Draws random numbers, moves statistics and lets, or does not let, gradients through."""
+
+    def __init__(self, opaque: bool) -> None:
+        super().__init__()
+        self.norm, self.drop, self.opaque = nn.BatchNorm1d(5, affine=False), nn.Dropout(0.5), opaque
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.set_grad_enabled(not self.opaque):
+            return self.drop(self.norm(x)) + torch.rand_like(x)
+
+
+@pytest.mark.parametrize("opaque", [False, True])
+@pytest.mark.parametrize("method", ["dtp", "drl", "learned-inverse"])
+def test_a_step_draws_and_counts_and_calls_hooks_as_one_pass_does(register, method: str, opaque: bool) -> None:
+    if not opaque:
+        register(Messy)(lambda module, x, y, style: nn.Identity())
+    model, same, calls = around(Messy(opaque)), around(Messy(opaque)), []
+    engine = build(model, tp.method(method, cut="pre-activation"))
+    for module in (model[1], model[1].drop):
+        module.register_forward_hook(lambda module, args, out: calls.append(module))
+    x, y = rand(8, 4, seed=5), rand(8, 3, seed=6)
+    torch.manual_seed(7)
+    expected, state = same(x).detach(), torch.get_rng_state()
+    torch.manual_seed(7)
+    report = engine.backward(x, y)
+    assert calls == [model[1].drop, model[1]]
+    assert torch.equal(report.output, expected) and torch.equal(torch.get_rng_state(), state)
+    assert all(torch.equal(a, b) for a, b in zip(model.buffers(), same.buffers(), strict=True))
+    torch.manual_seed(7)
+    layer = engine.record(x).layers[1]
+    torch.manual_seed(8)
+    assert torch.equal(layer.f(layer.x), layer.h) and torch.equal(layer.f(layer.x[:3]), layer.h[:3])
+    torch.manual_seed(7)
+    other = model[1](layer.x + 1)  # the noise is the same, and the norm forgets a shift
+    assert relative(layer.f(layer.x + 1), model[2](other).detach()) < 1e-12

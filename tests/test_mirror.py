@@ -9,9 +9,9 @@ from torch import Tensor, nn
 
 import targetprop as tp
 from cases import DTYPE, backprop, gradients, rand, relative
+from one_layer import CONVS
 from targetprop.batch import Batch
 from targetprop.decoders.probes import probe
-from test_conv_decoders import CONVS
 
 
 def build(net: nn.Module, x: Tensor, seed: int = 0, **settings: Any) -> tp.TargetPropagation:
