@@ -1,11 +1,15 @@
 """The output's target: sizes, reductions, and the Gauss-Newton step against dense Hessians."""
 
+from functools import partial
+
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 import targetprop as tp
 from cases import DTYPE, LOSSES, rand, relative
+from targetprop.layers import Reduction
 from targetprop.output_target import loss_gradient
 
 N = 4
@@ -100,3 +104,60 @@ BAD = [
 def test_bad_input_is_named(call, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         call()
+
+
+# What a loss is, if it does not say so.
+
+SUMS = {
+    "a partial": (partial(functional.cross_entropy, reduction="sum"), True),
+    "a function": (lambda h, y: functional.cross_entropy(h, y, reduction="sum"), True),
+    "a mean": (lambda h, y: functional.cross_entropy(h, y), False),
+    "one that says so": (nn.CrossEntropyLoss(reduction="sum"), True),
+    "smoothed, a mean": (partial(functional.cross_entropy, label_smoothing=0.1), False),
+}
+
+
+@pytest.mark.parametrize("name", SUMS)
+def test_whether_a_loss_is_a_sum_is_found_by_trying(name: str) -> None:
+    loss, summed = SUMS[name]
+    h, y = rand(N, 3), torch.arange(N) % 3
+    change = tp.GradientStep(beta=0.3)(h, y, loss)
+    _, gradient = loss_gradient(h, y, loss)
+    assert torch.allclose(change.delta, -0.3 * (1 if summed else N) * gradient, rtol=1e-13)
+    assert change.scale == pytest.approx(0.3 * (1 if summed else N))
+
+
+def test_a_loss_is_tried_once_and_its_random_numbers_are_its_own() -> None:
+    calls = []
+
+    def loss(h: Tensor, y: Tensor) -> Tensor:
+        calls.append(len(h))
+        return (h - y + torch.rand(len(h), 1, dtype=DTYPE)).square().sum()
+
+    reduction, h = Reduction(loss), rand(N, 3)
+    torch.manual_seed(0)
+    assert reduction.summed(h, h) and reduction.summed(h, h)
+    assert calls == [N, 2 * N]
+    after = torch.rand(3)
+    torch.manual_seed(0)
+    assert torch.equal(after, torch.rand(3))
+
+
+SOFT = {
+    "probabilities": (nn.CrossEntropyLoss(), lambda h: h.softmax(1)),
+    "of each unit": (nn.BCEWithLogitsLoss(), lambda h: h.sigmoid()),
+    "values": (nn.MSELoss(), lambda h: h),
+}
+
+
+@pytest.mark.parametrize("name", SOFT)
+def test_float_labels_are_compared_as_the_loss_compares_them(name: str) -> None:
+    loss, predicted = SOFT[name]
+    h, y = rand(N, 3), rand(N, 3, seed=2).softmax(1)
+    assert torch.equal(tp.LabelTarget(beta=1.0)(h, y, loss).delta, y - predicted(h))
+
+
+def test_a_loss_without_label_target_is_refused() -> None:
+    h, y = rand(N, 3), rand(N, 3, seed=2)
+    with pytest.raises(ValueError, match="needs labels, or values that the loss compares the output with"):
+        tp.LabelTarget()(h, y, lambda h, y: (h - y).pow(4).mean() + h.exp().sum())

@@ -10,7 +10,7 @@ from torch.utils._pytree import tree_map
 from targetprop.checks import check_batch, check_state, first_tensor
 from targetprop.engine_state import VERSION
 from targetprop.finite import BAD_GRADIENT, BAD_INPUT, BAD_LOSS, BAD_OUTPUT, Look, RunningStatistics, not_finite
-from targetprop.layers import Model, check_whereabouts, evaluate_loss, explained
+from targetprop.layers import Model, Reduction, check_whereabouts, evaluate_loss, explained
 from targetprop.layers.inputs import call
 from targetprop.layers.sites import tensors_in
 from targetprop.methods import Method
@@ -37,6 +37,7 @@ class BackPropagation:
         self.model = modules if isinstance(modules, nn.Module) else nn.Sequential(*modules)
         self.loss, self.method, self.on_divergence, self.peers = loss, method, on_divergence, peers
         peers.check_modules([self.model], synchronised=True)
+        self._reduction = Reduction(loss)
         peers.start_alike({**dict(self.model.named_parameters()), **dict(self.model.named_buffers())})
 
     def backward(self, x: Any, y: Any, *, measure: bool = False) -> StepReport:
@@ -70,7 +71,10 @@ class BackPropagation:
         if not (named and any(t.requires_grad for t in tensors_in(output))):
             raise ValueError("the model has no trainable parameter; call requires_grad_(True) on those to train")
         if isinstance(output, Tensor):
-            value, start = batch.loss(*loss_gradient(output, y, self.loss), output.detach(), y, self.loss)
+            summed = self._reduction.summed(output, y)
+            value, start = batch.loss(
+                *loss_gradient(output, y, self.loss), output.detach(), y, self.loss, summed=summed
+            )
             found = torch.autograd.grad(output, list(named), start, allow_unused=True)
         else:  # a loss that picks from what the model returns, taken as a mean over the samples
             whole = evaluate_loss(self.loss, output, y)

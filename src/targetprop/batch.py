@@ -54,7 +54,9 @@ class Batch:
         """Restrict to the first samples of the step."""
         return Batch(min(samples, self.rows))
 
-    def loss(self, value: Tensor, gradient: Tensor, output: Tensor, y: Any, loss: Any) -> tuple[Tensor, Tensor]:
+    def loss(
+        self, value: Tensor, gradient: Tensor, output: Tensor, y: Any, loss: Any, *, summed: bool
+    ) -> tuple[Tensor, Tensor]:
         """Turn the loss of the samples held here, and its gradient in ``output``, into those of the whole step."""
         return value, gradient
 

@@ -25,6 +25,7 @@ from targetprop.layers import (
     Model,
     Network,
     Record,
+    Reduction,
     check_whereabouts,
     whereabouts,
 )
@@ -49,7 +50,7 @@ class TargetPropagation:
 
     Args:
         model: any module, as it is written; or a list or dictionary of modules, each of which becomes one layer.
-        loss: ``loss(output, y)``, a scalar; a mean over the batch unless its ``reduction`` is ``"sum"``.
+        loss: ``loss(output, y)``, a scalar: a mean or a sum over the batch, as its ``reduction`` says or as it behaves.
         method: a name from `METHODS` or a `Method`.
         example_input: an input of shape ``(n, …)``, a tuple of inputs or a dictionary of them by keyword; its values do
             not matter, its shape and device do.
@@ -143,8 +144,8 @@ class TargetPropagation:
         generators = Generators(self.bank.names, seed, first.device)
         update_state = self.method.update.build(self.network, example)
         self._parts = Parts(
-            self.method, self.network, self._forward, loss, self.bank, self.decoder_optimizer, generators, update_state,
-            self.peers,
+            self.method, self.network, self._forward, loss, Reduction(loss), self.bank, self.decoder_optimizer,
+            generators, update_state, self.peers,
         )  # fmt: skip
         self.peers.start_alike(self._named_tensors())
 

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from targetprop.batch import Batch
 from targetprop.finite import BAD_LOSS, Look
-from targetprop.layers import LossGradient, evaluate_loss, explain_loss
+from targetprop.layers import LossGradient, Reduction, evaluate_loss, explain_loss
 from targetprop.settings import check_ranges, check_types
 
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -74,7 +74,13 @@ class OutputTarget(ABC):
     needs_output: ClassVar[bool] = False  # whether it has to know how the loss depends on the output
 
     def __call__(
-        self, output: Tensor, y: Any, loss: Loss, batch: Batch | None = None, found: LossGradient | None = None
+        self,
+        output: Tensor,
+        y: Any,
+        loss: Loss,
+        batch: Batch | None = None,
+        found: LossGradient | None = None,
+        reduction: Reduction | None = None,
     ) -> OutputChange:
         """Evaluate the loss and the change of the output.
 
@@ -84,6 +90,7 @@ class OutputTarget(ABC):
             loss: the user's loss.
             batch: which samples of the step these are; all of them if None.
             found: the loss and its gradients, where it is more than a function of ``output``.
+            reduction: whether the loss is a sum or a mean; as it says or behaves if None.
 
         Returns:
             Loss and ``Δ_L``.
@@ -97,9 +104,11 @@ class OutputTarget(ABC):
                 f"output target {self.name!r} needs a model that returns one tensor and a loss of that tensor alone;"
                 " choose the output target 'gradient'"
             )
+        reduction = Reduction(loss) if reduction is None else reduction
+        summed = reduction.summed(output, y if found is None else None)
         found = LossGradient(*loss_gradient(output, y, loss), {}) if found is None else found
-        value, gradient = batch.loss(found.value, found.output, output, y, loss)
-        n = 1 if getattr(loss, "reduction", "mean") == "sum" else batch.total
+        value, gradient = batch.loss(found.value, found.output, output, y, loss, summed=summed)
+        n = 1 if summed else batch.total
         delta = self.beta * self.direction(output, y, loss, n * gradient)
         part = batch.rows / batch.total if batch.processes > 1 and n > 1 else 1.0
         return OutputChange(value, delta, self.beta * n, {p: g * part for p, g in found.beside.items()})
@@ -211,7 +220,7 @@ class LabelTarget(OutputTarget):
 
     The source puts the softmax inside the top layer, and gives the layer below it the target
     ``h + g(one-hot) − g(softmax)``; with the affine decoder of the logits used here, that is the difference step from
-    this ``Δ_L``. For float labels, ``Δ_L = y − h_L``.
+    this ``Δ_L``. Float labels are compared with what the loss compares them with: the softmax, the sigmoid or ``h_L``.
 
     Attributes:
         beta: share of the way to the label; 1 is the source's.
@@ -224,8 +233,26 @@ class LabelTarget(OutputTarget):
     def direction(self, output: Tensor, y: Tensor, loss: Loss, gradient: Tensor) -> Tensor:
         """Compare with the label; see `OutputTarget.direction`."""
         if y.is_floating_point():
-            return y - output
+            return _towards(y, output, gradient)
         return nn.functional.one_hot(y, output.shape[1]).to(output) - output.softmax(1)
+
+
+def _towards(y: Tensor, output: Tensor, gradient: Tensor) -> Tensor:
+    """Find what of the output the loss compares with float labels: probabilities of classes or of each unit, or it."""
+    for predicted in (output, output.softmax(1), output.sigmoid()):
+        if y.shape == output.shape and _cosine(y - predicted, -gradient) > _ALIKE:
+            return y - predicted
+    raise ValueError(
+        "output target 'label' needs labels, or values that the loss compares the output with, such as by cross-entropy"
+        " or squared error; choose the output target 'gradient'"
+    )
+
+
+_ALIKE = 0.99
+
+
+def _cosine(a: Tensor, b: Tensor) -> float:
+    return float(torch.cosine_similarity(a.double().flatten(), b.double().flatten(), dim=0, eps=1e-30))
 
 
 OUTPUT_TARGETS: dict[str, type[OutputTarget]] = {t.name: t for t in (GradientStep, GaussNewtonStep, LabelTarget)}

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from targetprop.decoders import Bank
 from targetprop.finite import BAD_TARGET, Look, not_finite
-from targetprop.layers import Network, Record
+from targetprop.layers import Network, Record, Reduction
 from targetprop.methods import Method
 from targetprop.output_target import Loss
 from targetprop.peers import Peers
@@ -27,6 +27,7 @@ class Parts:
         network: the layers.
         forward: runs the model on inputs, with labels if there are any, into a record of its layers.
         loss: the user's loss.
+        reduction: whether that is a sum or a mean.
         bank: the decoders.
         decoder_optimizer: over their parameters; None if there are none to be trained by one.
         generators: source of the noise of each decoder, by name.
@@ -38,6 +39,7 @@ class Parts:
     network: Network
     forward: Callable[..., Record]
     loss: Loss
+    reduction: Reduction
     bank: Bank
     decoder_optimizer: torch.optim.Optimizer | None
     generators: dict[str, torch.Generator]
@@ -59,7 +61,7 @@ def take_step(parts: Parts, x: Any, y: Any, *, measure: bool) -> StepReport:
     """
     method, peers = parts.method, parts.peers
     record = parts.forward(x, y, measure=measure)
-    change = method.output_target(record.output, y, parts.loss, record.batch, record.loss)
+    change = method.output_target(record.output, y, parts.loss, record.batch, record.loss, parts.reduction)
     decoder_loss, problem = learn(parts, record, [*record.looks(x), *change.looks()])
     report = StepReport(change.loss, record.output, skipped=problem)
     if problem:

@@ -3,7 +3,7 @@
 from targetprop.layers.accepts import check_whereabouts, explained, whereabouts
 from targetprop.layers.closed import Closed
 from targetprop.layers.layer import Cut, Layer, Model
-from targetprop.layers.loss import evaluate_loss, explain_loss
+from targetprop.layers.loss import Reduction, evaluate_loss, explain_loss
 from targetprop.layers.network import Network, Pass, record_layers
 from targetprop.layers.pieces import Piece
 from targetprop.layers.planning import Cutting
@@ -24,6 +24,7 @@ __all__ = [
     "Piece",
     "Pulled",
     "Record",
+    "Reduction",
     "Residual",
     "check_whereabouts",
     "evaluate_loss",

@@ -6,6 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from targetprop.layers.random_states import random_states, set_random_states
+
 
 def evaluate_loss(loss: Callable[[Any, Any], Any], output: Any, y: Any) -> Tensor:
     """Call a loss; a ``ValueError`` says what it does not accept, or returns instead of a scalar."""
@@ -16,6 +18,42 @@ def evaluate_loss(loss: Callable[[Any, Any], Any], output: Any, y: Any) -> Tenso
     except (IndexError, RuntimeError, TypeError, ValueError) as error:
         raise ValueError(explain_loss(output, y, error)) from error
     return checked_loss(value)
+
+
+class Reduction:
+    """Whether a loss is a sum over samples or a mean: as it says, or as it behaves on a batch twice over.
+
+    Args:
+        loss: ``loss(output, y)``.
+
+    >>> h, y = torch.ones(3, 2), torch.zeros(3, 2)
+    >>> Reduction(lambda h, y: (h - y).square().sum()).summed(h, y), Reduction(torch.nn.MSELoss()).summed(h, y)
+    (True, False)
+    """
+
+    def __init__(self, loss: Callable[[Any, Any], Any]) -> None:
+        """Ask the loss."""
+        said = getattr(loss, "reduction", None)
+        self._loss, self._summed = loss, None if said is None else said == "sum"
+
+    def summed(self, output: Tensor, y: Any) -> bool:
+        """Say whether it is a sum, by a trial the first time if need be; what cannot be tried counts as a mean."""
+        if self._summed is None:
+            self._summed = self._grows(output.detach(), y)
+        return self._summed
+
+    @torch.no_grad()
+    def _grows(self, output: Tensor, y: Any) -> bool:
+        if not isinstance(y, Tensor) or y.dim() == 0 or len(y) != len(output):
+            return False
+        drawn = random_states()
+        try:
+            once, twice = (float(self._loss(torch.cat([output] * k), torch.cat([y] * k))) for k in (1, 2))
+        except (IndexError, RuntimeError, TypeError, ValueError):
+            return False
+        finally:
+            set_random_states(drawn)
+        return abs(twice) > 1.5 * abs(once)
 
 
 def checked_loss(value: Any) -> Tensor:

@@ -58,9 +58,11 @@ class BatchShard(Batch):
         counts = [int((self._dealt(rank) < samples).sum()) for rank in range(self._group.size)]
         return BatchShard(self._group, counts)
 
-    def loss(self, value: Tensor, gradient: Tensor, output: Tensor, y: Any, loss: Any) -> tuple[Tensor, Tensor]:
+    def loss(
+        self, value: Tensor, gradient: Tensor, output: Tensor, y: Any, loss: Any, *, summed: bool
+    ) -> tuple[Tensor, Tensor]:
         """Weigh each rank's mean by its samples, cross-entropy's by the weights of its classes; see `Batch.loss`."""
-        if getattr(loss, "reduction", "mean") == "sum":
+        if summed:
             self.sum_([value])
             return value, gradient
         worth = _worth(output, y, loss)
