@@ -25,7 +25,7 @@ from targetprop.claims.measure.trial import Trial
 from targetprop.claims.networks import orthogonal, random_network
 from targetprop.decoders import Inverse
 from targetprop.diagnostics import DenseInverse
-from targetprop.layers.forward_pass import run_forward
+from targetprop.layers import record_layers
 
 SMALL = dict(width=6, depth=3, points=21, steps=12)
 
@@ -71,7 +71,7 @@ def scalar() -> tuple[nn.Sequential, torch.Tensor]:
 
 def test_curvature_of_a_scalar_network_is_the_closed_form() -> None:
     network, x = scalar()
-    record = run_forward(tp.build_chain(network), x)
+    record = record_layers(network, x)
     v = rand(5, 1, seed=2)
     (linear,) = predict(record, v)
     h, t = record.layers[0].h, record.output
@@ -91,7 +91,7 @@ def test_rounding_of_an_orthogonal_network_is_the_sum_of_the_norms() -> None:
     for i, layer in enumerate(network):
         layer.weight.data = orthogonal(4, torch.Generator().manual_seed(i))
     x = rand(3, 4)
-    lowest, upper = predict(run_forward(tp.build_chain(network), x), rand(3, 4, seed=1))
+    lowest, upper = predict(record_layers(network, x), rand(3, 4, seed=1))
     assert (lowest.rounding, upper.rounding) == (pytest.approx(3 * rms(x)), pytest.approx(2 * rms(x)))
     assert lowest.curvature == upper.curvature == 0
 

@@ -11,7 +11,7 @@ from targetprop.claims.figures.local_learning import draw
 from targetprop.claims.local_learning import EXACT, local_learning
 from targetprop.claims.networks import digits_network, load_digits
 from targetprop.diagnostics import DenseInverse, layer_jacobian
-from targetprop.layers.forward_pass import run_forward
+from targetprop.layers import record_layers
 
 WIDTHS = (24, 16)
 DAMPED = tp.DifferenceReconstruction(w=1.0, damping=0.3, relative=True, lr=2e-2)
@@ -34,7 +34,7 @@ def test_the_learned_inverse_contracts(claim) -> None:
 
 
 def test_the_exact_inverse_has_the_factor_of_its_singular_values(claim) -> None:
-    record = run_forward(tp.build_chain(digits_network(WIDTHS, 0)), load_digits().test_x[:64])
+    record = record_layers(digits_network(WIDTHS, 0), load_digits().test_x[:64])
     for index, layer in enumerate(record.layers[1:]):
         jacobian = layer_jacobian(layer).double()
         damping = 0.3 * jacobian.square().sum(2).mean()
@@ -50,7 +50,7 @@ def test_the_learned_factor_approaches_the_exact_one(claim) -> None:
 
 
 def test_the_residual_of_the_exact_inverse_follows_the_closed_form() -> None:
-    record = run_forward(tp.build_chain(digits_network(WIDTHS, 3)), load_digits().test_x[:64])
+    record = record_layers(digits_network(WIDTHS, 3), load_digits().test_x[:64])
     found = local_learning(3, widths=WIDTHS, steps=0, objectives={"exact": EXACT_DAMPED}, promised=["exact"]).data
     generator = torch.Generator().manual_seed(3)
     for index, layer in enumerate(record.layers[1:]):

@@ -20,7 +20,6 @@ from targetprop.diagnostics import (
 from targetprop.diagnostics import angles as angles_module
 from targetprop.diagnostics.inverse_quality import AskedInverse, measure_inverse
 from targetprop.inversion import Problem
-from targetprop.layers.forward_pass import run_forward
 
 CROSS_ENTROPY = LOSSES["cross-entropy"]
 DIFFERENTIAL = tp.GradientStep(1e-4)
@@ -61,7 +60,7 @@ def test_contraction_is_the_largest_singular_value_on_the_smaller_side(rule) -> 
     x, y = rand(7, 4), torch.arange(7) % 3
     engine = build(mlp(4, 3, 5, 3), x, decoder=tp.Fixed(), inversion=rule)
     found = inspect_targets(engine, x, y).layers
-    record, alpha = run_forward(engine.network, x), getattr(rule, "alpha", 1.0)
+    record, alpha = engine.record(x), getattr(rule, "alpha", 1.0)
     for index in (1, 2):
         layer, quality = record.layers[index], found[index].inverse
         jf, jg = layer_jacobian(layer), jacobian_of(engine.bank.inverse(record.layers[index]), layer.h)
@@ -76,7 +75,7 @@ def test_contraction_of_direct_inversion_is_at_the_decoded_point() -> None:
     x = rand(7, 4)
     engine = build(mlp(4, 6, 5, 3), x, decoder=tp.Fixed(), inversion=tp.Direct())
     quality = inspect_targets(engine, x, torch.arange(7) % 3).layers[1].inverse
-    record = run_forward(engine.network, x)
+    record = engine.record(x)
     layer, g = record.layers[1], engine.bank.inverse(record.layers[1])
     product = jacobian_of(lambda u: layer.f(g(u)), layer.h)
     eye = torch.eye(5, dtype=DTYPE)
@@ -86,7 +85,7 @@ def test_contraction_of_direct_inversion_is_at_the_decoded_point() -> None:
 def test_contraction_of_exact_decoders_needs_no_derivative_of_their_solver(short_trials) -> None:
     x = rand(7, 4)
     engine = build(mlp(4, 3, 5, 3), x, decoder=tp.Exact(w=1.0, damping=0.3), inversion=tp.OutputSpace(steps=2))
-    record = run_forward(engine.network, x)
+    record = engine.record(x)
     for layer, found in zip(record.layers[1:], inspect_targets(engine, x, torch.arange(7) % 3).layers[1:], strict=True):
         jacobian = layer_jacobian(layer)
         smallest = torch.linalg.svdvals(jacobian)[:, -1].detach()
@@ -98,7 +97,7 @@ def test_contraction_of_regularised_inversion_is_of_its_own_step() -> None:
     x, rule = rand(7, 4), tp.Regularised(steps=3, alpha=0.4, damping=0.2)
     engine = build(mlp(4, 6, 5, 3), x, decoder=tp.NoDecoder(), inversion=rule)
     found = inspect_targets(engine, x, torch.arange(7) % 3).layers[1].inverse
-    jacobian = layer_jacobian(run_forward(engine.network, x).layers[1])
+    jacobian = layer_jacobian(engine.record(x).layers[1])
     step, eye = jacobian.mT @ jacobian + 0.2 * torch.eye(6, dtype=DTYPE), torch.eye(6, dtype=DTYPE)
     same_factors(found, largest(eye - 0.4 * step), largest(eye - 0.2 * step), rel=0.01)
     assert found.kind == "none, regularised" and found.space == "input"
@@ -108,7 +107,7 @@ def test_composite_inverses_are_measured_against_all_layers_above() -> None:
     x = rand(7, 4)
     engine = build(mlp(4, 6, 5, 3), x, decoder=tp.DirectFeedback(), propagation="composite")
     found = inspect_targets(engine, x, torch.arange(7) % 3).layers[1].inverse
-    record = run_forward(engine.network, x)
+    record = engine.record(x)
     forward = layer_jacobian(record.layers[2]) @ layer_jacobian(record.layers[1])
     product = forward @ jacobian_of(engine.bank.composite(record.layers[1:]), record.output)
     eye = torch.eye(3, dtype=DTYPE)
@@ -128,7 +127,7 @@ def test_transposes_point_where_back_propagation_does(network: str) -> None:
     assert all(layer.angle_backprop < 1e-4 and (layer.angle_gradient or 0.0) < 1e-4 for layer in found.layers)
     assert sum(layer.angle_gradient is not None for layer in found.layers) >= 2
     assert found.layers[0].inverse is None and all(layer.inverse for layer in found.layers[1:])
-    assert found.loss == pytest.approx(float(CROSS_ENTROPY.loss(run_forward(engine.network, x).output, y)))
+    assert found.loss == pytest.approx(float(CROSS_ENTROPY.loss(engine.record(x).output, y)))
 
 
 def test_exact_inverses_of_an_invertible_network_point_where_gauss_newton_does() -> None:
@@ -138,7 +137,7 @@ def test_exact_inverses_of_an_invertible_network_point_where_gauss_newton_does()
     assert all(layer.angle_gauss_newton < 1e-2 for layer in layers)
     assert layers[0].angle_backprop > 5
     assert all(layer.inverse.residual < 1e-3 and layer.inverse.converged == 1 for layer in layers[1:])
-    record = run_forward(engine.network, x)
+    record = engine.record(x)
     change = engine.method.output_target(record.output, torch.arange(6) % 3, engine.loss).delta
     jacobian = layer_jacobian(record.layers[2]) @ layer_jacobian(record.layers[1])
     delta = torch.linalg.solve(jacobian, change)
@@ -193,7 +192,7 @@ def test_a_broken_inverse_is_called_by_its_norm() -> None:
 
 def test_an_inverse_that_overshoots_is_cured_by_half_steps() -> None:
     engine, x, y = rotated(0.0, steps=3)
-    engine.bank.layers["1"].parts[0].module.weight.data *= 2.5
+    engine.bank.layers["1"].learned["own"].weight.data *= 2.5
     layer = inspect_targets(engine, x, y).layers[1]
     assert layer.inverse.contraction == pytest.approx(1.5) and layer.inverse.contraction_half == pytest.approx(0.25)
     assert "lower inversion.alpha from 1 to 0.5 (norm 0.25)" in advise(layer, engine.method)
@@ -394,14 +393,18 @@ def test_what_cannot_be_differentiated_is_left_out(layer: nn.Module) -> None:
 
 def test_what_is_not_there_is_none() -> None:
     x, loss = rand(5, 4), LOSSES["squared error"].loss
-    net = mlp(4, 3, 3)
-    net[0].requires_grad_(False)
+    net = mlp(4, 3, 3, 3)
+    net[2].requires_grad_(False)
     engine = build(net, x, loss=loss)
     found = inspect_targets(engine, x, rand(5, 3)).layers
-    assert found[0].inverse is None and found[0].angle_gradient is None and found[1].angle_gradient is not None
+    assert found[0].inverse is None and found[1].inverse is not None
+    assert [layer.angle_gradient is None for layer in found] == [False, True, False]
     still = inspect_targets(engine, x, net(x).detach()).layers
     assert all(layer.influence is None and layer.angle_backprop is None for layer in still)
     assert still[1].inverse.converged is None and still[1].inverse.residual is None
+    net[0].requires_grad_(False)  # and nothing that is trained lies below the last layer
+    (last,) = inspect_targets(build(net, x, loss=loss), x, rand(5, 3)).layers
+    assert last.name == "4" and last.inverse is None and last.angle_gradient is not None
     assert advise(still[1], engine.method) == "layer 2: these samples ask for no change; inspect others"
     (only,) = inspect_targets(build(mlp(4, 3), x), x, torch.arange(5) % 3).layers
     assert only.inverse is None and advise(only, engine.method).startswith("layer 0: fine: ")
@@ -409,7 +412,7 @@ def test_what_is_not_there_is_none() -> None:
 
 def test_a_decoder_that_returns_nothing_is_noticed_below() -> None:
     engine, x, y = rotated(1.0, steps=0)
-    engine.bank.layers["1"].parts[0].module.weight.data.zero_()
+    engine.bank.layers["1"].learned["own"].weight.data.zero_()
     below = inspect_targets(engine, x, y).layers[0]
     assert below.influence == float("inf") and below.angle_backprop is None
     assert "its target does not move" in advise(below, engine.method)

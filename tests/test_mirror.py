@@ -174,7 +174,7 @@ def test_gradients_become_those_of_backpropagation(name: str) -> None:
     assert set(engine.kinds().values()) == {"mirrored"}
     assert engine.decoder_optimizer is None
     needed = {use.site.key.replace(".", "/") for use in engine.record(x).uses() if use.site.needed}
-    assert set(engine.bank.state_dict()) == needed | {"warm"}, "what no backward pass reads has no mirror"
+    assert set(engine.bank.state_dict()) == needed | {"seen"}, "what no backward pass reads has no mirror"
     assert ("cell/weight_hh_l0" in needed) == isinstance(net, Recurrent), "changes go back through time by mirrors too"
 
 

@@ -1,8 +1,6 @@
 """The networks by name: parameters counted by hand, blocks that add up, and a sentence where images do not fit."""
 
 import json
-from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,18 +9,15 @@ import yaml
 from torch import nn
 
 import targetprop as tp
-from cases import DTYPE, backprop, gradients, rand, relative
+from cases import DTYPE, TRANSPOSE, backprop, gradients, rand, relative
 from targetprop import diagnostics
 from targetprop.decoders import LayerBank
-from targetprop.decoders.conv import LearnedMap
-from targetprop.decoders.linear import LinearDecoder
-from targetprop.decoders.residual import CorrectedDecoder, PathDecoder
+from targetprop.decoders.maps import BoundMap
 from targetprop.experiments.errors import CommandError
 from targetprop.experiments.main import main
 from targetprop.experiments.networks import ACTIVATIONS, NETWORKS, LeNet, Network, ResNet, Vgg, ViT
 from targetprop.experiments.networks.vit import AttentionCore, MeanPool
-from targetprop.layers import leaves
-from targetprop.layers.forward_pass import run_forward
+from targetprop.layers import record_layers
 
 # settings, parameters for images 3×32×32 and 10 classes, counted by hand
 COUNTED = [
@@ -57,16 +52,15 @@ def test_parameters_are_those_counted_by_hand(network: Network, count: int):
 
 @pytest.mark.parametrize("shape", [(1, 8, 8), (1, 28, 28), (3, 32, 32), (2, 12, 20)])
 @pytest.mark.parametrize("network", [LeNet(), Vgg([4, 4, 4]), ResNet(8), ViT(16, 2)], ids=lambda n: n.name)
-def test_images_of_many_shapes_fit_and_the_chain_composes_to_the_model(network: Network, shape):
-    model = network.build(shape, 7).eval()
-    x = torch.rand(3, *shape)
-    h = x
+def test_images_of_many_shapes_fit_and_layers_compose_to_the_model(network: Network, shape):
+    model = network.build(shape, 7).double().eval()
+    x, other = rand(3, *shape), rand(3, *shape, seed=1)
     for cut in ("post-activation", "pre-activation"):
-        h = x
-        for layer in tp.build_chain(model, cut).layers:
-            for module in layer.modules:
-                h = module(h)
-        assert h.shape == (3, 7) and torch.equal(h, model(x))
+        h = other
+        for layer in record_layers(model, x, cut).layers:
+            h = layer.f(h)
+        assert h.shape == (3, 7)
+        torch.testing.assert_close(h, model(other), rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize(
@@ -121,7 +115,11 @@ def test_a_transformer_keeps_the_order_of_its_patches():
     torch.testing.assert_close(model[-3](h), h.sum(1) / 6)
 
 
-# Networks of residual blocks under target propagation; what transposes lead to is known.
+# Networks under target propagation; what transposes lead to is known.
+PLAIN = {
+    "lenet": (LeNet([3, 4], hidden=8), (2, 8, 8)),
+    "vgg": (Vgg([3, 4], activation="elu"), (2, 8, 8)),
+}
 RESIDUAL = {
     "vit": (ViT(8, 2, 2, 2), (2, 4, 6)),
     "vit, tanh": (ViT(8, 1, 4, 2, activation="tanh"), (2, 4, 4)),
@@ -131,44 +129,28 @@ RESIDUAL = {
 }
 
 
-def residual(name: str, seed: int = 0, **settings) -> tuple[nn.Sequential, torch.Tensor, torch.Tensor]:
+def built(name: str, seed: int = 0) -> tuple[nn.Sequential, torch.Tensor, torch.Tensor]:
     """Build one of them with gains and biases that matter, a batch and its labels."""
-    network, shape = RESIDUAL[name]
+    network, shape = (PLAIN | RESIDUAL)[name]
     torch.manual_seed(seed)
-    model = replace(network, **settings).build(shape, 3).to(DTYPE).train("eval" not in name)
+    model = network.build(shape, 3).to(DTYPE).train("eval" not in name)
     for parameter in model.parameters():
         parameter.data.add_(0.1 * torch.randn_like(parameter))
     return model, rand(5, *shape), torch.arange(5) % 3
 
 
-def learned_maps(decoder: nn.Module, module: nn.Module) -> Iterator[tuple[nn.Module, nn.Module]]:
-    """Pair the learned maps of a decoder with the maps that they stand against."""
-    if isinstance(module, tp.Residual):
-        if isinstance(decoder, CorrectedDecoder):
-            yield from learned_maps(decoder.branch, module.branch)
-            decoder = decoder.shortcut
-        yield from learned_maps(decoder, module.shortcut)
-    elif isinstance(decoder, PathDecoder):
-        for part, (_, leaf) in zip(decoder.parts, leaves(module), strict=True):
-            yield from learned_maps(part, leaf)
-    elif isinstance(decoder, LinearDecoder | LearnedMap):
-        yield decoder, module
-
-
 @torch.no_grad()
 def transpose_every_map(engine: tp.TargetPropagation, x: torch.Tensor, sign: float = 1.0) -> None:
     """Copy the forward weights into the decoders' maps, or the mirrors, and see to it that none is left out."""
-    done = 0
+    done, record = 0, engine.record(x)
     if isinstance(engine.bank, LayerBank):
-        for layer in engine.network.layers[1:]:
-            for part, module in zip(engine.bank.decoder(layer.name).parts, layer.modules, strict=True):
-                for decoder, of in learned_maps(part, module):
-                    linear = isinstance(decoder, LinearDecoder)
-                    weight = decoder.map.weight if linear else decoder.weight
-                    weight.copy_(sign * (of.weight.T if linear else of.weight))
-                    done += 1
+        for layer in record.inverted:
+            (use,) = layer.maps
+            (learned,) = (part for part in engine.bank.decoder(layer.name).parts(layer) if isinstance(part, BoundMap))
+            learned.weight.copy_(sign * (use.weight.T if use.site.kind == "linear" else use.weight))
+            done += 1
     else:
-        for use in engine.record(x).uses():
+        for use in record.uses():
             if use.site.needed:
                 engine.bank.mirror(use.site.key, use.base).copy_(sign * use.base)
                 done += 1
@@ -181,16 +163,17 @@ TRANSPOSES = {
 }
 
 
-@pytest.mark.parametrize("kind", TRANSPOSES)
-@pytest.mark.parametrize("name", RESIDUAL)
+@pytest.mark.parametrize(
+    ("name", "kind"), [(name, kind) for name in PLAIN for kind in TRANSPOSES] + [(n, "mirrored") for n in RESIDUAL]
+)
 def test_transposed_maps_give_the_gradient_of_back_propagation(name, kind):
-    model, x, y = residual(name)
+    model, x, y = built(name)
     loss = nn.CrossEntropyLoss()
     wanted = backprop(model, loss, x, y)
     for beta in (1e-6, 0.1):  # at any size: between one layer's output and its input, every decoder is affine
         method = tp.method("l-drl", decoder=TRANSPOSES[kind], output_target=tp.GradientStep(beta))
         engine = tp.TargetPropagation(model, loss, example_input=x, method=method, seed=0)
-        assert {kind} <= set(engine.kinds().values()) <= {kind, "identity"}
+        assert set(engine.kinds().values()) == {kind}
         transpose_every_map(engine, x)
         model.zero_grad()
         engine.backward(x, y)
@@ -201,26 +184,34 @@ def test_transposed_maps_give_the_gradient_of_back_propagation(name, kind):
     assert relative(gradients(model), wanted) > 0.1
 
 
-@pytest.mark.parametrize("recipe", ["dtp, identity", "dtp, inverse", "dtp, transpose", "iterated", "l-drl"])
+@pytest.mark.parametrize("name", RESIDUAL)
+def test_transposes_of_whole_layers_give_the_gradient_of_back_propagation(name):
+    model, x, y = built(name)
+    wanted = backprop(model, nn.CrossEntropyLoss(), x, y)
+    method = tp.method("dtp", decoder=TRANSPOSE)
+    tp.TargetPropagation(model, nn.CrossEntropyLoss(), example_input=x, method=method).backward(x, y)
+    assert relative(gradients(model), wanted) < 1e-11
+
+
+@pytest.mark.parametrize("style", ["identity", "inverse", "transpose"])
 @pytest.mark.parametrize("name", ["vit", "resnet"])
-def test_blocks_take_steps_in_every_style_with_their_correction_and_without(name, recipe):
-    for correction in (True, False):
-        model, x, y = residual(name, correction=correction)
-        method, _, style = recipe.partition(", ")
-        chosen = tp.method(method)
-        if style:
-            chosen = replace(chosen, decoder=replace(chosen.decoder, activation=style))
-        engine = tp.TargetPropagation(model, nn.CrossEntropyLoss(), example_input=x, method=chosen, seed=0)
-        if style:
-            blocks = [str(i) for i, module in enumerate(model) if isinstance(module, tp.Residual)]
-            kinds = {engine.kinds()[block] for block in blocks}
-            assert ("identity" in kinds) != correction and not any("linearised" in kind for kind in kinds)
-        else:
-            assert set(engine.kinds().values()) == {"mirrored"}
-        for _ in range(2):
-            assert torch.isfinite(engine.backward(x, y).loss)
-        assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in model.parameters())
-        assert all(p.grad.any() for p in model[0].parameters())
+def test_blocks_are_inverted_by_an_affine_map_beside_the_identity(name, style):
+    model, x, y = built(name)
+    chosen = tp.method("dtp", decoder=tp.Denoising(activation=style))
+    engine = tp.TargetPropagation(model, nn.CrossEntropyLoss(), example_input=x, method=chosen, seed=0)
+    same = {str(i): isinstance(m.shortcut, nn.Identity) for i, m in enumerate(model) if isinstance(m, tp.Residual)}
+    kinds = {name.split(".")[0]: kind for name, kind in engine.kinds().items()}
+    assert {i: kinds[i] for i in same} == {i: f"affine{' on the identity' * s}, learned" for i, s in same.items()}
+    first = float(engine.train_decoders(x))
+    for _ in range(60):
+        last = float(engine.train_decoders(x))
+    assert last < 0.9 * first
+    engine.backward(x, y)
+    found = [p.grad.clone() for p in model.parameters()]
+    assert all(gradient.any() for gradient in found)
+    model.zero_grad()
+    nn.CrossEntropyLoss()(model(x), y).backward()
+    torch.testing.assert_close(found[-2:], [p.grad for p in model[-1].parameters()], rtol=1e-10, atol=1e-13)
 
 
 @pytest.mark.parametrize("style", ["identity", "inverse", "transpose"])
@@ -228,7 +219,7 @@ def test_the_mean_over_a_sequence_is_decoded_by_its_transpose_or_pseudo_inverse(
     layers, x = [nn.Linear(3, 3).to(DTYPE), MeanPool()], rand(4, 5, 3)
     method = tp.Method(decoder=tp.Denoising(activation=style))
     engine = tp.TargetPropagation(layers, nn.MSELoss(), example_input=x, method=method)
-    layer = (record := run_forward(engine.network, x)).layers[1]
+    layer = (record := engine.record(x)).layers[1]
     J, g = diagnostics.layer_jacobian(layer), engine.bank.inverse(record.layers[1])
     change = rand(4, 3, seed=1)
     wanted = (J.mT if style == "transpose" else torch.linalg.pinv(J)) @ change.unsqueeze(2)

@@ -33,7 +33,8 @@ def activations(record: Record) -> list[Tensor]:
     """
     first = record.layers[0]
     if first.layer.segment.start is None:  # its inputs may be several, and are left as they are
-        values = [first.x.detach().float().requires_grad_(), first.y]
+        y = first.y if first.y.requires_grad else first.h.requires_grad_()  # of some samples it has no graph
+        values = [first.x.detach().float().requires_grad_(), y]
     else:
         values = [first.x.detach().requires_grad_()]
     with torch.enable_grad():
