@@ -201,3 +201,10 @@ def test_a_run_in_fp64_is_in_float64_throughout(tmp_path, monkeypatch):
     assert any(name.startswith("engine/") for name in numbers)
     assert {tensor.dtype for tensor in numbers.values()} == {torch.float64}
     assert main(["inspect", whole, "--samples", "8"]) == 0
+
+
+def test_autocast_with_float16_warns_that_gradients_are_not_scaled() -> None:
+    net, x = nn.Sequential(nn.Linear(4, 3), nn.Tanh(), nn.Linear(3, 2)), torch.randn(4, 4)
+    engine = tp.TargetPropagation(net, nn.CrossEntropyLoss(), example_input=x)
+    with torch.autocast("cpu", torch.float16), pytest.warns(UserWarning, match="leave torch.amp.GradScaler out"):
+        engine.backward(x, torch.zeros(4, dtype=torch.long))

@@ -35,6 +35,7 @@ from targetprop.methods import Method
 from targetprop.methods import method as find_method
 from targetprop.output_target import Loss
 from targetprop.parallel import Placement, connect
+from targetprop.precision import warn_if_unscaled
 from targetprop.step import Parts, learn, take_step
 from targetprop.step_report import StepReport, settle
 
@@ -251,7 +252,7 @@ class TargetPropagation:
         return "\n".join([str(self.method), *rows])
 
     def _check_batch(self, x: Any, y: Any = None) -> None:
-        first_tensor(x, "the batch")
+        warn_if_unscaled(first_tensor(x, "the batch"))
         for tensor in tensors_in(x):
             check_batch(tensor, may_be_empty=True)
             check_whereabouts(tensor, whereabouts(self.network), self._whereabouts)

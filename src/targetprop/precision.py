@@ -1,5 +1,6 @@
 """Half precision: where it may round, and where nothing of a small difference would be left."""
 
+import warnings
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
@@ -16,6 +17,16 @@ def at_least_float32(x: Tensor) -> Tensor:
 def is_cast(x: Tensor) -> bool:
     """Say whether autocast is on where a tensor lives, and products round to half precision."""
     return torch.is_autocast_enabled(x.device.type)
+
+
+def warn_if_unscaled(x: Tensor) -> None:
+    """Warn that gradients are not scaled where autocast rounds to float16, whose users scale the loss."""
+    if is_cast(x) and torch.get_autocast_dtype(x.device.type) == torch.float16:
+        warnings.warn(
+            "gradients of target propagation are not scaled: leave torch.amp.GradScaler out, or use autocast with"
+            " bfloat16",
+            stacklevel=3,
+        )
 
 
 def no_autocast(x: Tensor) -> AbstractContextManager[object]:
