@@ -40,7 +40,7 @@ class LayerCheck:
         output_shape: shape of one sample of its output.
         inverse: how it is inverted.
         decoder_parameters: how many numbers its decoder learns.
-        local: whether its inversion reads no derivative of the forward weights.
+        local: whether its inversion reads no derivative of the forward weights, and learns from the layer alone.
     """
 
     name: str
@@ -146,8 +146,9 @@ def _rows_of(engine: TargetPropagation, record: Record) -> tuple[LayerCheck, ...
     kinds, rule, rows = engine.kinds(), engine.method.inversion, []
     for layer in record.layers:
         kind = kinds.get(layer.name, f"{rule.name}: derivative of the layer" if rows else "none needed")
-        local = not ("linearised" in kind or "derivative of" in kind)
-        if kind == "fixed" and isinstance(rule, Iteration | Krylov):
+        derived = "linearised" in kind or "derivative of" in kind
+        local = not (derived or (bool(rows) and not engine.method.decoder.local and rule.needs_decoder))
+        if kind.endswith("fixed") and isinstance(rule, Iteration | Krylov):
             kind = f"{kind}, iterated"
         count = engine.bank.count(layer.name) if rows else 0
         rows.append(_check_of(layer, kind, count, local))
@@ -172,5 +173,7 @@ def _check_of(layer: LayerRecord, kind: str, count: int, local: bool) -> LayerCh
 
 def _row(layer: LayerCheck) -> tuple[str, ...]:
     shapes = ("×".join(map(str, shape)) or "1" for shape in (layer.input_shape, layer.output_shape))
-    local = "yes" if layer.local else "no: reads the forward weights"
+    derived = "linearised" in layer.inverse or "derivative of" in layer.inverse
+    why = "reads the forward weights" if derived else "learns from the layers above"
+    local = "yes" if layer.local else f"no: {why}"
     return (layer.name, " → ".join(layer.modules), *shapes, layer.inverse, str(layer.decoder_parameters), local)

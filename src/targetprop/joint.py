@@ -21,8 +21,8 @@ class Targets:
     """Changes of the layers and how they were found.
 
     Attributes:
-        deltas: ``Δ_l`` of this process' layers in forward order, shapes of ``h_l``; empty, ``(0,)``, where a layer's
-            gradients are in `pulled` and its change has been looked at.
+        deltas: ``Δ_l`` of this process' layers in forward order, shapes of ``h_l``; empty, ``(0,)``, where one backward
+            pass has made the gradients in `pulled`.
         outcomes: how the inversion ended that gave each ``Δ_l``, by name of the layer that was inverted; joint sweeps
             have one, named ``"all"``.
         from_output: whether every inversion began at the output, not at the layer above.

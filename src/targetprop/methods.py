@@ -40,7 +40,7 @@ class Method:
 
     Attributes:
         name: what it is called in reports.
-        cut: where an ``nn.Sequential`` is cut into layers.
+        cut: where layers begin and end.
         output_target: from the loss to ``Δ_L``.
         decoder: what the inverses are and how they are trained.
         inversion: from a layer's target to the one below.

@@ -22,8 +22,9 @@ class StepReport:
         decoder_loss: loss of the decoders before their last update, summed over layers; None if nothing was trained.
         delta_norms: root mean square over samples of ``‖Δ_l‖`` as the updates used it, by layer name; empty unless
             measured.
-        outcomes: how the inversion of each layer ended, by layer name; joint sweeps have one, named ``"all"``. Of
-            several ranks, the whole batch's where it was measured, else this one's.
+        outcomes: how the inversion of each layer ended, by layer name; joint sweeps have one, named ``"all"``. Empty
+            where one backward pass goes through all layers, unless measured. Of several ranks, the whole batch's where
+            it was measured, else this one's.
         target_norms: root mean square over samples of ``‖t − y₀‖``, what each inversion was asked for, by layer name;
             empty unless measured.
         skipped: why nothing was changed, a sentence that names the layer; None for a step that was taken.

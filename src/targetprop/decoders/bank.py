@@ -186,6 +186,10 @@ class DirectBank(Bank):
 
         return Inverse(lambda y: apply(y, linear.bias), lambda y, change: apply(change, None))
 
+    def parts(self, name: str) -> list[nn.Module]:
+        """List the map to a layer; see `Bank.parts`."""
+        return [self.maps[_key(name)]]
+
     def kinds(self) -> dict[str, str]:
         """Say in a word how each layer is inverted; see `Bank.kinds`."""
         return dict.fromkeys(self.names, "direct feedback, learned")

@@ -59,7 +59,7 @@ class DifferenceReconstruction(Learned):
         penalty: how ``‖J_g‖²`` is estimated: "expected" over the output noise, or "matched", ``‖J_gᵀ ε‖²/s²``. With
             ``w = 0`` the latter makes the whole a regression, ``‖J_f ε − λ J_gᵀ ε‖²``, whose noise vanishes at its
             minimum; decoders that are not one learned map among diagonal ones take the former.
-        start: initial weights, "random" or "zero"; transposes are far smaller than random decoders.
+        start: initial weights of decoders of maps, "random" or "zero"; transposes are far smaller than random ones.
         activation: see `Learned`.
         noise: see `Learned`.
         updates: see `Learned`.

@@ -120,8 +120,8 @@ class Learned(Objective):
     """Settings that learned decoders share.
 
     Attributes:
-        activation: how activations and norms are decoded: left to the affine map ("identity"), "inverse" or
-            "transpose".
+        activation: how what has no weights and keeps the shape, such as activations and norms, is decoded: left to the
+            affine map ("identity"), by its inverse where that is known ("inverse"), or by its "transpose".
         noise: scale ``s`` of the perturbations, in units of the activations.
         updates: decoder updates per step, ≥ 0.
         share: share of the batch that trains the decoders, in (0, 1].

@@ -55,9 +55,9 @@ class Fixed(Objective):
 
 @dataclass(frozen=True)
 class Exact(Objective):
-    """``J_fᵀ (w J_f J_fᵀ + λ I)⁻¹`` at the forward activation, by the layer's own JVP and VJP.
+    """``J_fᵀ (w J_f J_fᵀ + λ I)⁻¹`` at the forward activation, by the layer's own derivative.
 
-    It reads the forward weights, so it is a reference and a fallback, not a local learning rule.
+    It reads the forward weights, so it is a reference, not a local learning rule.
 
     Attributes:
         w: weight of the inverse, ≥ 0; ``(0, 1)`` is the exact transpose, ``(1, 0)`` the pseudo-inverse.

@@ -18,7 +18,8 @@ from jsonargparse import ArgumentError, ArgumentParser
 from targetprop.experiments.errors import CommandError
 from targetprop.experiments.values import split_words
 
-_METAVARS = {int: "N", int | None: "N", list[int]: "N", list[str]: "TEXT", float: "X", str: "TEXT", str | None: "TEXT"}
+TEXTS = (list[str], list[str] | None)  # of options that take several words
+_METAVARS = {int: "N", int | None: "N", list[int]: "N", float: "X"} | dict.fromkeys((*TEXTS, str, str | None), "TEXT")
 _SPECIAL = {"inf": ".inf", "+inf": ".inf", "-inf": "-.inf", "nan": ".nan"}  # as YAML writes them
 _LARGEST, _LONGEST = {int: 2**31 - 1, float: 1e38}, 60  # of a number, of a text in a message
 
@@ -84,8 +85,8 @@ def convert(texts: Mapping[str, str], options: Mapping[str, Option]) -> dict[str
 
 
 def _read(name: str, text: str, kind: Any) -> Any:
-    if kind == list[str]:
-        return text.split()
+    if kind in TEXTS:
+        return None if text == "null" else text.strip("[]").replace(",", " ").split()
     if not text and kind is not bool:
         raise CommandError(f"--{name} needs a value")
     if not text:
@@ -128,7 +129,7 @@ def read_request(argv: list[str], usage: str, *kinds: type, notes: str = "") -> 
     command, needed = " ".join(usage.split()[:2]), [name for name, o in options.items() if o.default is SUPPRESS]
     if needed and argv and not argv[0].startswith("-"):
         argv = [f"--{needed[0]}={argv[0]}", *argv[1:]]
-    line = split_words(argv, command, [name for name, option in options.items() if option.kind == list[str]])
+    line = split_words(argv, command, [name for name, option in options.items() if option.kind in TEXTS])
     if "help" in line.flags:
         description = cleandoc(kinds[0].__doc__ or "").partition("\n\nAttributes:")[0]
         sys.stdout.write(make_help(usage, f"{description}\n\n{notes}", groups))

@@ -30,7 +30,7 @@ def read_options(argv: list[str]) -> Options:
     Where the command line chooses another method, or another class of a section, than the file has, the file's settings
     of what was replaced are left out, and a note says so.
     """
-    line = split_words(argv, "targetprop train")
+    line = split_words(argv, "targetprop train", ["network.layers"])
     for name in ("config", "resume"):
         if line.values.get(name) == "":
             raise CommandError(f"--{name} needs a value")

@@ -6,6 +6,7 @@ from targetprop.layers.segment import Segment
 from targetprop.layers.tape import Call, Tape, Value
 
 _FLAT = {"sign", "sgn", "round", "floor", "ceil", "trunc", "fix", "heaviside", "floor_divide", "bucketize"}
+_PASS_ON = "let an autograd function pass its changes, or add them as in x + (x.sign() - x).detach()"
 
 
 def is_flat(call: Call) -> bool:
@@ -24,7 +25,7 @@ def stops_inside(segments: list[Segment]) -> Iterator[str]:
                 whose, cure = (
                     ("parameters of its own", "move them to a module before it, or freeze them")
                     if own
-                    else ("the parameters before it", "let the layer end at its parameters, by a list of layers")
+                    else ("the parameters before it", "let the layer end at its parameters, or " + _PASS_ON)
                 )
                 yield f"layer {segment.name}: {call.path or call.name} lets no gradient through to {whose}; {cure}"
                 break
@@ -40,8 +41,8 @@ def stops_below(calls: list[Call], results: Iterable[Value]) -> list[str]:
             wanted.update(id(value) for value in call.inputs if value.trained)
             if is_flat(call):
                 found.append(
-                    f"{call.path or 'the model'}: {call.name} has no derivative, so nothing below it would learn; let"
-                    " an autograd function pass its changes, or add them as in x + (x.sign() - x).detach()"
+                    f"{call.path or 'the model'}: {call.name} has no derivative, so nothing below it would learn;"
+                    f" {_PASS_ON}"
                 )
     return found
 

@@ -43,6 +43,8 @@ class Layer:
         """Say which weights the layer applies, in order."""
         found: list[str] = []
         for call in self.segment.calls:
+            if call.closed:
+                found.append(call.name)
             for site in call.sites:
                 short = site.key.removesuffix("weight").rstrip("._").removeprefix(self.name).strip(".")
                 found.append(short or call.name)

@@ -86,8 +86,14 @@ def plan_model(
 
 
 def _check_trained(tape: Tape, labelled: bool) -> None:
+    related = any(value.data for value in tape.results)
     unrelated = labelled and tape.output is not None and tape.output.data and tape.output.trained
-    if not tape.results or (unrelated and not any(value.data for value in tape.results)):
+    if tape.results and not related and not unrelated:
+        raise ValueError(
+            "the output depends on parameters, and not on the input by torch calls; put what is not torch, such as NumPy,"
+            " into a module of its own, and choose a method whose decoders are learned, such as 'dtp'"
+        )
+    if not related:
         raise ValueError(
             "the loss does not depend on the output; compute it from that, without detach or item"
             if labelled

@@ -88,9 +88,10 @@ class Regression:
 
 @dataclass(frozen=True)
 class LinearUpdate(Update):
-    r"""An update with a closed form for the one ``nn.Linear`` of a layer, ``z = W a + b``; gradients for the rest.
+    r"""An update with a closed form for linear maps, ``z = W a + b``; gradients for the rest.
 
-    What follows the map in its layer is linearised: ``Δz = J_σᵀ Δ`` ("transpose") or, for elementwise functions,
+    Solved for is every map whose weight is a parameter that is used once: products, and convolutions of one group by
+    their patches. What follows a map in its layer is linearised: ``Δz = J_σᵀ Δ`` ("transpose") or, for elementwise functions,
     ``Δz = σ' Δ / (σ'² + μ)`` ("inverse").
 
     Attributes:
@@ -123,7 +124,7 @@ class LinearUpdate(Update):
             other = not_elementwise(layer)
             if other is not None:
                 raise ValueError(
-                    f"layer {layer.name}: pullback 'inverse' needs elementwise modules after the Linear, and"
+                    f"layer {layer.name}: pullback 'inverse' needs elementwise functions after its map, and"
                     f" {other} is not; set the update's pullback to 'transpose', or cut='pre-activation'"
                 )
         return nn.ModuleDict()
