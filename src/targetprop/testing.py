@@ -138,7 +138,9 @@ class _Scale(nn.Module):
 
 
 class DecoderContract:
-    """What decoders of modules promise, the built-in ones and those of `register_decoder`; override `module`, and `example` if its input is not ``(n, 4)``.
+    """What decoders of modules promise, the built-in ones and those of `register_decoder`.
+
+    Override `module`, and `example` if its input is not ``(n, 4)``.
 
     Attributes:
         style: how activations and norms are decoded.

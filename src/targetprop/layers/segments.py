@@ -154,8 +154,8 @@ def _between(atoms: list[_Atom], rest: list[Call], ends: Mapping[str, int]) -> I
             if any(call.index <= high for call in calls) and any(call.index > high for call in calls):
                 yield (
                     f"no layer can end after {name!r}: more than its output goes on from there, or it is overwritten in"
-                    " place; let a layer end after a module that all later ones depend on through its output alone, such"
-                    " as a whole block, or set inplace=False"
+                    " place; let a layer end after a module that all later ones depend on through its output alone,"
+                    " such as a whole block, or set inplace=False"
                 )
 
 

@@ -91,8 +91,8 @@ class LinearUpdate(Update):
     r"""An update with a closed form for linear maps, ``z = W a + b``; gradients for the rest.
 
     Solved for is every map whose weight is a parameter that is used once: products, and convolutions of one group by
-    their patches. What follows a map in its layer is linearised: ``Δz = J_σᵀ Δ`` ("transpose") or, for elementwise functions,
-    ``Δz = σ' Δ / (σ'² + μ)`` ("inverse").
+    their patches. What follows a map in its layer is linearised: ``Δz = J_σᵀ Δ`` ("transpose") or, for elementwise
+    functions, ``Δz = σ' Δ / (σ'² + μ)`` ("inverse").
 
     Attributes:
         pullback: how ``Δ_l`` is carried to the map's own output.
