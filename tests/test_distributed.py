@@ -94,10 +94,10 @@ def same_run(first: Path, second: Path) -> None:
 
 
 def _leaves(pairs: list[tuple]) -> dict:
-    """Flatten nested dictionaries, which approx does not look into; it takes numbers only."""
+    """Flatten nested dictionaries, which approx does not look into; it takes numbers only, and None is none."""
     flat = {}
     for key, value in pairs:
-        value = hash(value) if isinstance(value, str) else value
+        value = hash(value) if value is None or isinstance(value, str) else value
         flat |= {f"{key}/{k}": v for k, v in value.items()} if isinstance(value, dict) else {key: value}
     return flat
 

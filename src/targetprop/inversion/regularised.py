@@ -55,7 +55,11 @@ class Regularised(Iteration):
         """Take the gradient of the objective at ``u``; see `Inversion.evaluate`."""
         if not direction:
             return Evaluation(u, problem.missing(problem.f_at(u)) if error else None, None)
-        reached = torch.func.vjp(problem.f_at, u)
-        missing = problem.asked if step == 0 else problem.missing(reached[0])
-        d = reached[1](missing)[0] - self.damping * u
+        with torch.enable_grad():
+            at = u.detach().requires_grad_()
+            reached = problem.f_at(at)
+        missing = problem.asked if step == 0 else problem.missing(reached.detach())
+        d = -self.damping * u
+        if reached.requires_grad:
+            d += torch.autograd.grad(reached, at, missing, materialize_grads=True)[0]
         return Evaluation(u, missing if error else None, d)

@@ -58,6 +58,8 @@ class CountedMode(TorchFunctionMode):
 
         def apply(cls: type, *args: Any, **kwargs: Any) -> Any:
             def call(*args: Any, **kwargs: Any) -> Any:
+                if torch._C._are_functorch_transforms_active():  # where it is called again
+                    return torch.autograd.Function.apply.__func__(cls, *args, **kwargs)
                 return super(base, cls).apply(*args, **kwargs)  # pyright: ignore[reportAttributeAccessIssue]
 
             call.__name__ = f"{cls.__name__}{CUSTOM}"

@@ -252,7 +252,8 @@ class Record:
 
     def head(self, samples: int) -> "Record":
         """Restrict the record to the first ``samples`` samples of the whole step, where layers keep samples apart."""
-        if samples >= self.batch.total or any(len(t) != self.batch.rows for r in self.layers for t in (r.x, r.y)):
+        apart = all(len(r.x) == len(r.y) == self.batch.rows and r.layer.segment.by_sample for r in self.layers)
+        if samples >= self.batch.total or not apart:
             return self
         batch = self.batch.head(samples)
         layers = tuple(layer.head(batch.rows) for layer in self.layers)

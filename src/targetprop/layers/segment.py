@@ -35,3 +35,9 @@ class Segment:
     def sites(self) -> list[Site]:
         """The sites of its maps."""
         return [site for call in self.calls for site in call.sites]
+
+    @property
+    def by_sample(self) -> bool:
+        """Whether what is handed on inside has samples on its first axis, each in as many rows as the others."""
+        n = max(1, self.pieces[0].start.shape[0]) if self.pieces else 1
+        return all(v.shape[:1].numel() % n == 0 for piece in self.pieces for v in (piece.start, piece.end))
