@@ -125,17 +125,15 @@ def pulled(module: nn.Module, x: Tensor, change: Tensor) -> Tensor:
 
 
 class EvenNoise:
-    """Noise of scale ``s`` with no mean and second moments of exactly ``s² I``: each axis in turn, up and down."""
+    """Noise of scale ``s`` whose second moments are exactly ``s² I``: each axis in turn."""
 
     def __init__(self, scale: float) -> None:
         self.scale = scale
 
     def like(self, values: Tensor) -> Tensor:
         n, width = len(values), values[0].numel()
-        assert n % (2 * width) == 0
-        rows = torch.eye(width, dtype=DTYPE).repeat_interleave(2, 0)
-        rows[1::2] *= -1
-        return (self.scale * width**0.5 * rows).repeat(n // len(rows), 1).view(values.shape)
+        assert n % width == 0
+        return (self.scale * width**0.5 * torch.eye(width, dtype=DTYPE)).repeat(n // width, 1).view(values.shape)
 
 
 def rough(module: nn.Module) -> nn.Module:

@@ -123,13 +123,12 @@ def test_every_method_of_learned_decoders_reaches_the_layers_below(box: type[nn.
     assert all(p.grad.norm() > 1e-3 for p in parameters(model))
 
 
-@pytest.mark.parametrize("box", [Sign, NumPy])
-def test_layers_below_a_box_learn_what_backpropagation_cannot(box: type[nn.Module]) -> None:
+def test_layers_below_a_box_learn_what_backpropagation_cannot() -> None:
     x, reached = rand(128, 16).float(), []
     y = x[:, :3].argmax(1)
     for method in ("backprop", tp.Method(decoder=tp.Denoising(noise=1.0, lr=1e-2))):
         torch.manual_seed(0)
-        model = nn.Sequential(nn.Linear(16, 12), nn.Tanh(), nn.Linear(12, 8), box(), nn.Linear(8, 3))
+        model = nn.Sequential(nn.Linear(16, 12), nn.Tanh(), nn.Linear(12, 8), NumPy(), nn.Linear(8, 3))
         engine = tp.TargetPropagation(model, nn.CrossEntropyLoss(), example_input=x, method=method, seed=0)
         optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
         for _ in range(100):

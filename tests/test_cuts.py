@@ -104,11 +104,3 @@ def test_layers_that_share_a_parameter_add_up_its_gradient(make, cut: str) -> No
     method = tp.Method(decoder=TRANSPOSE, cut=cut, output_target=tp.GradientStep(1e-3))
     tp.TargetPropagation(model, loss.loss, example_input=x, method=method).backward(x, loss.labels(6))
     assert relative(gradients(model), expected) < 1e-10
-
-
-@pytest.mark.parametrize(
-    "model", [nn.Sequential(nn.Tanh()), nn.Sequential(), [], nn.Linear(3, 2).requires_grad_(False)]
-)
-def test_a_model_without_parameters_to_train_is_named(model) -> None:
-    with pytest.raises(ValueError, match="the model has no trainable parameter"):
-        tp.TargetPropagation(model, nn.MSELoss(), example_input=torch.ones(2, 3), method="dtp")

@@ -42,21 +42,6 @@ def test_difference_reconstruction_has_its_minimum_at_the_damped_inverse(
     assert torch.allclose(torch.stack([signal.loss, loss]), -(V * W.T).sum(), rtol=1e-10)
 
 
-@pytest.mark.parametrize(("inputs", "outputs"), [(4, 3), (3, 4)])
-def test_denoising_has_its_minimum_at_the_regression_of_noisy_inputs(inputs: int, outputs: int) -> None:
-    linear = nn.Linear(inputs, outputs)
-    x = rand(5, inputs).repeat_interleave(2 * inputs, 0)  # every sample meets all of the noise
-    found = bind(linear, x, tp.Denoising(noise=0.3))
-    W, b, (V, c) = linear.weight.detach(), linear.bias.detach(), found.engine.bank.parameters()
-    C = torch.cov(x.T, correction=0) + 0.09 * torch.eye(inputs, dtype=DTYPE)
-    V.data = C @ W.T @ torch.linalg.pinv(W @ C @ W.T, rtol=1e-10)
-    c.data = x.mean(0) - V.detach() @ (W @ x.mean(0) + b)
-    signal = found.engine.method.decoder.signal(*found.given, EvenNoise(0.3))
-    assert all(g.norm() < 1e-10 for g in torch.autograd.grad(signal.tensor, [V, c], signal.gradient))
-    left = torch.eye(inputs, dtype=DTYPE) - V.detach() @ W
-    assert torch.allclose(signal.loss, (left @ C @ left.T).trace(), rtol=1e-9, atol=1e-12)
-
-
 def square(depth: int) -> nn.Sequential:
     """Linear maps in a row, each well-conditioned."""
     net = nn.Sequential(*(nn.Linear(3, 3) for _ in range(depth))).to(DTYPE)
