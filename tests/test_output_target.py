@@ -161,3 +161,11 @@ def test_a_loss_without_label_target_is_refused() -> None:
     h, y = rand(N, 3), rand(N, 3, seed=2)
     with pytest.raises(ValueError, match="needs labels, or values that the loss compares the output with"):
         tp.LabelTarget()(h, y, lambda h, y: (h - y).pow(4).mean() + h.exp().sum())
+
+
+def test_labels_that_are_reached_or_not_finite_need_not_tell_how_they_are_compared() -> None:
+    h = rand(4, 3)
+    assert not tp.LabelTarget()(h, h.clone(), nn.MSELoss()).delta.any()
+    spoilt = h.clone()
+    spoilt[1] = torch.nan
+    assert tp.LabelTarget()(spoilt, h, nn.MSELoss()).delta[1].isnan().all()

@@ -239,9 +239,13 @@ class LabelTarget(OutputTarget):
 
 def _towards(y: Tensor, output: Tensor, gradient: Tensor) -> Tensor:
     """Find what of the output the loss compares with float labels: probabilities of classes or of each unit, or it."""
+    if not bool(gradient.any()):  # as where a process holds no samples
+        return torch.zeros_like(output)
     for predicted in (output, output.softmax(1), output.sigmoid()):
         if y.shape == output.shape and _cosine(y - predicted, -gradient) > _ALIKE:
             return y - predicted
+    if not bool(torch.isfinite(gradient.sum() + output.sum())):  # whoever looks at them says so
+        return -gradient
     raise ValueError(
         "output target 'label' needs labels, or values that the loss compares the output with, such as by cross-entropy"
         " or squared error; choose the output target 'gradient'"
