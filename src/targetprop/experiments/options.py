@@ -85,7 +85,9 @@ def convert(texts: Mapping[str, str], options: Mapping[str, Option]) -> dict[str
 
 
 def _read(name: str, text: str, kind: Any) -> Any:
-    if kind in TEXTS:
+    if kind == list[str]:
+        return text.split()
+    if kind in TEXTS:  # as in YAML
         return None if text == "null" else text.strip("[]").replace(",", " ").split()
     if not text and kind is not bool:
         raise CommandError(f"--{name} needs a value")
