@@ -252,10 +252,11 @@ class TargetPropagation:
         return "\n".join([str(self.method), *rows])
 
     def _check_batch(self, x: Any, y: Any = None) -> None:
-        warn_if_unscaled(first_tensor(x, "the batch"))
+        first = first_tensor(x, "the batch")
         for tensor in tensors_in(x):
             check_batch(tensor, may_be_empty=True)
             check_whereabouts(tensor, whereabouts(self.network), self._whereabouts)
+        warn_if_unscaled(first)
         self.peers.check_modules(self.network.modules())
         self.peers.check_same(x, y)
 

@@ -188,7 +188,7 @@ class DirectBank(Bank):
 
     def parts(self, name: str) -> list[nn.Module]:
         """List the map to a layer; see `Bank.parts`."""
-        return [self.maps[_key(name)]]
+        return [self.maps[_key(name)]] if _key(name) in self.maps else []  # the first layer has none
 
     def kinds(self) -> dict[str, str]:
         """Say in a word how each layer is inverted; see `Bank.kinds`."""
