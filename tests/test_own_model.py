@@ -138,7 +138,7 @@ def test_a_model_of_a_file_learns(file) -> None:
     assert train("--network.name", "nets.py:Net", "--method", "l-drl", "--epochs", 2, "--optimizer.lr", 0.01,
                  "--out", "run") == 0  # fmt: skip
     assert read_summary(Path("run"))["test_accuracy"] > 0.7
-    assert yaml.safe_load(Path("run/config.yaml").read_text())["network"] == {"name": f"{file}:Net"}
+    assert yaml.safe_load(Path("run/config.yaml").read_text())["network"] == {"name": f"{file}:Net", "layers": None}
 
 
 @pytest.mark.parametrize("name", ["Net", "Tied", "make"])
@@ -194,7 +194,7 @@ WRONG = {
     "nets.py:frozen": "has no trainable parameter; call requires_grad_(True) on some",
     "nets.py:meta": "is on the meta device and holds no numbers; build it on the CPU",
     "nets.py:needs": "correct it, and give its parameters other than shape and classes a default",
-    "nets.py:Net --network.widths 3": "has no option --network.widths; its options are --network.name;",
+    "nets.py:Net --network.widths 3": "has no option --network.widths; its options are --network.name, --network.layers;",
     "nets.py:Round": "round has no derivative, so nothing below it would learn",
     "exits.py:net": "exits.py cannot be imported (SystemExit: 0); correct it",
 }
