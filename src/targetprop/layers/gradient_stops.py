@@ -53,7 +53,7 @@ def cut_off(tape: Tape, segments: list[Segment], *, derivatives: bool) -> list[s
     used = {value.parameter for call in working for value in call.inputs if value.trained and value.parameter}
     reached = {id(value) for value in tape.results}
     for call in reversed(tape.calls):
-        if any(value.trained and id(value) in reached for value in call.outputs):
+        if any(id(value) in reached for value in call.outputs):
             reached.update(id(value) for value in call.inputs if value.trained)
             used -= {value.parameter for value in call.inputs}
     if not used:
