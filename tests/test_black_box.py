@@ -266,7 +266,9 @@ def test_a_step_draws_and_counts_and_calls_hooks_as_one_pass_does(register, meth
     torch.manual_seed(7)
     layer = engine.record(x).layers[1]
     torch.manual_seed(8)
+    state = torch.get_rng_state()
     assert torch.equal(layer.f(layer.x), layer.h) and torch.equal(layer.f(layer.x[:3]), layer.h[:3])
+    assert torch.equal(torch.get_rng_state(), state)
     torch.manual_seed(7)
     other = model[1](layer.x + 1)  # the noise is the same, and the norm forgets a shift
     assert relative(layer.f(layer.x + 1), model[2](other).detach()) < 1e-12

@@ -8,6 +8,7 @@ from torch import nn
 
 import targetprop as tp
 from cases import LOSSES, NETWORKS, TRANSPOSE, Network, backprop, gradients, modules, parameters, rand, relative, run
+from one_layer import Function
 from targetprop.layers import record_layers
 
 CUTS = ["post-activation", "pre-activation"]
@@ -45,6 +46,13 @@ def test_layers_begin_and_end_as_the_cut_says(name: str) -> None:
     assert calls == expected
 
 
+def padded(x: torch.Tensor) -> torch.Tensor:
+    out = x.new_zeros(len(x), 6)
+    out[:, 1:5] = x
+    return out
+
+
+WRITTEN = Network(lambda: nn.Sequential(nn.Linear(4, 4), Function(padded), nn.Linear(6, 3)), (4,))
 RESIDUAL = Network(
     lambda: nn.Sequential(
         nn.Linear(4, 6),
@@ -57,15 +65,19 @@ RESIDUAL = Network(
 )
 
 
+OWN = {"residual": RESIDUAL, "written into": WRITTEN}
+
+
 @pytest.mark.parametrize("cut", CUTS)
-@pytest.mark.parametrize("name", [*NETWORKS, "residual"])
+@pytest.mark.parametrize("name", NETWORKS | OWN)
 def test_layers_in_a_row_are_the_model_and_are_repeated_with_its_draws_and_statistics(name: str, cut: str) -> None:
-    case = NETWORKS.get(name, RESIDUAL)
+    case = (NETWORKS | OWN)[name]
     model, again, x = case.build(), case.build(), case.batch()
     torch.manual_seed(4)
     record = record_layers(model, x, cut)
     y = x
     for layer in record.layers:
+        layer.f(layer.x + 1)  # what is repeated leaves the pass as it was
         y, few = layer.f(y), layer.head(2)
         assert relative(layer.f(layer.x), layer.h) < 1e-13 and relative(few.f(few.x), layer.h[:2]) < 1e-13
     torch.manual_seed(4)

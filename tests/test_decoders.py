@@ -71,6 +71,9 @@ def test_global_objectives_have_their_minimum_at_the_damped_inverse_of_all_that_
     maps[0].data = goals[0] if isinstance(objective, tp.DirectFeedback) else goals[0] @ torch.linalg.inv(goals[1])
     for index, (g, goal) in enumerate(zip(composites, goals, strict=True), start=1):
         assert relative(g.difference(record.output, axes)[:3].T, goal) < 1e-12
+        assert relative(g(record.output + axes) - g(record.output), g.difference(record.output, axes).detach()) < 1e-12
+        if not isinstance(objective, tp.DirectFeedback):  # in its differential form
+            assert torch.equal(g(record.output), record.layers[index].x)
         loss = objective.layer_loss(made.bank, record.layers[index:], record, EvenNoise(0.1))
         assert torch.autograd.grad(loss, maps[index - 1])[0].norm() < 1e-10
 

@@ -24,6 +24,7 @@ SPLITS = {
     "attention": ([Attention(4)], ["linear", "chunk get matmul div softmax matmul", "linear"]),
     "unused": ([nn.Linear(4, 4), Function(lambda h: (h.exp(), h.cos())[1])], ["linear", "cos"]),
     "used twice": ([nn.Linear(4, 4), Function(lambda h: h * h.sigmoid())], ["linear", "sigmoid mul"]),
+    "deciding": ([Function(lambda h, gate: h * (gate(h).argmax(-1, True) > 0), nn.Linear(4, 2))], ["mul"]),
     "beside": ([nn.Linear(4, 4), Function(lambda h: h + torch.ones(4).exp())], ["linear", "add"]),
 }
 
