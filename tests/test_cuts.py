@@ -80,6 +80,7 @@ def test_layers_in_a_row_are_the_model_and_are_repeated_with_its_draws_and_stati
         layer.f(layer.x + 1)  # what is repeated leaves the pass as it was
         y, few = layer.f(y), layer.head(2)
         assert relative(layer.f(layer.x), layer.h) < 1e-13 and relative(few.f(few.x), layer.h[:2]) < 1e-13
+        assert None not in layer.pull(layer.h, gradients=layer.parameters).gradients
     torch.manual_seed(4)
     expected = run(again, x).detach()
     assert relative(record.output, expected) < 1e-13 and relative(y, expected) < 1e-13
