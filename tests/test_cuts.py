@@ -47,7 +47,7 @@ def test_layers_begin_and_end_as_the_cut_says(name: str) -> None:
 
 
 def padded(x: torch.Tensor) -> torch.Tensor:
-    out = x.new_zeros(len(x), 6)
+    out = torch.zeros(len(x), 6, dtype=x.dtype)
     out[:, 1:5] = x
     return out
 
