@@ -17,6 +17,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from targetprop.precision import at_least_float32, no_autocast
 
@@ -50,7 +51,7 @@ class Jacobian:
 
     def __init__(self, f: Callable[[Tensor], Tensor], x: Tensor) -> None:
         """Run the map."""
-        with torch.enable_grad():
+        with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):  # fused attention has no second derivative
             self.x = x.detach().requires_grad_()
             self.y = f(self.x)
 
