@@ -245,6 +245,29 @@ def test_batch_statistics_are_those_of_the_pass() -> None:
 # Every style
 
 
+def fused(x: Tensor) -> Tensor:
+    return functional.scaled_dot_product_attention(*x.unsqueeze(1).chunk(3, dim=-1)).squeeze(1)
+
+
+def plain(x: Tensor) -> Tensor:
+    q, k, v = x.chunk(3, dim=-1)
+    return (q @ k.mT / 3**0.5).softmax(-1) @ v
+
+
+@pytest.mark.parametrize("style", ["identity", "transpose"])
+def test_maps_on_both_sides_of_attention_are_trained_through_it(style: str) -> None:
+    below, x, c, change = nn.Linear(4, 9), rand(6, 3, 4), rand(6, 3, 4, seed=4), rand(6, 3, 5, seed=3)
+    found = bind(nn.Sequential(below, Function(fused), nn.Linear(3, 5)), x, style)
+    V, U = (p for p in found.engine.bank.parameters() if p.dim() == 2)
+    h, back = below(x).detach(), (c @ V).detach()
+    if style == "identity":  # constants come back: through (Jᵀ J 1)⁻¹
+        ones = torch.autograd.functional.jvp(plain, h, torch.ones_like(h))[1]
+        back = back / torch.autograd.functional.vjp(plain, h, ones)[1]
+    (c * found.g.difference(found.layer.h, change)).sum().backward()
+    pushed = torch.autograd.functional.jvp(plain, h, back)[1]
+    assert relative(U.grad, torch.einsum("npi,npo->io", pushed, change)) < 1e-10
+
+
 @pytest.mark.parametrize("style", ["identity", "inverse", "transpose"])
 @pytest.mark.parametrize("name", ["two of everything", "max, overlapping", "average, overlapping", "block", "layer"])
 def test_the_contract_of_decoders(name: str, style: str) -> None:
