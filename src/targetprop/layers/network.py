@@ -212,6 +212,8 @@ def record_layers(model: Model, x: Tensor, cut: Cut = "post-activation") -> Reco
     Returns:
         The record.
 
+    >>> import torch
+    >>> from torch import nn
     >>> net = nn.Sequential(nn.Flatten(), nn.Linear(4, 3), nn.Tanh(), nn.Linear(3, 2))
     >>> [layer.name for layer in record_layers(net, torch.ones(5, 4)).layers]
     ['1', '3']
