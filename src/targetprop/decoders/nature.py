@@ -5,7 +5,7 @@ same for all ``s``, and ``J`` itself if ``s ∘ Jᵀ s`` is.
 
 >>> import torch
 >>> find_nature(torch.tanh, torch.zeros(4, 3))
-Nature(opaque=False, same_shape=True, diagonal=True, moves=True, uneven=True)
+Nature(opaque=False, same_shape=True, diagonal=True, moves=True, uneven=False)
 >>> find_nature(lambda x: x.flip(1), torch.zeros(4, 3))
 Nature(opaque=False, same_shape=True, diagonal=False, moves=True, uneven=False)
 >>> find_nature(torch.sign, torch.zeros(4, 3)).opaque
@@ -31,14 +31,15 @@ class Nature:
         same_shape: whether output and input have the same shape.
         diagonal: whether it acts on each value alone.
         moves: whether it puts each value, scaled, at a place of its own, or drops it.
-        uneven: whether ``Jᵀ J`` returns anything but constants, or nothing, for constants.
+        uneven: whether ``Jᵀ J`` returns anything but constants, or nothing, for constants; of what is homogeneous, as
+            poolings are: elsewhere constants mean nothing.
     """
 
     opaque: bool
     same_shape: bool
     diagonal: bool = False
     moves: bool = False
-    uneven: bool = True
+    uneven: bool = False
 
 
 class Jacobian:
@@ -121,7 +122,13 @@ def _try(f: Callable[[Tensor], Tensor], draw: Callable[[torch.Size], Tensor], sh
     except RuntimeError:  # no second derivative
         return Nature(False, same, diagonal)
     even = _agree(kept, (kept.abs() > _TOL).to(kept))
-    return Nature(False, same, diagonal, _agree(*there) and _agree(*here), not even)
+    return Nature(False, same, diagonal, _agree(*there) and _agree(*here), not even and _is_homogeneous(f, x))
+
+
+@torch.no_grad()
+def _is_homogeneous(f: Callable[[Tensor], Tensor], x: Tensor) -> bool:
+    origin = f(torch.zeros_like(x))
+    return _agree(f(2 * x) - origin, 2 * (f(x) - origin))
 
 
 @torch.no_grad()
