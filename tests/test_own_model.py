@@ -194,7 +194,7 @@ WRONG = {
     "nets.py:frozen": "has no trainable parameter; call requires_grad_(True) on some",
     "nets.py:meta": "is on the meta device and holds no numbers; build it on the CPU",
     "nets.py:needs": "correct it, and give its parameters other than shape and classes a default",
-    "nets.py:Net --network.widths 3": "has no option --network.widths; its options are --network.name, --network.layers;",
+    "nets.py:Net --network.widths 3": "no option --network.widths; its options are --network.name, --network.layers;",
     "nets.py:Round": "round has no derivative, so nothing below it would learn",
     "exits.py:net": "exits.py cannot be imported (SystemExit: 0); correct it",
 }
