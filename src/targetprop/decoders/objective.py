@@ -213,8 +213,9 @@ class Learned(Objective):
         if not signals:
             return None, {}, ()
         gradients = _differentiate(list(signals.values()), parameters)
-        if record.batch.processes > 1:  # one may hold no samples, and all average as many
-            gradients = {p: gradients.get(p, torch.zeros_like(p)) for p in parameters}
+        if record.batch.processes > 1 and not record.batch.rows:  # all average as many
+            reached = _leaves([s.tensor for s in signals.values()])
+            gradients = {p: gradients.get(p, torch.zeros_like(p)) for p in parameters if p in reached}
         losses = {name: signal.loss for name, signal in signals.items()}
         record.batch.average_([*gradients.values(), *losses.values()])
         looks = (look_at_decoder(name, "loss", loss) for name, loss in losses.items())
@@ -240,6 +241,19 @@ def _differentiate(signals: list[Signal], parameters: list[nn.Parameter]) -> dic
         tensors, starts = [s.tensor for s in rest], [s.gradient for s in rest]
         made |= zip(wanted, torch.autograd.grad(tensors, wanted, starts, allow_unused=True), strict=True)
     return {p: _laid_out(g, p) for p in parameters if (g := made.get(p)) is not None}
+
+
+def _leaves(tensors: list[Tensor]) -> set[Tensor]:
+    """Find what tensors were made of, also where autograd gives no gradient because there are no samples."""
+    found = {t for t in tensors if t.is_leaf}
+    todo, seen = [t.grad_fn for t in tensors], set()
+    while todo:
+        node = todo.pop()
+        if node is not None and node not in seen:
+            seen.add(node)
+            found |= {leaf for leaf in (getattr(node, "variable", None),) if leaf is not None}
+            todo += [below for below, _ in node.next_functions]
+    return found
 
 
 def _laid_out(gradient: Tensor, parameter: nn.Parameter) -> Tensor:
