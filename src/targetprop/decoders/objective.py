@@ -15,6 +15,7 @@ from targetprop.decoders.proposal import BAD_GRADIENT, Proposal, Rehearsal, look
 from targetprop.decoders.registry import Style
 from targetprop.finite import Look
 from targetprop.layers import LayerRecord, Network, Record
+from targetprop.layers.graph import leaves_of
 from targetprop.settings import check_ranges, check_types
 
 OptimizerFactory = Callable[[list[nn.Parameter]], torch.optim.Optimizer]
@@ -214,7 +215,7 @@ class Learned(Objective):
             return None, {}, ()
         gradients = _differentiate(list(signals.values()), parameters)
         if record.batch.processes > 1 and not record.batch.rows:  # all average as many
-            reached = _leaves([s.tensor for s in signals.values()])
+            reached = set(leaves_of(s.tensor for s in signals.values()))
             gradients = {p: gradients.get(p, torch.zeros_like(p)) for p in parameters if p in reached}
         losses = {name: signal.loss for name, signal in signals.items()}
         record.batch.average_([*gradients.values(), *losses.values()])
@@ -241,19 +242,6 @@ def _differentiate(signals: list[Signal], parameters: list[nn.Parameter]) -> dic
         tensors, starts = [s.tensor for s in rest], [s.gradient for s in rest]
         made |= zip(wanted, torch.autograd.grad(tensors, wanted, starts, allow_unused=True), strict=True)
     return {p: _laid_out(g, p) for p in parameters if (g := made.get(p)) is not None}
-
-
-def _leaves(tensors: list[Tensor]) -> set[Tensor]:
-    """Find what tensors were made of, also where autograd gives no gradient because there are no samples."""
-    found = {t for t in tensors if t.is_leaf}
-    todo, seen = [t.grad_fn for t in tensors], set()
-    while todo:
-        node = todo.pop()
-        if node is not None and node not in seen:
-            seen.add(node)
-            found |= {leaf for leaf in (getattr(node, "variable", None),) if leaf is not None}
-            todo += [below for below, _ in node.next_functions]
-    return found
 
 
 def _laid_out(gradient: Tensor, parameter: nn.Parameter) -> Tensor:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from targetprop.finite import BAD_GRADIENT, Look
 from targetprop.layers import LayerRecord, Pulled, Record
+from targetprop.layers.graph import leaves_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,7 +40,7 @@ class LocalGradients:
         for leaf, made in reversed(derived):
             gradient, name = self.values.pop(leaf, None), self.names.pop(leaf, "")
             if gradient is not None:
-                sources = _leaves(made)
+                sources = leaves_of([made])
                 found = torch.autograd.grad(made, sources, gradient, retain_graph=True, allow_unused=True)
                 self.note(name, sources, found)
 
@@ -71,21 +72,6 @@ class LocalGradients:
             shared = memory in taken or gradient.stride() != p.stride()
             p.grad = torch.empty_like(p).copy_(gradient) if shared else gradient
             taken.add(memory)
-
-
-def _leaves(made: Tensor) -> list[Tensor]:
-    """Find the leaves that a tensor is made of: parameters, and values shared by layers that were made before."""
-    found: list[Tensor] = []
-    todo, seen = [made.grad_fn], set()
-    while todo:
-        node = todo.pop()
-        if node is None or node in seen:
-            continue
-        seen.add(node)
-        if (leaf := getattr(node, "variable", None)) is not None:
-            found.append(leaf)
-        todo += [following for following, _ in node.next_functions]
-    return found
 
 
 def from_top(
