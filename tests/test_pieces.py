@@ -10,6 +10,7 @@ import targetprop as tp
 from cases import DTYPE, rand, relative
 from one_layer import CONVS, IMAGE, SERIES, Attention, Function, bind, pulled, rough
 from targetprop.decoders.nature import Nature, find_nature
+from targetprop.layers import record_layers
 from targetprop.testing import DecoderContract
 
 # PyTorch says that this padding may copy its input.
@@ -24,9 +25,21 @@ SPLITS = {
     "attention": ([Attention(4)], ["linear", "chunk get matmul div softmax matmul", "linear"]),
     "unused": ([nn.Linear(4, 4), Function(lambda h: (h.exp(), h.cos())[1])], ["linear", "cos"]),
     "used twice": ([nn.Linear(4, 4), Function(lambda h: h * h.sigmoid())], ["linear", "sigmoid mul"]),
-    "deciding": ([Function(lambda h, gate: h * (gate(h).argmax(-1, True) > 0), nn.Linear(4, 2))], ["mul"]),
+    "deciding": (
+        [Function(lambda h, gate: h * (gate(h).argmax(-1, True) > 0), nn.Linear(4, 2))],
+        ["linear argmax gt mul"],
+    ),
     "beside": ([nn.Linear(4, 4), Function(lambda h: h + torch.ones(4).exp())], ["linear", "add"]),
 }
+
+
+def test_what_a_layer_decides_it_decides_anew_when_it_is_made_again() -> None:
+    def leaky(x: Tensor) -> Tensor:
+        return torch.where(x > 0, x, 0.1 * x)
+
+    below, above, x = nn.Linear(4, 5), nn.Linear(5, 3), rand(6, 5, seed=5)
+    layer = record_layers(nn.Sequential(below, Function(leaky), above, Function(leaky)), rand(6, 4)).layers[1]
+    torch.testing.assert_close(layer.f(x), leaky(above(x)), rtol=1e-14, atol=1e-14)
 
 
 @pytest.mark.parametrize("name", SPLITS)

@@ -8,6 +8,12 @@ from torch import Tensor
 def leaves_of(tensors: Iterable[Tensor]) -> list[Tensor]:
     """Find the leaves that tensors are made of, those too that would be given no gradient.
 
+    Args:
+        tensors: the tensors.
+
+    Returns:
+        The leaves.
+
     >>> import torch
     >>> w = torch.ones(2, requires_grad=True)
     >>> leaves_of([(w * 2).sum(), w])[0] is w

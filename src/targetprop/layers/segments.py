@@ -77,12 +77,12 @@ def _with_pieces(segments: list[Segment], start: Value | None) -> list[Segment]:
 
 
 def _led_on(number: int, segment: Segment, start: Value, end: Value) -> Segment:
-    """Find the calls that lead from the input of a layer to its output, of those that autograd follows if they do."""
-    for followed in (True, False):
-        pieces = split(list(repeated_calls(number, segment.calls, start, trained=followed)), start, end)
-        if pieces:
-            return replace(segment, start=start, pieces=pieces, followed=followed)
-    return replace(segment, start=start, followed=False)
+    """Find the calls that lead from the input of a layer to its output, and whether autograd follows them there."""
+    every, followed = (
+        split(list(repeated_calls(number, segment.calls, start, trained=trained)), start, end)
+        for trained in (False, True)
+    )
+    return replace(segment, start=start, pieces=every, followed=bool(followed))
 
 
 def _needed(tape: Tape) -> list[Call]:
