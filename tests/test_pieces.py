@@ -38,7 +38,8 @@ def test_what_a_layer_decides_it_decides_anew_when_it_is_made_again() -> None:
         return torch.where(x > 0, x, 0.1 * x)
 
     below, above, x = nn.Linear(4, 5), nn.Linear(5, 3), rand(6, 5, seed=5)
-    layer = record_layers(nn.Sequential(below, Function(leaky), above, Function(leaky)), rand(6, 4)).layers[1]
+    net = nn.Sequential(below, Function(leaky), above, Function(leaky)).to(DTYPE)
+    layer = record_layers(net, rand(6, 4)).layers[1]
     torch.testing.assert_close(layer.f(x), leaky(above(x)), rtol=1e-14, atol=1e-14)
 
 
