@@ -20,7 +20,7 @@ def test_a_block_of_probes_is_explained_and_nothing_else_moves() -> None:
     w, v, e = rand(2, 9, 5, seed=1), rand(2, 9, 5, seed=2), rand(2, 4, 9, seed=3)
     rest = torch.linalg.qr(e.mT, mode="complete").Q[:, :, 4:]  # the directions that were not probed
     before = v.clone()
-    (step,) = project([Probes(e, e @ w, v)])
+    (step,) = project([Probes(e.clone(), e @ w, v)])
     assert torch.equal(v, before), "not taken yet"
     step.take()
     torch.testing.assert_close(step.missed, (e @ (w - before)).square().sum())

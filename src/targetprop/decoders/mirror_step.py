@@ -51,7 +51,8 @@ def project(probes: Sequence[Probes]) -> list[MirrorStep]:
     """Find for each of several mirrors the nearest matrix that explains the answers.
 
     Args:
-        probes: probes, answers and mirror of each map; all maps have as many inputs, outputs and probes.
+        probes: probes, answers and mirror of each map, which are used up; all maps have as many inputs, outputs and
+            probes.
 
     Returns:
         The steps to them.
@@ -64,17 +65,18 @@ def project(probes: Sequence[Probes]) -> list[MirrorStep]:
     (tensor(1.), tensor([1., 2., 0.]))
     """
     groups = [len(p.e) for p in probes]
-    e, z, v = (_joined([getattr(p, part) for p in probes]) for part in ("e", "z", "mirror"))
-    missed = torch.baddbmm(z, e, v.to(e.dtype), alpha=-1)
-    left, asked = ([part.sum() for part in t.square().sum((1, 2)).split(groups)] for t in (missed, z))
-    lengths = e.square().sum(2, keepdim=True).clamp_min(torch.finfo(e.dtype).tiny).rsqrt()
-    e, missed = e * lengths, missed * lengths
+    e, missed, v = (_joined([getattr(p, part) for p in probes]) for part in ("e", "z", "mirror"))
+    asked = torch.linalg.vector_norm(missed, dim=(1, 2)).square()
+    missed.baddbmm_(e, v.to(e.dtype), alpha=-1)
+    left = torch.linalg.vector_norm(missed, dim=(1, 2)).square()
+    lengths = torch.linalg.vector_norm(e, dim=2, keepdim=True).clamp_min(torch.finfo(e.dtype).tiny).reciprocal()
+    e.mul_(lengths)
     gram = e @ e.mT
     gram.diagonal(dim1=1, dim2=2).add_(_DAMPING)
     # The small matrix is inverted, which costs a quarter of the triangular solutions with many right-hand sides.
-    solved = torch.cholesky_inverse(torch.linalg.cholesky_ex(gram).L) @ missed
-    factors = zip(e.mT.split(groups), solved.split(groups), strict=True)
-    return [MirrorStep(p.mirror, a, b, f) for p, a, b, f in zip(probes, left, asked, factors, strict=True)]
+    solved = torch.cholesky_inverse(torch.linalg.cholesky_ex(gram).L) @ missed.mul_(lengths)
+    parts = zip(probes, left.split(groups), asked.split(groups), e.mT.split(groups), solved.split(groups), strict=True)
+    return [MirrorStep(p.mirror, a.sum(), b.sum(), (e, solved)) for p, a, b, e, solved in parts]
 
 
 def _joined(parts: Sequence[Tensor]) -> Tensor:
