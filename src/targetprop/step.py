@@ -66,6 +66,7 @@ def take_step(parts: Parts, x: Any, y: Any, *, measure: bool) -> StepReport:
     report = StepReport(change.loss, record.output, skipped=problem)
     if problem:
         return report
+    record = record.spent()
     with torch.no_grad():
         targets = propagate(
             record, parts.bank, change.delta, method.inversion, method.propagation, peers, measure=measure,

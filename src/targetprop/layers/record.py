@@ -244,6 +244,17 @@ class Record:
             yield from layer.maps
         yield from self.rest
 
+    def spent(self) -> "Record":
+        """Let go of activations where one backward pass is all that is left to do: autograd frees them on its way."""
+        if not self.connected:
+            return self
+        nothing, top = self.output.new_empty(0), self.layers[-1]
+        layers = tuple(
+            replace(layer, x=nothing, y=layer.y if layer is top else nothing, maps=(), start=None, steps=())
+            for layer in self.layers
+        )
+        return replace(self, layers=layers, rest=())
+
     def looks(self, x: Any) -> Iterator[Look]:
         """Look at the network's input and at the activations of every layer."""
         yield Look(BAD_INPUT, tuple(tensors_in(x)))
