@@ -42,11 +42,12 @@ class Layer:
     def kinds(self) -> list[str]:
         """Say which weights the layer applies, in order."""
         found: list[str] = []
+        own = self.name.partition("@")[0]
         for call in self.segment.calls:
             if call.closed:
                 found.append(call.name)
             for site in call.sites:
-                short = site.key.removesuffix("weight").rstrip("._").removeprefix(self.name).strip(".")
+                short = site.key.removesuffix("weight").rstrip("._").removeprefix(own).strip(".")
                 found.append(short or call.name)
         lookups = [call.name for call in self.segment.calls if call.name in LOOKUPS]
         return list(dict.fromkeys(found or lookups)) or [self.segment.calls[-1].name]
