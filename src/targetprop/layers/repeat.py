@@ -45,7 +45,7 @@ class Step:
         func: the function.
         args: its positional and its keyword arguments, with nothing where values of the stretch are put.
         random: states of the random numbers before the call; None if it draws none.
-        given: the first of the values that are put, detached, and its version then.
+        given: the first of the values that are put, detached, and its version then; None unless asked for.
     """
 
     repeated: Repeated
@@ -66,9 +66,11 @@ def repeated_calls(layer: int, calls: Iterable[Call], start: Value, *, trained: 
             yield Repeated(layer, call, moving)
 
 
-def keep_step(repeated: Repeated, func: Callable[..., Any], args: Any, kwargs: Mapping[str, Any]) -> Step:
-    """Keep a call before it is made, but for the values that change."""
-    given = _get((args, kwargs), repeated.moving[0][0]) if repeated.moving else None
+def keep_step(
+    repeated: Repeated, func: Callable[..., Any], args: Any, kwargs: Mapping[str, Any], *, values: bool
+) -> Step:
+    """Keep a call before it is made, but for the values that change, and if asked to the first of those beside it."""
+    given = _get((args, kwargs), repeated.moving[0][0]) if values and repeated.moving else None
     func, args, kwargs = _with_fixed_statistics(func, args, kwargs)
     kept: Any = (list(args), dict(kwargs))
     for place, _ in repeated.moving:

@@ -120,7 +120,8 @@ class Runner(CountedMode):
             repeated = self._repeated[index]
             if func.__name__ != repeated.call.name:
                 raise OtherPathError
-            self.stretches[repeated.layer].steps.append(keep_step(repeated, func, args, kwargs or {}))
+            step = keep_step(repeated, func, args, kwargs or {}, values=self._mirror is None)  # decoders look at them
+            self.stretches[repeated.layer].steps.append(step)
         action = self._actions.get(index)
         if action is None:
             return func(*args, **(kwargs or {}))
