@@ -59,14 +59,13 @@ class Scaled:
 
 
 @dataclass(frozen=True, eq=False)
-class Pulled:
+class Transposed:
     """``g(y) = D Jᵀ y`` with the Jacobian of the forward pass.
 
     Attributes:
         jacobian: ``J``.
         gain: ``D = diag(Jᵀ J 1)⁻¹``, which returns constants as they are; None for the identity.
         moves: whether ``J`` puts each value, scaled, at a place of its own.
-        rows: rows of the input for a row of the output.
     """
 
     jacobian: Jacobian
@@ -111,7 +110,7 @@ class Applied:
         raise NotImplementedError
 
 
-Part = BoundMap | BoundAffine | Scaled | Pulled | Applied
+Part = BoundMap | BoundAffine | Scaled | Transposed | Applied
 
 
 class LayerDecoder(nn.Module):
@@ -218,7 +217,7 @@ def _undo(record: LayerRecord, place: int, style: Style) -> Part | None:
         gain = None
         if nature.uneven and not transposed:
             gain = reciprocal(jacobian.pull(jacobian.push(torch.ones_like(jacobian.x))))
-    return Pulled(jacobian, gain, nature.moves)
+    return Transposed(jacobian, gain, nature.moves)
 
 
 def _invert(record: LayerRecord, place: int) -> Part | None:

@@ -11,8 +11,7 @@ from torch import Tensor, nn
 from targetprop.batch import Batch
 from targetprop.decoders.affine import AffineDecoder, BoundAffine
 from targetprop.decoders.bank import Bank, LayerBank, build_layer_bank
-from targetprop.decoders.layer import Applied, LayerDecoder, Part, Scaled, reciprocal
-from targetprop.decoders.layer import Pulled as Undone
+from targetprop.decoders.layer import Applied, LayerDecoder, Part, Scaled, Transposed, reciprocal
 from targetprop.decoders.linearised import LinearisedDecoder
 from targetprop.decoders.maps import BoundMap, ConvDecoder, MapDecoder
 from targetprop.decoders.objective import Generators, Noise, Objective, perturbed
@@ -231,7 +230,7 @@ def _again(part: Part, x: Tensor) -> Tensor:
     """Do to a layer's input what a part below the learned map undoes."""
     if isinstance(part, Scaled):
         return reciprocal(part.diagonal) * x
-    assert isinstance(part, Undone)
+    assert isinstance(part, Transposed)
     return part.jacobian.push(x)
 
 
