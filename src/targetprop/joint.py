@@ -1,7 +1,9 @@
 r"""Joint sweeps: the targets of all layers at once, ``ĥ_l ← ĥ_l + α (g_{l+1}(ĥ_{l+1}) − g_{l+1}(f_{l+1}(ĥ_l)))``.
 
-The layers of a sweep do not wait for each other, and after ``L − 1`` sweeps the bottom has heard of the top (Bengio
-2020, arXiv:2007.15139).
+In *joint* sweeps the layers do not wait for each other, and after ``L − 1`` sweeps the bottom has heard of the top
+(Bengio 2020, arXiv:2007.15139). In *top-down* sweeps each layer takes the target that the one above has just found, so
+that the first sweep already gives every layer its difference target. Both have one fixed point, that of inverting layer
+by layer to the end.
 """
 
 from collections.abc import Sequence
@@ -35,8 +37,30 @@ class Targets:
     pulled: dict[str, Pulled] = field(default_factory=dict)
 
 
+class _Iterate:
+    """The changes of all inverted layers' inputs, side by side in one matrix of shape ``(n, Σ d_l)``."""
+
+    def __init__(self, record: Record, bank: Bank, delta: Tensor) -> None:
+        layers = record.inverted
+        self.problems = [Problem(layer.f, bank.inverse(layer), delta, layer.x, layer.h) for layer in layers]
+        self._sizes, self._nothing = [p.x0.shape[1:].numel() for p in self.problems], delta.new_zeros(len(delta), 0)
+
+    def split(self, u: Tensor) -> list[Tensor]:
+        parts = u.split(self._sizes, dim=1) if self._sizes else ()
+        return [part.reshape(p.x0.shape) for p, part in zip(self.problems, parts, strict=True)]
+
+    def join(self, parts: Sequence[Tensor]) -> Tensor:
+        return torch.cat([self._nothing, *(part.flatten(1) for part in parts)], dim=1)
+
+    def origin(self) -> Tensor:
+        return self.join([p.origin for p in self.problems])
+
+    def x0(self) -> Tensor:
+        return self.join([p.x0 for p in self.problems])
+
+
 def joint(record: Record, bank: Bank, delta: Tensor, inversion: InputSpace, peers: Peers, *, measure: bool) -> Targets:
-    """Sweep over all layers until they have come to rest.
+    """Sweep over all layers at once until they have come to rest.
 
     Args:
         record: the forward pass.
@@ -49,16 +73,8 @@ def joint(record: Record, bank: Bank, delta: Tensor, inversion: InputSpace, peer
     Returns:
         The changes and how the sweeps ended.
     """
-    layers = record.inverted
-    problems = [Problem(layer.f, bank.inverse(layer), delta, layer.x, layer.h) for layer in layers]
-    sizes = [problem.x0.shape[1:].numel() for problem in problems]
-
-    def split(u: Tensor) -> list[Tensor]:
-        parts = u.split(sizes, dim=1) if sizes else ()
-        return [part.reshape(p.x0.shape) for p, part in zip(problems, parts, strict=True)]
-
-    def join(parts: Sequence[Tensor]) -> Tensor:
-        return torch.cat([delta.new_zeros(len(delta), 0), *(part.flatten(1) for part in parts)], dim=1)
+    all_layers = _Iterate(record, bank, delta)
+    problems, join = all_layers.problems, all_layers.join
 
     def from_above(changes: list[Tensor]) -> list[Tensor]:
         """Give the change of the output of every layer, of which the iterates hold those of the inputs."""
@@ -67,7 +83,7 @@ def joint(record: Record, bank: Bank, delta: Tensor, inversion: InputSpace, peer
         return [*(changes if record.from_first else changes[1:]), top]
 
     def evaluate(u: Tensor, step: int, error: bool, direction: bool) -> Evaluation:
-        changes = split(u)
+        changes = all_layers.split(u)
         asked = from_above(changes)[int(record.from_first) :]
         reached = [p.base if step == 0 else p.f_at(change) for p, change in zip(problems, changes, strict=True)]
         missing = [p.base - y + wanted for p, y, wanted in zip(problems, reached, asked, strict=True)]
@@ -85,15 +101,47 @@ def joint(record: Record, bank: Bank, delta: Tensor, inversion: InputSpace, peer
             peers.send_change(found[-1])
         return join(found[:0:-1])
 
-    x0, origin = join([p.x0 for p in problems]), join([p.origin for p in problems])
     # Until the sweeps have reached the bottom, a small residual only means that little has moved yet.
     solution = iterate(
         evaluate,
-        origin,
-        x0,
+        all_layers.origin(),
+        all_layers.x0(),
         inversion,
         measure=measure,
         complete_from=peers.depth(len(record.layers)) - 1,
         columns=peers.columns,
     )
-    return Targets(from_above(split(solution.delta)), {"all": solution.outcome})
+    return Targets(from_above(all_layers.split(solution.delta)), {"all": solution.outcome})
+
+
+def top_down(record: Record, bank: Bank, delta: Tensor, inversion: InputSpace, *, measure: bool) -> Targets:
+    """Sweep from the top down, each layer after the one above it.
+
+    Args:
+        record: the forward pass.
+        bank: the decoders.
+        delta: ``Δ_L``, shape of the output.
+        inversion: steps, step size, tolerance and mixing.
+        measure: measure residuals that the iteration does not need itself.
+
+    Returns:
+        The changes and how the sweeps ended; the residual is that of all layers' equations together.
+    """
+    all_layers = _Iterate(record, bank, delta)
+
+    def evaluate(u: Tensor, step: int, error: bool, direction: bool) -> Evaluation:
+        missing: list[Tensor] = []
+        moves: list[Tensor] = []
+        above = old = delta
+        for p, change in zip(reversed(all_layers.problems), reversed(all_layers.split(u)), strict=True):
+            fx = p.base if step == 0 else p.f_at(change)
+            missing.append(p.base - fx + old)
+            if direction:
+                moves.append(p.g_difference(fx, missing[-1] + (above - old)))
+                above = change + inversion.alpha * moves[-1]
+            old = change
+        move = all_layers.join(moves[::-1]) if direction else None
+        return Evaluation(u, all_layers.join(missing[::-1]), move, move if step == 0 else None)
+
+    solution = iterate(evaluate, all_layers.origin(), all_layers.x0(), inversion, measure=measure)
+    return Targets([*all_layers.split(solution.delta), delta], {"all": solution.outcome})

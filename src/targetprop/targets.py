@@ -1,7 +1,7 @@
 r"""From the output's target to every layer's: ``ĥ_L → ĥ_{L-1} → … → ĥ_1``.
 
 * *layerwise*: each layer's target is inverted into the next one down;
-* *joint*: all layers at once, see `targetprop.joint`;
+* *joint* and *top-down*: sweeps over all layers, see `targetprop.joint`;
 * *composite*: ``F = f_L∘…∘f_{l+1}`` is inverted in one piece for every ``l``, which corrects errors that pile up.
 """
 
@@ -14,11 +14,11 @@ from torch import Tensor
 
 from targetprop.decoders import Bank, Inverse
 from targetprop.inversion import InputSpace, Inversion, Map, Outcome, Problem, solve
-from targetprop.joint import Targets, joint
+from targetprop.joint import Targets, joint, top_down
 from targetprop.layers import Pulled, Record
 from targetprop.peers import Peers
 
-Propagation = Literal["layerwise", "joint", "composite", "backprop"]
+Propagation = Literal["layerwise", "joint", "top-down", "composite", "backprop"]
 
 
 def propagate(
@@ -39,7 +39,7 @@ def propagate(
         bank: the decoders.
         delta: ``Δ_L``, shape of the output.
         inversion: the rule and its settings.
-        propagation: "layerwise", "joint" or "composite".
+        propagation: "layerwise", "joint", "top-down" or "composite".
         peers: the processes that work on other layers; this one alone if None.
         measure: measure residuals that the rule does not need itself.
         scale: ``β n``, what gradients are divided by where one backward pass gives them all.
@@ -55,6 +55,9 @@ def propagate(
     if propagation == "joint":
         assert isinstance(inversion, InputSpace)
         return joint(record, bank, delta, inversion, peers, measure=measure)
+    if propagation == "top-down":
+        assert isinstance(inversion, InputSpace)
+        return top_down(record, bank, delta, inversion, measure=measure)
     if propagation == "composite":
         return _composite(record, bank, delta, inversion, measure=measure)
     return _layerwise(record, bank, delta, inversion, peers, measure=measure)

@@ -12,11 +12,12 @@ from targetprop.decoders.objective import Learned, Objective, OptimizerFactory
 from targetprop.decoders.probes import unfold
 from targetprop.decoders.registry import Style, register_decoder, registered
 from targetprop.decoders.untrained import Exact, Fixed, NoDecoder, Ridge
+from targetprop.decoders.weight_inverse import InverseBank, WeightInverse
 
 OBJECTIVES: dict[str, type[Objective]] = {
     objective.name: objective
     for objective in (
-        DifferenceReconstruction, WeightMirror, Denoising, GlobalReconstruction, DirectFeedback, Fixed, Exact, Ridge,
+        DifferenceReconstruction, WeightMirror, WeightInverse, Denoising, GlobalReconstruction, DirectFeedback, Fixed, Exact, Ridge,
         NoDecoder,
     )
 }  # fmt: skip
@@ -32,6 +33,7 @@ __all__ = [
     "Fixed",
     "GlobalReconstruction",
     "Inverse",
+    "InverseBank",
     "LayerBank",
     "LayerDecoder",
     "Learned",
@@ -42,6 +44,7 @@ __all__ = [
     "OptimizerFactory",
     "Ridge",
     "Style",
+    "WeightInverse",
     "WeightMirror",
     "difference_loss",
     "register_decoder",

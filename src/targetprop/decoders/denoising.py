@@ -21,7 +21,7 @@ class Denoising(Learned):
 
     Attributes:
         activation: see `Learned`.
-        noise: see `Learned`.
+        noise: see `Learned`; 0 is plain reconstruction.
         updates: see `Learned`.
         share: see `Learned`.
         lr: see `Learned`.
@@ -29,6 +29,7 @@ class Denoising(Learned):
     """
 
     name: ClassVar[str] = "denoising"
+    least_noise: ClassVar[float] = 0.0
 
     def layer_loss(self, bank: Bank, layers: Sequence[LayerRecord], record: Record, noise: Noise) -> Tensor:
         """Compute the squared reconstruction error; see `Learned.layer_loss`."""

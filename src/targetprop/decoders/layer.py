@@ -14,6 +14,7 @@ from targetprop.decoders.nature import Jacobian, Nature, find_nature
 from targetprop.decoders.registry import Style, find_builder
 from targetprop.layers import Closed, LayerRecord, MapUse, Piece
 from targetprop.layers.repeat import Step, repeat
+from targetprop.layers.sites import tensors_in
 from targetprop.precision import at_least_float32, no_autocast
 
 
@@ -110,6 +111,11 @@ class Applied:
         raise NotImplementedError
 
 
+@dataclass(frozen=True, eq=False)
+class Reused(Applied):
+    """An activation used once more on the output of the map that follows it, as decoders ``g(y) = Ω σ(y)`` do."""
+
+
 Part = BoundMap | BoundAffine | Scaled | Transposed | Applied
 
 
@@ -164,8 +170,13 @@ class LayerDecoder(nn.Module):
         """List the decoders of the pieces in the order of decoding; what leaves its values as they are is left out."""
         found = record.memo.get(self)
         if found is None:
-            places = reversed(range(len(record.layer.segment.pieces)))
-            found = [part for place in places if (part := self._part(record, place)) is not None]
+            found = []
+            for place in reversed(range(len(record.layer.segment.pieces))):
+                part = self._part(record, place)
+                if isinstance(part, Reused) and found and isinstance(found[-1], BoundMap | BoundAffine):
+                    found.insert(-1, part)
+                elif part is not None:
+                    found.append(part)
             record.memo[self] = found
         return found
 
@@ -204,9 +215,11 @@ def _undo(record: LayerRecord, place: int, style: Style) -> Part | None:
     nature, piece = nature_of(record, place), record.layer.segment.pieces[place]
     if nature.opaque:
         return None
+    if style == "forward" and _is_activation(record, place):
+        return Reused(_map(record, place))
     transposed, random = style == "transpose", piece.random
     if nature.diagonal and not (transposed or random):
-        return None if style == "identity" else _invert(record, place)
+        return _invert(record, place) if style == "inverse" else None
     if nature.same_shape and not (transposed or random or nature.moves):
         return None
     with no_autocast(record.x):
@@ -218,6 +231,13 @@ def _undo(record: LayerRecord, place: int, style: Style) -> Part | None:
         if nature.uneven and not transposed:
             gain = reciprocal(jacobian.pull(jacobian.push(torch.ones_like(jacobian.x))))
     return Transposed(jacobian, gain, nature.moves)
+
+
+def _is_activation(record: LayerRecord, place: int) -> bool:
+    """Say whether a piece is a function of each value alone, the same for all, so that it applies to any shape."""
+    piece, steps = record.layer.segment.pieces[place], steps_of(record, place)
+    alone = nature_of(record, place).diagonal and not piece.random and len(piece.calls) == 1
+    return alone and not any(True for step in steps for _ in tensors_in(step.args))
 
 
 def _invert(record: LayerRecord, place: int) -> Part | None:

@@ -92,7 +92,19 @@ class WeightMirror(Objective):
         uses = [use for use in example.uses() if use.site.needed]
         check_digits((use.weight for use in uses), "a mirror")
         layers = {layer.name: [use.site.key for use in layer.maps if use.site.needed] for layer in example.layers}
-        return MirrorBank({use.site.key: use.base for use in uses}, layers)
+        return self.make_bank({use.site.key: use.base for use in uses}, layers)
+
+    def make_bank(self, weights: Mapping[str, Tensor], layers: Mapping[str, Sequence[str]]) -> MirrorBank:
+        """Make the mirrors.
+
+        Args:
+            weights: the weights by key.
+            layers: the keys of the weights of each layer, by layer name.
+
+        Returns:
+            The bank.
+        """
+        return MirrorBank(weights, layers)
 
     def propose(
         self, bank: Bank, record: Record, optimizer: torch.optim.Optimizer | None, generators: Generators
@@ -122,6 +134,7 @@ class WeightMirror(Objective):
                 earlier.repeat()
             for _, step in steps:
                 step.take()
+            bank.settle(uses)
             bank.seen += 1
 
         looks = tuple(look_at_mirror(key, step.missed) for key, step in steps)

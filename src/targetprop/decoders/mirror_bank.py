@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from targetprop.decoders.bank import Bank, Mirrors
 from targetprop.decoders.layer import Inverse
-from targetprop.layers import LayerRecord
+from targetprop.layers import LayerRecord, MapUse
 from targetprop.precision import at_least_float32
 
 
@@ -50,6 +50,13 @@ class MirrorBank(Bank):
         """List the keys of all weights that have a mirror, the same on all processes that share the layers."""
         return [name.replace("/", ".") for name in self._parameters]
 
+    def keys_of(self, name: str) -> Sequence[str]:
+        """List the keys of the weights of a layer, by the layer's name."""
+        return self._layers.get(name, ())
+
+    def settle(self, uses: Sequence[MapUse]) -> None:
+        """Make what backward passes read of mirrors that have just learned: they read them as they are."""
+
     def mirrors(self) -> Mirrors:
         """Give `mirror`; see `Bank.mirrors`."""
         return self.mirror
@@ -78,7 +85,7 @@ class MirrorBank(Bank):
 
     def parts(self, name: str) -> list[nn.Module]:
         """List the mirrors of a layer; see `Bank.parts`."""
-        keys = [key.replace(".", "/") for key in self._layers.get(name, ())]
+        keys = [key.replace(".", "/") for key in self.keys_of(name)]
         return [nn.ParameterList([self.get_parameter(key) for key in keys])]
 
     def count(self, name: str) -> int:

@@ -122,7 +122,8 @@ class Learned(Objective):
 
     Attributes:
         activation: how what has no weights and keeps the shape, such as activations and norms, is decoded: left to the
-            affine map ("identity"), by its inverse where that is known ("inverse"), or by its "transpose".
+            affine map ("identity"), by its inverse where that is known ("inverse"), by its "transpose", or, for
+            activations, by using them once more, ``g(y) = Ω σ(y) + c`` ("forward").
         noise: scale ``s`` of the perturbations, in units of the activations.
         updates: decoder updates per step, ≥ 0.
         share: share of the batch that trains the decoders, in (0, 1].
@@ -131,6 +132,7 @@ class Learned(Objective):
     """
 
     derivatives: ClassVar[bool] = False
+    least_noise: ClassVar[float] = 1e-30  # what is divided by it needs some
     activation: Style = "identity"
     noise: float = 0.1
     updates: int = 1
@@ -143,7 +145,7 @@ class Learned(Objective):
         super().__post_init__()
         check_ranges(
             self, "decoder ",
-            noise=(self.noise > 0, "a scale > 0"),
+            noise=(self.noise > 0 or self.noise == 0 == self.least_noise, "a scale > 0" if self.least_noise else "≥ 0"),
             updates=(self.updates >= 0, "a number of updates ≥ 0"),
             share=(0 < self.share <= 1, "a share of the batch in (0, 1]"),
             lr=(self.lr > 0, "a learning rate > 0"),

@@ -50,7 +50,7 @@ def probe(use: MapUse, mirror: Tensor, count: int, activity: float, generator: t
     Returns:
         The probes.
     """
-    weight, groups = use.weight.detach(), _groups(use)
+    weight, groups = use.weight.detach(), groups_of(use)
     matrix, mirror = as_matrix(use, weight, groups), same_view(mirror, use.base, weight)
     width = matrix.shape[1]
     count = min(count, width)
@@ -76,7 +76,7 @@ def as_matrix(use: MapUse, weight: Tensor, groups: int) -> Tensor:
 
 def inputs(use: MapUse) -> int:
     """Count the inputs of a map, of one group."""
-    return as_matrix(use, use.weight.detach(), _groups(use)).shape[1]
+    return as_matrix(use, use.weight.detach(), groups_of(use)).shape[1]
 
 
 def rows(use: MapUse, batch: Batch) -> int:
@@ -89,7 +89,7 @@ def rows(use: MapUse, batch: Batch) -> int:
     return batch.total * (a.shape[2:] if use.site.kind.startswith("conv") else a.shape[1:-1]).numel()
 
 
-def _groups(use: MapUse) -> int:
+def groups_of(use: MapUse) -> int:
     """Count the groups of a convolution."""
     return settings(use)["groups"] if use.site.kind in ("conv", "conv-transpose") else 1
 

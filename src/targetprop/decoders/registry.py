@@ -5,7 +5,7 @@ from typing import Literal, TypeVar
 
 from torch import Tensor, nn
 
-Style = Literal["identity", "inverse", "transpose"]
+Style = Literal["identity", "inverse", "transpose", "forward"]
 Builder = Callable[[nn.Module, Tensor, Tensor, Style], nn.Module]
 _B = TypeVar("_B", bound=Callable[..., nn.Module])
 _BUILDERS: dict[type[nn.Module], Builder] = {}

@@ -21,6 +21,7 @@ from targetprop.decoders import (
     GlobalReconstruction,
     Learned,
     Ridge,
+    WeightInverse,
     WeightMirror,
 )
 from targetprop.diagnostics.inspection import LayerInspection
@@ -126,7 +127,8 @@ def _steady(inverse: InverseQuality, method: Method) -> str:
     if isinstance(decoder, Fixed):
         return "set inversion.rule to difference or learn the decoders (choose another decoder.objective)"
     transposes = isinstance(decoder, DifferenceReconstruction | Exact) and decoder.w == 0
-    if rule.needs_decoder and (transposes or isinstance(decoder, WeightMirror)):
+    mirrored = isinstance(decoder, WeightMirror) and not isinstance(decoder, WeightInverse)
+    if rule.needs_decoder and (transposes or mirrored):
         return "set inversion.rule to difference, since transposes are no inverses to iterate"
     if isinstance(decoder, GlobalReconstruction) and method.propagation == "layerwise":
         return "set propagation to composite, since these decoders learn to invert all layers above in one piece"
