@@ -179,7 +179,7 @@ def draw(read: Path, figure: Path) -> None:
 def main() -> None:
     """Run the methods, or draw what was run."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--methods", nargs="+", default=["backprop", "l-drl", "iterated"])
+    parser.add_argument("--methods", nargs="+", default=["backprop", "l-drl", "krylov"])
     for name, value in (("steps", 1000), ("batch", 32), ("length", 128), ("width", 128), ("layers", 4), ("heads", 4)):
         parser.add_argument(f"--{name}", type=int, default=value)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])

@@ -64,7 +64,7 @@ def parse() -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--root", help="folder that holds cifar-10-batches-bin")
-    parser.add_argument("--methods", nargs="+", default=["backprop", "l-drl", "iterated"], help="methods to train")
+    parser.add_argument("--methods", nargs="+", default=["backprop", "l-drl", "krylov"], help="methods to train")
     parser.add_argument("--network", choices=list(NETWORKS), default="lenet", help="network, as it is by default")
     parser.add_argument("--epochs", type=int, default=5, help="epochs")
     parser.add_argument("--seeds", type=int, default=2, help="seeds 0, 1, …")

@@ -97,7 +97,7 @@ def growth(method: str, arguments: argparse.Namespace) -> int:
 def main() -> None:
     """Measure, print and write the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--methods", nargs="+", default=["dtp", "l-drl", "iterated"], help="methods to measure")
+    parser.add_argument("--methods", nargs="+", default=["dtp", "l-drl", "krylov"], help="methods to measure")
     parser.add_argument("--network", choices=list(NETWORKS), default="dense", help="network, as it is by default")
     parser.add_argument("--widths", nargs="+", type=int, default=[784, *[256] * 5, 10], help="of a dense network")
     parser.add_argument("--batch", type=int, default=128, help="batch size")

@@ -37,9 +37,7 @@ def main() -> None:
     """Read the command line, train, print and write the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--root", required=True, help="folder that holds MNIST/raw")
-    parser.add_argument(
-        "--methods", nargs="+", default=["backprop", "dtp", "l-drl", "iterated"], help="methods to train"
-    )
+    parser.add_argument("--methods", nargs="+", default=["backprop", "dtp", "l-drl", "krylov"], help="methods to train")
     parser.add_argument("--widths", nargs="+", type=int, default=[256, 256, 256], help="hidden widths")
     parser.add_argument("--epochs", type=int, default=5, help="epochs")
     parser.add_argument("--seeds", type=int, default=3, help="seeds 0, 1, …")

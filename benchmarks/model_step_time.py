@@ -163,7 +163,7 @@ def peak(step: Callable[[], None]) -> int:
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--methods", nargs="+", default=["l-drl", "iterated", "least-squares"])
+    parser.add_argument("--methods", nargs="+", default=["l-drl", "krylov", "least-squares"])
     parser.add_argument("--only", nargs="+", default=[""], help="tasks whose names begin so")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--out", type=Path)

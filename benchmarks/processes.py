@@ -27,7 +27,7 @@ import targetprop as tp
 
 METHODS = {
     "dtp": tp.method("dtp"),
-    "iterated": tp.method("iterated"),
+    "krylov": tp.method("krylov"),
     "joint": tp.method(
         "learned-inverse",
         inversion=tp.InputSpace(steps=12),

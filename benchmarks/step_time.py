@@ -1,6 +1,6 @@
 """Time of one training step against back-propagation's, alternated in one process.
 
-    OMP_WAIT_POLICY=PASSIVE python benchmarks/step_time.py --methods dtp l-drl iterated
+    OMP_WAIT_POLICY=PASSIVE python benchmarks/step_time.py --methods dtp l-drl krylov
 
 Both sides run the same network (784-5×256-10, tanh, batch 128 unless told otherwise) and step it with
 ``torch.optim.Adam`` at its defaults. Each round times one step of every side, in an order that rotates; the ratio is
@@ -32,9 +32,7 @@ def dense(widths: list[int]) -> nn.Sequential:
 def main() -> None:
     """Read the command line, measure, print and write the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--methods", nargs="+", default=["backprop", "dtp", "l-drl", "iterated"], help="methods to time"
-    )
+    parser.add_argument("--methods", nargs="+", default=["backprop", "dtp", "l-drl", "krylov"], help="methods to time")
     parser.add_argument("--widths", nargs="+", type=int, default=[784, *[256] * 5, 10], help="layer widths")
     parser.add_argument("--batch", type=int, default=128, help="batch size")
     parser.add_argument("--rounds", type=int, default=300, help="steps of every side")

@@ -41,7 +41,7 @@ def cases() -> dict[str, tuple[str, Any, str, str]]:
             "squared error",
             owners,
         )
-        every[f"convolutions, {owners}"] = ("convolutions", tp.method("iterated", **mirror), "squared error", owners)
+        every[f"convolutions, {owners}"] = ("convolutions", tp.method("krylov", **mirror), "squared error", owners)
     mixed = tp.InputSpace(steps=9, anderson=3, alpha=0.5)
     return every | {
         "joint, Anderson": ("tanh", tp.method("l-drl", inversion=mixed, **sweeps), "squared error", "first alone"),
@@ -147,7 +147,7 @@ def resumed(group: Any) -> list[Any]:
 def rounded(group: Any, precision: torch.dtype = torch.bfloat16) -> dict[str, list[Any]]:
     """Take a step under autocast, and return what reaches each layer's parameters here."""
     found, network = {}, NETWORKS["tanh"]
-    for name, method in (("joint", cases()["joint, first alone"][1]), ("iterated", tp.method("iterated"))):
+    for name, method in (("joint", cases()["joint, first alone"][1]), ("krylov", tp.method("krylov"))):
         model = network.build().float()
         engine = tp.TargetPropagation(
             model, nn.MSELoss(), example_input=network.batch().float(), method=method, seed=3,

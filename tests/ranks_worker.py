@@ -30,8 +30,8 @@ def cases() -> dict[str, tuple[str, Any, str]]:
     every = {name: ("tanh", tp.method(name), "cross-entropy") for name in tp.METHODS}
     mirror = {"decoder": tp.WeightMirror(probes=5)}
     return every | {
-        "convolutions": ("convolutions", tp.method("iterated", **mirror), "squared error"),
-        "sequences": ("sequences", tp.method("iterated", **mirror), "squared error, sum"),
+        "convolutions": ("convolutions", tp.method("krylov", **mirror), "squared error"),
+        "sequences": ("sequences", tp.method("krylov", **mirror), "squared error, sum"),
         "max pool": ("max pool", tp.method("learned-inverse"), "squared error"),
         "share": ("convolutions", tp.method("dtp"), "cross-entropy, weights"),
         "least squares of sequences": ("sequences", tp.method("least-squares", **mirror), "squared error"),
@@ -148,7 +148,7 @@ def refusals(rank: int) -> dict[str, str]:
             found[name] = str(error)
 
     norm = nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3)).double()
-    for method in ("backprop", "iterated"):
+    for method in ("backprop", "krylov"):
         note(f"batch norm, {method}", ValueError, lambda m=method: make(norm, nn.MSELoss(), method=m))
         engine = make(norm.eval(), nn.MSELoss(), method=method)
         norm.train()

@@ -43,7 +43,7 @@ def test_arguments_of_a_wrong_kind_are_named(act, message):
         act()
 
 
-def loss_of(function, method="iterated"):
+def loss_of(function, method="krylov"):
     return lambda: make(loss=function, method=method).backward(X, Y)
 
 
@@ -94,7 +94,7 @@ VALUES = [
         "ridge regression needs parameters in float32 or float64",
     ),
     (lambda: make(method="backprop").load_state_dict(None), "must be what state_dict returned; got NoneType"),
-    (lambda: make().load_state_dict({"version": 3, "method": "iterated"}), "belongs to another network: its decoders"),
+    (lambda: make().load_state_dict({"version": 3, "method": "krylov"}), "belongs to another network: its decoders"),
 ]
 
 
@@ -125,7 +125,7 @@ def test_a_want_of_memory_keeps_its_kind():
         engine.backward(X, Y)
 
 
-@pytest.mark.parametrize(("name", "slope"), [("iterated", 1e38), ("least-squares", 1e30), ("backprop", 1e38)])
+@pytest.mark.parametrize(("name", "slope"), [("krylov", 1e38), ("least-squares", 1e30), ("backprop", 1e38)])
 def test_a_gradient_that_overflows_is_dropped(name, slope):
     model = network()
     engine = make(model, lambda h, y: (h - h.detach()).sum() * slope, method=name)  # a loss of 0

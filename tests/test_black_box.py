@@ -68,7 +68,7 @@ OPAQUE = "1: {} lets no gradient through, so nothing below it would learn; choos
 NAMES = [FLAT.format("round"), FLAT.format("sign"), *map(OPAQUE.format, ("NumPy", "NoGrad"))]
 
 
-@pytest.mark.parametrize("method", ["iterated", "l-drl", "gait", "regularised"])
+@pytest.mark.parametrize("method", ["krylov", "l-drl", "gait", "regularised"])
 @pytest.mark.parametrize(("box", "message"), [*zip(BOXES, NAMES, strict=True)])
 def test_methods_that_go_down_by_derivatives_name_the_box(box, message: str, method: str) -> None:
     with pytest.raises(ValueError, match=message):
@@ -95,7 +95,7 @@ def test_what_no_decoder_helps_is_named(make, message: str) -> None:
         build(make())
 
 
-@pytest.mark.parametrize("method", ["iterated", "l-drl", "gait", "dtp"])
+@pytest.mark.parametrize("method", ["krylov", "l-drl", "gait", "dtp"])
 def test_a_box_beside_is_no_obstacle(method: str) -> None:
     model = around(Function(lambda x, gate: x * gate(x), NoGrad()))
     build(model, method).backward(rand(6, 4), rand(6, 3, seed=1))

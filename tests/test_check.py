@@ -68,7 +68,7 @@ def test_every_layer_has_its_row() -> None:
     ]
     lines = str(found).splitlines()
     assert len(lines) == 6 and lines[0].startswith("layer") and "2×3" in lines[1]
-    assert lines[-1] == "method iterated, cut post-activation: supported"
+    assert lines[-1] == "method l-drl, cut post-activation: supported"
     found = tp.check(model, torch.zeros(2, 2, 3), "dtp")
     assert found.supported and found.refusal is None
     assert rows(found) == [
@@ -135,7 +135,7 @@ def test_values_of_the_example_do_not_matter(method: str) -> None:
 
 
 EVERY = list(tp.METHODS)
-DERIVATIVES = ["iterated", "l-drl", "least-squares", "gait", "regularised"]
+DERIVATIVES = ["krylov", "l-drl", "least-squares", "gait", "regularised"]
 LEARNED = [name for name in EVERY if name not in (*DERIVATIVES, "backprop")]
 FLAT = "{}: round has no derivative, so nothing below it would learn; let an autograd function pass its changes"
 REFUSED = {
@@ -206,7 +206,7 @@ def file(tmp_path):
 def test_the_command_prints_the_table(file, capsys, name: str, shape: str) -> None:
     assert main(["check", f"{file}:{name}", "--input", shape]) == 0
     out = capsys.readouterr().out
-    assert out.startswith("layer") and out.endswith("method iterated, cut post-activation: supported\n")
+    assert out.startswith("layer") and out.endswith("method l-drl, cut post-activation: supported\n")
     assert main(["check", f"{file}:{name}", "--input", shape, "--method", "l-drl", "--cut", "pre-activation"]) == 0
     assert capsys.readouterr().out.endswith("method l-drl, cut pre-activation: supported\n")
 

@@ -50,10 +50,10 @@ def hashes(folder: Path) -> dict[str, str]:
 
 
 RECIPES = [
-    "--method iterated",
+    "--method krylov",
     "--method l-drl --optimizer.name sgd",
     "--method backprop --optimizer.name rmsprop",
-    "--method iterated --update.rule least-squares --optimizer.name adamw",
+    "--method krylov --update.rule least-squares --optimizer.name adamw",
     "--method drl --decoder.optimizer sgd",
     "--method dtp --decoder.objective ridge",
     "--method ddtp-linear",

@@ -46,12 +46,12 @@ def inside_tmp_path(tmp_path, monkeypatch):
 
 def test_without_arguments_it_learns_the_digits(tmp_path, capsys):
     assert main(["train"]) == 0
-    folder = Path("runs/iterated-digits-s0")
+    folder = Path("runs/l-drl-digits-s0")
     names = {"checkpoint.safetensors", "config.yaml", "curves.png", "metrics.jsonl", "summary.json"}
     assert {path.name for path in folder.iterdir()} == names
     summary = json.loads((folder / "summary.json").read_text())
     assert summary["test_accuracy"] >= 0.95 and summary["best_test_accuracy"] >= summary["test_accuracy"]
-    assert (summary["method"], summary["seed"], summary["epochs"], summary["status"]) == ("iterated", 0, 30, "finished")
+    assert (summary["method"], summary["seed"], summary["epochs"], summary["status"]) == ("krylov", 0, 30, "finished")
     assert summary["reason"] is None and summary["seconds_per_step"] > 0 and summary["torch"] == torch.__version__
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     epochs = [line for line in lines if line["kind"] == "epoch"]
@@ -165,7 +165,7 @@ def test_command_line_wins_over_the_file(capsys):
 
 
 def test_settings_of_what_the_command_line_replaces_are_left_out_and_named(capsys):
-    Path("c.yaml").write_text("method: iterated\nseed: 5\ninversion: {steps: 9}\noptimizer: {name: sgd, lr: 0.5}\n")
+    Path("c.yaml").write_text("method: krylov\nseed: 5\ninversion: {steps: 9}\noptimizer: {name: sgd, lr: 0.5}\n")
     assert run("--config", "c.yaml", "--method", "dtp", "--optimizer.name", "adam", "--print_config") == 0
     output = capsys.readouterr()
     content = yaml.safe_load(output.out)
@@ -278,18 +278,18 @@ def test_absent_gpu_is_named(capsys):
 def test_run_that_diverges_is_marked_as_failed(capsys):
     assert run(*SMALL, "--optimizer.name", "sgd", "--optimizer.lr", "1e38", "--network.activation", "relu") == 1
     error = capsys.readouterr().err
-    assert "the run in runs/iterated-digits-s0 failed in epoch 1" in error and "Traceback" not in error
-    summary = json.loads(Path("runs/iterated-digits-s0/summary.json").read_text())
+    assert "the run in runs/l-drl-digits-s0 failed in epoch 1" in error and "Traceback" not in error
+    summary = json.loads(Path("runs/l-drl-digits-s0/summary.json").read_text())
     assert summary["status"] == "failed" and "NaN or infinite" in summary["reason"] and summary["epochs"] == 0
 
 
 @pytest.mark.usefixtures("no_curves")
 def test_second_run_gets_its_own_folder():
     assert run(*SMALL) == 0
-    before = hashes(Path("runs/iterated-digits-s0"))
+    before = hashes(Path("runs/l-drl-digits-s0"))
     assert run(*SMALL) == 0
-    assert sorted(path.name for path in Path("runs").iterdir()) == ["iterated-digits-s0", "iterated-digits-s0-2"]
-    assert hashes(Path("runs/iterated-digits-s0")) == before
+    assert sorted(path.name for path in Path("runs").iterdir()) == ["l-drl-digits-s0", "l-drl-digits-s0-2"]
+    assert hashes(Path("runs/l-drl-digits-s0")) == before
 
 
 def test_curves_are_drawn_from_the_folder_alone():

@@ -39,7 +39,7 @@ def gradients(net: nn.Module, method: str) -> list[torch.Tensor]:
     return [p.grad for p in net.parameters()]
 
 
-@pytest.mark.parametrize("method", ["iterated", "dtp", "backprop"])
+@pytest.mark.parametrize("method", ["krylov", "dtp", "backprop"])
 def test_modules_compiled_in_place_train_as_they_do_without(method: str) -> None:
     runs = []
 
@@ -55,7 +55,7 @@ def test_modules_compiled_in_place_train_as_they_do_without(method: str) -> None
     assert bool(runs) == (method == "backprop")
 
 
-@pytest.mark.parametrize("method", ["iterated", "dtp", "drl", "regularised"])
+@pytest.mark.parametrize("method", ["krylov", "dtp", "drl", "regularised"])
 def test_compiled_copies_are_taken_as_what_was_compiled(method: str) -> None:
     plain = gradients(network(), method)
     net = network()

@@ -479,7 +479,7 @@ def test_advice_names_settings_that_the_run_has(problem: str) -> None:
         ("tp", "lost", "set inversion.rule to difference"),
         ("gait", "lost", "raise decoder.damping from 0 to 0.1"),
         ("learned-inverse", "lost", "raise decoder.damping from 3 to 30"),
-        ("iterated", "lost", "raise inversion.damping from 0.3 to 3 and lower inversion.steps from 2 to 1"),
+        ("krylov", "lost", "raise inversion.damping from 0.3 to 3 and lower inversion.steps from 2 to 1"),
         ("learned-inverse", "lost and small", "raise decoder.updates from 1 to 4"),
         ("learned-inverse", "diverging", "raise decoder.updates from 1 to 4 or raise decoder.damping from 3 to 30"),
         (
@@ -512,7 +512,7 @@ def test_advice_for_what_is_good() -> None:
     slow = replace(layer, inverse=replace(GOOD, contraction=1.3))
     assert "0.1 after 20 more steps although f∘g − id has norm 1.3 > 1; " in advise(slow, method)
     half = replace(layer, inverse=replace(GOOD, contraction=1.3, diverged=0.5, space="input"))
-    damped = tp.method("iterated", inversion=tp.InputSpace(steps=4, alpha=0.25))
+    damped = tp.method("krylov", inversion=tp.InputSpace(steps=4, alpha=0.25))
     assert "layer 2: id − 0.25 g∘f has norm 1.3 > 1 and iterating diverges for 50% of the samples" in advise(
         half, damped
     )

@@ -87,7 +87,7 @@ def plain_loop(module: TargetPropagationModule, epochs: int, accumulate: int = 1
             optimizer.step()
 
 
-@pytest.mark.parametrize("method", ["iterated", "dtp", "least-squares", "backprop"])
+@pytest.mark.parametrize("method", ["krylov", "dtp", "least-squares", "backprop"])
 def test_training_is_the_plain_loop_bit_for_bit(tmp_path, method):
     module, other = make(method=method), make(method=method)
     trainer(tmp_path).fit(module, data(), data())
@@ -104,7 +104,7 @@ def test_gradients_are_accumulated_and_clipped(tmp_path, accumulate, clip):
     assert same(everything(module), everything(other))
 
 
-@pytest.mark.parametrize("method", ["iterated", tp.method("dtp", update=tp.LeastSquares(every=3)), "backprop"])
+@pytest.mark.parametrize("method", ["krylov", tp.method("dtp", update=tp.LeastSquares(every=3)), "backprop"])
 def test_a_resumed_run_is_the_undisturbed_one(tmp_path, method):
     def run(module, epochs, path=None):
         runner = trainer(tmp_path, max_epochs=epochs)
@@ -263,11 +263,11 @@ def test_strategies_that_would_train_something_else_are_refused():
 def test_two_processes_train_as_one_does_on_whole_batches(tmp_path):
     paths = os.pathsep.join([str(Path(tp.__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
     one = os.environ | {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}  # a fork of a process with more of them hangs
-    command = [sys.executable, lightning_ddp.__file__, str(tmp_path), "iterated", "fw-dtp"]
+    command = [sys.executable, lightning_ddp.__file__, str(tmp_path), "krylov", "fw-dtp"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=one, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     names = ("0 of 1", "0 of 2", "1 of 2")
-    for method in ("iterated", "fw-dtp"):
+    for method in ("krylov", "fw-dtp"):
         alone, first, second = (torch.load(tmp_path / method / f"{name}.pt") for name in names)
         assert list(alone) == list(first) == list(second)
         assert all(torch.equal(first[name], second[name]) for name in first)

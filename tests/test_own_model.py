@@ -255,7 +255,7 @@ def test_check_takes_inputs_of_any_type(file, capsys, case: str) -> None:
     name, words = case.split()[0], CHECKED[case]
     assert main(["check", f"nets.py:{name}", "--input", *words]) == 0
     told = capsys.readouterr().out
-    assert told.endswith("method iterated, cut post-activation: supported\n")
+    assert told.endswith("method l-drl, cut post-activation: supported\n")
     assert main(["check", f"nets.py:{name}", *(part for word in words for part in ("--input", word))]) == 0
     assert main(["check", f"nets.py:{name}", f"--input={' '.join(words)}"]) == 0
     assert capsys.readouterr().out == 2 * told

@@ -61,7 +61,7 @@ CASES = {  # method, and how far bfloat16's 8 binary digits may lead its gradien
     "with expected penalty": (tp.method("l-drl", decoder=replace(TRANSPOSE, penalty="expected")), 0.05),
     "delta rule": (tp.method("dtp", update=tp.DeltaRule(pullback="transpose")), 0.1),
     "least squares": (tp.method("dtp", update=tp.LeastSquares()), 0.05),
-    "iterated": ("iterated", 0.4),
+    "krylov": ("krylov", 0.4),
 }
 
 
@@ -78,7 +78,7 @@ def test_gradients_are_close_to_those_in_float32(name, make):
 
 @pytest.mark.parametrize(
     "method",
-    [tp.method("iterated", inversion=tp.InputSpace(steps=3, anderson=2)), tp.method("dtp", decoder=tp.Ridge())],
+    [tp.method("krylov", inversion=tp.InputSpace(steps=3, anderson=2)), tp.method("dtp", decoder=tp.Ridge())],
     ids=["Anderson", "ridge"],
 )
 def test_solvers_without_half_precision_take_float32(method):

@@ -40,7 +40,7 @@ def test_what_one_rank_cannot_do_all_refuse(two, rank):
         assert "check the labels" in found[f"labels, {method}"]
         assert found[f"no samples, {method}"].startswith("the batch is empty")
     for when in ("batch norm", "later batch norm"):
-        assert "BatchNorm1d would normalise by each rank's own rows" in found[f"{when}, iterated"]
+        assert "BatchNorm1d would normalise by each rank's own rows" in found[f"{when}, krylov"]
         assert "nn.SyncBatchNorm.convert_sync_batchnorm(model)" in found[f"{when}, backprop"]
     assert found["other model"].startswith("the ranks hold different parameters")
     assert len(found) == 11

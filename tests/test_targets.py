@@ -29,7 +29,7 @@ def distance(a: Targets, b: Targets) -> float:
     return max(float((u - v).abs().max()) for u, v in zip(a.deltas, b.deltas, strict=True))
 
 
-@pytest.mark.parametrize("propagation", ["joint", "composite"])
+@pytest.mark.parametrize("propagation", ["joint", "top-down", "composite"])
 @pytest.mark.parametrize("activation", [nn.Tanh, nn.ELU])
 def test_every_converged_propagation_has_the_same_fixed_point(propagation: str, activation) -> None:
     model, delta = invertible(activation, depth=4), 0.05 * rand(5, 3, seed=2)
@@ -75,6 +75,26 @@ def test_sweeps_with_exact_inverses_of_a_linear_network_are_exact_after_as_many_
     assert distance(layerwise, joint) < 1e-12
 
 
+def test_the_first_sweep_from_the_top_down_gives_difference_targets() -> None:
+    model, delta = invertible(depth=4), 0.05 * rand(5, 3, seed=2)
+    _, difference = spread(model, delta, "layerwise", steps=1, tolerance=0.0)
+    _, once = spread(model, delta, "top-down", steps=1, tolerance=0.0)
+    assert distance(difference, once) < 1e-14
+
+
+def test_sweeps_from_the_top_down_are_gauss_seidel_on_the_joint_equations() -> None:
+    """Affine layers: each sweep is ``u_l ← u_l + G (u_{l+1} − A u_l)`` with the newest ``u_{l+1}``."""
+    model, delta = nn.Sequential(*[m for m in invertible(depth=4) if isinstance(m, nn.Linear)]), rand(5, 3, seed=2)
+    record, found = spread(model, delta, "top-down", steps=3, tolerance=0.0)
+    A = [linear.weight.detach().T for linear in model[1:]]
+    G = [torch.linalg.solve(a.T @ a + 0.03 * torch.eye(3).double(), a.T) for a in A]
+    u = [torch.zeros_like(delta) for _ in A] + [delta]
+    for _ in range(3):
+        for layer in (2, 1, 0):
+            u[layer] = u[layer] + (u[layer + 1] - u[layer] @ A[layer]) @ G[layer]
+    assert max(float((a - b).abs().max()) for a, b in zip(u, found.deltas, strict=True)) < 1e-10
+
+
 def test_sweeps_through_strongly_contracting_layers_do_not_count_as_divergence() -> None:
     model, delta = nn.Sequential(*[nn.Linear(3, 3) for _ in range(5)]).double(), rand(4, 3, seed=2)
     for linear in model:
@@ -116,9 +136,10 @@ def test_too_few_sweeps_are_refused() -> None:
         spread(invertible(depth=4), rand(5, 3), "joint", steps=2)
 
 
-def test_joint_sweeps_are_an_input_space_iteration() -> None:
-    with pytest.raises(ValueError, match="input-space"):
-        tp.Method(propagation="joint", inversion=tp.OutputSpace())
+@pytest.mark.parametrize("propagation", ["joint", "top-down"])
+def test_sweeps_are_an_input_space_iteration(propagation: str) -> None:
+    with pytest.raises(ValueError, match=f"{propagation} sweeps .* input-space"):
+        tp.Method(propagation=propagation, inversion=tp.OutputSpace())
 
 
 def test_composite_corrects_errors_that_pile_up() -> None:

@@ -27,10 +27,10 @@ from targetprop.runs.status import read_status
 _SMALL = "--device cpu --data.limit 64 --batch_size 16 --epochs 2 --log_every 1 --checkpoint_minutes 0"
 _DENSE = "--network.widths 6 6"
 RECIPES = {
-    "iterated": f"{_DENSE} --method iterated {_SMALL}".split(),
+    "krylov": f"{_DENSE} --method krylov {_SMALL}".split(),
     "least-squares": f"{_DENSE} --update.rule least-squares --optimizer.name adamw {_SMALL}".split(),
     "augmented": f"{_DENSE} --method dtp --data.crop 1 --data.flip true --schedule.name cosine {_SMALL}".split(),
-    "short": f"{_DENSE} --method iterated {_SMALL} --data.limit 32".split(),
+    "short": f"{_DENSE} --method krylov {_SMALL} --data.limit 32".split(),
     "backprop": f"{_DENSE} --method backprop --optimizer.name sgd {_SMALL}".split(),
 }
 _TIMES = ("seconds_per_step", "pid", "host", "updated", "seconds")

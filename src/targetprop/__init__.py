@@ -14,6 +14,7 @@ from targetprop.decoders import (
     GlobalReconstruction,
     NoDecoder,
     Ridge,
+    WeightInverse,
     WeightMirror,
     register_decoder,
 )
@@ -70,6 +71,7 @@ __all__ = [
     "Status",
     "StepReport",
     "TargetPropagation",
+    "WeightInverse",
     "WeightMirror",
     "check",
     "invert",

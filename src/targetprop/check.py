@@ -7,7 +7,7 @@
 layer  modules  in  out  inverted by  decoder parameters  local
 0      linear   4   8    none needed  0                   yes
 2      linear   8   3    mirrored     24                  yes
-method iterated, cut post-activation: supported
+method l-drl, cut post-activation: supported
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -86,7 +86,7 @@ class Check:
 def check(
     model: Model,
     example_input: Any,
-    method: str | Method = "iterated",
+    method: str | Method = "l-drl",
     cut: Cut | None = None,
     layers: Sequence[str] | None = None,
 ) -> Check:

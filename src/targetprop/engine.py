@@ -90,7 +90,7 @@ class TargetPropagation:
     True
     """
 
-    def __new__(cls, model: Any = None, loss: Any = None, *, method: str | Method = "iterated", **options: Any) -> Self:
+    def __new__(cls, model: Any = None, loss: Any = None, *, method: str | Method = "l-drl", **options: Any) -> Self:
         """Make the matched baseline, which is an engine of its own, where the method is back-propagation."""
         recipe = find_method(method) if isinstance(method, str) else method
         if not isinstance(recipe, Method) or recipe.propagation != "backprop":
@@ -107,7 +107,7 @@ class TargetPropagation:
         loss: Loss,
         *,
         example_input: Any,
-        method: str | Method = "iterated",
+        method: str | Method = "l-drl",
         layers: Sequence[str] | None = None,
         decoders: Mapping[str, nn.Module] | None = None,
         decoder_optimizer: OptimizerFactory | None = None,

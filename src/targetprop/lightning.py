@@ -64,7 +64,7 @@ class TargetPropagationModule(LightningModule):
         model: Model,
         loss: Loss,
         *,
-        method: str | Method = "iterated",
+        method: str | Method = "l-drl",
         optimizer: OptimizerFactory,
         scheduler: Callable[[torch.optim.Optimizer], LRScheduler | ReduceLROnPlateau] | None = None,
         every_step: bool = False,

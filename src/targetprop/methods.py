@@ -16,6 +16,7 @@ from typing import Any
 
 from targetprop.decoders import (
     Denoising,
+    DifferenceReconstruction,
     DirectFeedback,
     Exact,
     Fixed,
@@ -26,7 +27,7 @@ from targetprop.decoders import (
     WeightMirror,
 )
 from targetprop.influence import Influence
-from targetprop.inversion import Difference, Direct, InputSpace, Inversion, Krylov, Regularised
+from targetprop.inversion import Difference, Direct, InputSpace, Inversion, Krylov, OutputSpace, Regularised
 from targetprop.layers import Cut
 from targetprop.output_target import GradientStep, LabelTarget, OutputTarget
 from targetprop.settings import check_types
@@ -114,7 +115,7 @@ def _iterated() -> Method:
     """
     return Method(
         cut="pre-activation",
-        decoder=WeightInverse(damping=3.0, every=4, warmup=4.0),
+        decoder=WeightInverse(damping=3.0, every=8, warmup=4.0),
         inversion=InputSpace(steps=2, tolerance=1e-3),
         propagation="top-down",
         influence=Influence(normalise=True, limit=10.0),
@@ -146,6 +147,15 @@ def _krylov() -> Method:
     return Method(
         decoder=_mirrors(),
         inversion=Krylov(steps=2, damping=0.3),
+        influence=Influence(normalise=True, limit=10.0),
+    )
+
+
+def _learned_inverse() -> Method:
+    """This project's own: decoders that learn the damped inverse by gradient, ``ℓ(1, λ)``, and one step of iteration."""
+    return Method(
+        decoder=DifferenceReconstruction(w=1.0, damping=3.0, relative=True, activation="transpose", share=0.5, lr=5e-3),
+        inversion=OutputSpace(steps=1, tolerance=1e-3),
         influence=Influence(normalise=True, limit=10.0),
     )
 
@@ -249,6 +259,7 @@ METHODS: dict[str, Callable[[], Method]] = {
     "autoencoder": _autoencoder,
     "krylov": _krylov,
     "gauss-newton": _gauss_newton,
+    "learned-inverse": _learned_inverse,
     "least-squares": _least_squares,
     "tp": _tp,
     "dtp": _dtp,

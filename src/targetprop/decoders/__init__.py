@@ -17,8 +17,8 @@ from targetprop.decoders.weight_inverse import InverseBank, WeightInverse
 OBJECTIVES: dict[str, type[Objective]] = {
     objective.name: objective
     for objective in (
-        DifferenceReconstruction, WeightMirror, WeightInverse, Denoising, GlobalReconstruction, DirectFeedback, Fixed, Exact, Ridge,
-        NoDecoder,
+        DifferenceReconstruction, WeightMirror, WeightInverse, Denoising, GlobalReconstruction, DirectFeedback, Fixed,
+        Exact, Ridge, NoDecoder,
     )
 }  # fmt: skip
 

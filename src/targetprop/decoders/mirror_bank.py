@@ -65,7 +65,8 @@ class MirrorBank(Bank):
         """Bind the backward pass of one layer, ``g(y) = x₀ + J_gᵀ (y − y₀)``; see `Bank.inverse`."""
 
         def difference(_: Tensor, change: Tensor) -> Tensor:
-            found = layer.pull(change.to(layer.y.dtype), below=True, keep_graph=True).below
+            follow = torch.is_grad_enabled() and change.requires_grad
+            found = layer.pull(change.to(layer.y.dtype), below=True, keep_graph=True, create_graph=follow).below
             assert found is not None
             return found
 

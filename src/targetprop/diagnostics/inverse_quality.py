@@ -19,7 +19,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from targetprop.decoders import LayerBank, LinearisedDecoder, MirrorBank
+from targetprop.decoders import LayerBank, LinearisedDecoder
 from targetprop.diagnostics.angles import median
 from targetprop.diagnostics.step_norm import Jacobian, step_norm
 from targetprop.engine import TargetPropagation
@@ -98,8 +98,6 @@ def asked_inverse(engine: TargetPropagation, record: Record, deltas: list[Tensor
     g = bank.composite(record.layers[index:]) if composite else bank.inverse(record.layers[index])
     kind = engine.kinds().get(layers[0].layer.name, method.decoder.name)
     asked = AskedInverse(replace(problem, g=g), kind)
-    if isinstance(bank, MirrorBank):  # a backward pass is not differentiated again
-        return replace(asked, jacobian="unknown" if composite and len(layers) > 1 else "symmetric")
     decoders = list(bank.layers.values())[index - 1 :] if isinstance(bank, LayerBank) else []
     # Conjugate gradients cannot be differentiated usefully; of one layer, their J_f J_g is symmetric.
     if not any(isinstance(d, LinearisedDecoder) for d in (decoders if composite else decoders[:1])):

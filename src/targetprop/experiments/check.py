@@ -38,7 +38,7 @@ class Request:
 
     model: str
     input: list[str]
-    method: str = "iterated"
+    method: str = "l-drl"
     cut: Any = None
     layers: list[str] | None = None
 

@@ -78,7 +78,7 @@ def format_help(values: Mapping[str, str]) -> str:
 
 def choose(values: Mapping[str, str]) -> tuple[Method, dict[str, Any]]:
     """Choose the method and the class of every section, with their default settings."""
-    name = values.get("method", "iterated")
+    name = values.get("method", "l-drl")
     if name not in METHODS:
         raise CommandError(f"unknown method {name!r}; {suggest(name, METHODS)} (targetprop methods describes them)")
     recipe = method(name)

@@ -149,6 +149,7 @@ class LayerRecord:
         gradients: Sequence[Tensor] = (),
         maps: bool = False,
         keep_graph: bool = False,
+        create_graph: bool = False,
     ) -> Pulled:
         """Pull a change of the output back: ``J_θᵀ Δ``, ``J_zᵀ Δ`` and the input's, through the graph of the pass.
 
@@ -158,6 +159,7 @@ class LayerRecord:
             gradients: the parameters whose gradients are wanted.
             maps: whether the changes asked of the maps' outputs are wanted.
             keep_graph: whether it will be pulled again.
+            create_graph: whether what comes out is to be differentiated in `delta`.
 
         Returns:
             What was wanted.
@@ -168,7 +170,8 @@ class LayerRecord:
         wanted += [use.output for use in uses if use.output is not None]
         if not (wanted and self.y.requires_grad):
             return Pulled(None if start is None else torch.zeros_like(start), (None,) * len(own), (None,) * len(uses))
-        found = list(torch.autograd.grad(self.y, wanted, delta, retain_graph=keep_graph, allow_unused=True))
+        options: Any = {"retain_graph": keep_graph or create_graph, "create_graph": create_graph}
+        found = list(torch.autograd.grad(self.y, wanted, delta, **options, allow_unused=True))
         moved = None if start is None else found.pop(0)
         if start is not None and moved is None:
             moved = torch.zeros_like(start)
