@@ -106,20 +106,19 @@ def _mirrors() -> WeightMirror:
 def _iterated() -> Method:
     """Bengio 2020, arXiv:2007.15139: local inverses, iterated in input space for all layers, influence-normalised.
 
-    ``ĥ_l ← ĥ_l + g_{l+1}(ĥ_{l+1}) − g_{l+1}(f_{l+1}(ĥ_l))`` in two sweeps from the top down,
-    ``Δ_l ← Δ_l ‖Δ_L‖²/‖Δ_l‖²``, and the delta rule ``ΔW = Δ aᵀ/‖a‖²`` for layers cut before their activations. Of the
-    paper's body only what others took over was at hand; the decoders' form, their damping and the limit are ours.
+    ``ĥ_l ← ĥ_l + g_{l+1}(ĥ_{l+1}) − g_{l+1}(f_{l+1}(ĥ_l))`` in two sweeps from the top down, then
+    ``Δ_l ← Δ_l ‖Δ_L‖²/‖Δ_l‖²``. Of the paper's body only what others took over was at hand; the form of the decoders,
+    their damping and the limit are this project's. The delta rule for layers cut before their activations, which the
+    paper's derivation wants, is ``method("iterated", cut="pre-activation", update=DeltaRule())``; take SGD at 2.
 
     Returns:
         The recipe.
     """
     return Method(
-        cut="pre-activation",
         decoder=WeightInverse(damping=3.0, every=8, warmup=4.0),
         inversion=InputSpace(steps=2, tolerance=1e-3),
         propagation="top-down",
         influence=Influence(normalise=True, limit=10.0),
-        update=DeltaRule(),
     )
 
 
@@ -138,7 +137,7 @@ def _autoencoder() -> Method:
         inversion=InputSpace(steps=10, tolerance=1e-3),
         propagation="top-down",
         influence=Influence(normalise=True, limit=10.0),
-        update=DeltaRule(),
+        update=DeltaRule(pullback="transpose"),
     )
 
 

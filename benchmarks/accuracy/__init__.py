@@ -1,0 +1,1 @@
+"""Training losses and test accuracies of methods side by side on several tasks."""
