@@ -165,11 +165,13 @@ class Network:
         key = (wanted.labelled, wanted.from_input, modes, tuple(p.requires_grad for p in parameters.values()))
         for attempt in range(_TRIES):
             plan = self._plans.get(key)
-            if plan is None:  # hooks that make torch calls have to be seen
+            if plan is None or not all(t.requires_grad for t in plan.beside.values()):
+                # hooks that make torch calls have to be seen
                 plan = self._plans[key] = self.plan(x, y, labelled=wanted.labelled, silent=attempt == 0)
             closed = {name: modules[name] for name in plan.closed}
+            trained = {**parameters, **plan.beside}
             connected = wanted.connected and not plan.reached_twice
-            runner = Runner(plan, wanted.mirror, parameters, closed, repeats=wanted.repeats, connected=connected)
+            runner = Runner(plan, wanted.mirror, trained, closed, repeats=wanted.repeats, connected=connected)
             before = ForwardState(modules.values())
             try:
                 value = self._run(plan, runner, x, y, wanted.labelled)
@@ -181,7 +183,7 @@ class Network:
             raise ValueError(
                 "the model takes another path at every call, with the same input and the same random numbers"
             )
-        *layers, rest = collect(plan, runner, parameters, next(tensors_in(x)), self.root)
+        *layers, rest = collect(plan, runner, trained, next(tensors_in(x)), self.root)
         return Record(
             tuple(layers),
             peers.send_output(rest.x),

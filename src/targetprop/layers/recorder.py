@@ -107,13 +107,22 @@ class Recorder(CountedMode):
             if t.grad_fn is not None:
                 made = t.grad_fn.name()
                 self._refuse(f"a value made by {made} was not seen being computed; its gradients would be incomplete")
-            value = Value(t.shape, data=False, trained=t.requires_grad, parameter=self._parameters.get(id(t)))
+            value = Value(t.shape, data=False, trained=t.requires_grad, parameter=self._name(t))
             self._add(t, value)
         elif id(t) in self._old:
             value.fixed = False
         elif t.requires_grad and not value.trained and value.made is not None:
             self._adopt(value)
         return value
+
+    def _name(self, t: Tensor) -> str | None:
+        """Name a parameter, or another tensor that is trained."""
+        if t.requires_grad and id(t) not in self._parameters:
+            name = f"beside@{len(self.tape.beside) + 1}"
+            self.tape.beside[name] = t
+            self._parameters[id(t)] = name
+            self._weights.setdefault(memory(t), name)
+        return self._parameters.get(id(t))
 
     def _adopt(self, value: Value) -> None:
         """Let what an autograd function of the user's did inside count as differentiable: its result is."""
@@ -151,8 +160,8 @@ class Recorder(CountedMode):
         if isinstance(func, Closed):
             self.tape.ends[func.name][-1] = index
         call.random = any(not torch.equal(a, b) for a, b in zip(drawn, random_states(), strict=False))
-        written = [t for t, version in zip(given, versions, strict=True) if t._version != version]
-        call.writes = bool(written)
+        changed = [pair for pair, version in zip(placed, versions, strict=True) if pair[1]._version != version]
+        call.writes, written = tuple(place for place, _ in changed), [t for _, t in changed]
         return self._note(call, out, written, data)
 
     def _run(

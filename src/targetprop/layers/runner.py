@@ -57,7 +57,7 @@ class Runner(CountedMode):
     Args:
         plan: the plan.
         mirror: gives the mirror of a weight by its key, or None for the weight itself; None where there are none.
-        parameters: the model's parameters by name.
+        parameters: the model's parameters, and what is trained beside them, by name.
         closed: the modules that count as one call each, by name.
         repeats: whether layers will be repeated on other inputs.
         connected: leave the graph in one piece where layers end.
@@ -67,7 +67,7 @@ class Runner(CountedMode):
         self,
         plan: Plan,
         mirror: Mirror,
-        parameters: Mapping[str, nn.Parameter],
+        parameters: Mapping[str, Tensor],
         closed: Mapping[str, nn.Module],
         *,
         repeats: bool,

@@ -52,7 +52,7 @@ class Call:
         random: whether it drew random numbers.
         opaque: whether it is a module that let no gradient through.
         closed: whether it is a module that counts as one call.
-        writes: whether it wrote into the memory of a tensor that it was given.
+        writes: the way to each tensor that it was given and wrote into the memory of.
     """
 
     index: int
@@ -64,7 +64,7 @@ class Call:
     sites: tuple[Site, ...] = ()
     gains: bool = False
     random: bool = False
-    writes: bool = False
+    writes: tuple[Place, ...] = ()
     opaque: bool = False
     closed: bool = False
 
@@ -91,6 +91,7 @@ class Tape:
         custom: whether autograd functions of the user's were called.
         opaque: modules that let no gradient through, by name and kind.
         closed: names of the modules that count as one call each.
+        beside: trained tensors that are no parameters of the model, such as those of the loss, by a name made up.
     """
 
     calls: list[Call] = field(default_factory=list)
@@ -105,3 +106,4 @@ class Tape:
     custom: bool = False
     opaque: list[str] = field(default_factory=list)
     closed: tuple[str, ...] = ()
+    beside: dict[str, torch.Tensor] = field(default_factory=dict)
