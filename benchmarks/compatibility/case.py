@@ -1,13 +1,14 @@
 """A row of the page: a model, a loss, and what is done around a step."""
 
 from collections.abc import Callable
-from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+
+from targetprop.layers.undone import ForwardState
 
 SAMPLES = 5
 WIDTH = 6
@@ -45,7 +46,9 @@ class Around(nn.Module):
         self.stem, self.below = nn.Linear(4, WIDTH), nn.Linear(WIDTH, torch.Size(shape).numel())
         self.middle = middle
         with torch.no_grad():
-            found = first(use(deepcopy(middle), torch.rand(SAMPLES, *shape)))
+            before = ForwardState(middle.modules())
+            found = first(use(middle, torch.rand(SAMPLES, *shape)))
+            before.restore()
         self.head = nn.Linear(found.numel() // SAMPLES, 3)
 
     def forward(self, x: Tensor) -> Tensor:

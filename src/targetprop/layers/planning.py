@@ -77,6 +77,8 @@ def plan_model(
         if found.keys() <= closed.keys():
             break
         closed |= found
+    if tape.problems:
+        raise ValueError(tape.problems[0])
     ends = _where_layers_end(model, cutting.ends, tape)
     _check_trained(tape, labelled)
     plan = make_plan(tape, cutting.style, ends, derivatives=cutting.derivatives)

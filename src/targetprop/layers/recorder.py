@@ -32,6 +32,7 @@ from targetprop.layers.sites import (
     memory,
     placed_tensors,
     tensors_in,
+    told_apart,
 )
 from targetprop.layers.tape import LOOKUPS, Call, Tape, Value
 
@@ -89,9 +90,12 @@ class Recorder(CountedMode):
         self.tape = Tape()
         self._modules = {id(module): name for model in models for name, module in model.named_modules()}
         self._parameters = {id(p): name for model in models for name, p in model.named_parameters()}
-        self._weights = {memory(p): name for model in models for name, p in model.named_parameters()}
+        self._weights: dict[int, list[tuple[str, Tensor]]] = {}  # by memory, which several may share
+        for name, p in (named for model in models for named in model.named_parameters()):
+            self._weights.setdefault(memory(p), []).append((name, p))
         self._effective: dict[str, list[int]] = {}  # weights computed from parameters, by where and how they are used
         self._path = [""]
+        self._transformed = False  # whether torch.func made calls, of which nothing is known
         self._values: dict[int, Value] = {}
         self._old: set[int] = set()  # tensors written in place that go by another name since
         self._sharing: dict[int, list[Tensor]] = {}  # tensors by memory; also keeps them, so that no id is used twice
@@ -105,8 +109,13 @@ class Recorder(CountedMode):
         value = self._values.get(id(t))
         if value is None:
             if t.grad_fn is not None:
-                made = t.grad_fn.name()
-                self._refuse(f"a value made by {made} was not seen being computed; its gradients would be incomplete")
+                self._refuse(
+                    "torch.func works on values that cannot be followed; call modules on the whole batch, without vmap,"
+                    " grad or jvp"
+                    if self._transformed
+                    else f"a value made by {t.grad_fn.name()} was not seen being computed; its gradients would be"
+                    " incomplete"
+                )
             value = Value(t.shape, data=False, trained=t.requires_grad, parameter=self._name(t))
             self._add(t, value)
         elif id(t) in self._old:
@@ -121,7 +130,7 @@ class Recorder(CountedMode):
             name = f"beside@{len(self.tape.beside) + 1}"
             self.tape.beside[name] = t
             self._parameters[id(t)] = name
-            self._weights.setdefault(memory(t), name)
+            self._weights.setdefault(memory(t), []).append((name, t))
         return self._parameters.get(id(t))
 
     def _adopt(self, value: Value) -> None:
@@ -143,7 +152,9 @@ class Recorder(CountedMode):
         if self.opens(func):
             return self.run_opened(func, args, kwargs)
         index, name = self.number(func), func.__name__
-        if index < 0:
+        if torch._C._are_functorch_transforms_active():
+            self._transformed = True
+        if index < 0 or torch._C._are_functorch_transforms_active():
             return func(*args, **kwargs)
         placed = list(placed_tensors((args, kwargs)))
         given = [t for _, t in placed]
@@ -170,7 +181,7 @@ class Recorder(CountedMode):
         """Run a call, and see which parameters it keeps for its backward pass."""
         sites = find_sites(call.name, args, kwargs, self._is_weight, self._key) if data else ()
         if sites:
-            args, kwargs = as_autocast(args, kwargs)
+            args, kwargs = told_apart(sites, *as_autocast(args, kwargs))
         weights = {memory(at(site.weight, args, kwargs)): site for site in sites}
         beside = {memory(t) for t, v in zip(given, call.inputs, strict=False) if v.trained and not v.data}
         if call.name.endswith(CUSTOM):
@@ -214,8 +225,8 @@ class Recorder(CountedMode):
 
     def _key(self, t: Tensor) -> str:
         """Name a weight: a parameter by its own name, one computed from parameters by its user and its turn there."""
-        if (parameter := self._weights.get(memory(t))) is not None:
-            return parameter
+        if found := self._weights.get(memory(t)):
+            return next((name for name, p in found if _lies_in(t, p)), found[0][0])
         name = f"{self._path[-1]}.effective {'×'.join(map(str, t.shape))}".lstrip(".")
         known = self._effective.setdefault(name, [])
         if memory(t) not in known:
@@ -279,7 +290,8 @@ class Recorder(CountedMode):
             made = [t for t in tensors_in(output) if t.is_floating_point()]
             given = [value for t in tensors_in(args) if (value := self._values.get(id(t))) is not None]
             led = any(value.trained and value.data for value in given)
-            if led and made and not self.inside and torch.is_grad_enabled() and not any(t.requires_grad for t in made):
+            followed = torch.is_grad_enabled() and not torch._C._are_functorch_transforms_active()
+            if led and made and not self.inside and followed and not any(t.requires_grad for t in made):
                 self.tape.opaque.append(f"{self._path[-1]}: {type(module).__name__}")
             self.tape.ends.setdefault(self._path.pop(), []).append(self.count - 1)
 
@@ -294,3 +306,8 @@ class Recorder(CountedMode):
         finally:
             for handle in handles:
                 handle.remove()
+
+
+def _lies_in(t: Tensor, whole: Tensor) -> bool:
+    """Whether a tensor begins within the memory of a parameter, which may share its storage with others."""
+    return t.layout != torch.strided or 0 <= t.storage_offset() - whole.storage_offset() < whole.numel()

@@ -25,6 +25,7 @@ from targetprop.layers.sites import (
     reading_mirrors,
     same_view,
     tensors_in,
+    told_apart,
 )
 
 Mirror = Callable[[str, Tensor], Tensor | None] | None
@@ -145,6 +146,8 @@ class Runner(CountedMode):
         given, mirrored = (args, kwargs), self._mirror is not None
         args, kwargs = as_autocast(args, kwargs) if action.sites and mirrored else given
         try:
+            if mirrored and len(action.sites) > 1:
+                args, kwargs = told_apart(action.sites, args, kwargs)
             used = [(site, at(site.weight, *given), at(site.weight, args, kwargs)) for site in action.sites]
         except (IndexError, KeyError, AttributeError) as error:
             raise OtherPathError from error
