@@ -55,7 +55,7 @@ def _vector() -> nn.Parameter:
 
 
 def _complex() -> nn.Parameter:
-    return nn.Parameter(torch.randn(WIDTH, WIDTH, dtype=torch.complex64) / 2)
+    return nn.Parameter(torch.randn(WIDTH, WIDTH, dtype=torch.complex128) / 2)
 
 
 def _values() -> Iterator[Case]:
@@ -64,6 +64,9 @@ def _values() -> Iterator[Case]:
                gain=_vector)  # fmt: skip
     yield _row("complex numbers: view_as_real", group, lambda m, h: torch.view_as_real(torch.fft.fft(m.map(h))), map=_square)
     yield _row("complex weights", group, lambda m, h: (h.to(m.weight.dtype) @ m.weight).abs(), weight=_complex)
+    yield _row("complex numbers: an elementwise gain", group, lambda m, h: (h * m.weight[0]).abs(), weight=_complex)
+    yield _row("written in place: += of a slice", group, _added, map=_square)
+    yield _row("written in place: a view of zeros", group, _copied, map=_square)
     yield _row("integers: argmax, as numbers", group, lambda m, h: h + h.argmax(1, keepdim=True).to(h))
     yield _row("integers: a choice of rows by topk", group, lambda m, h: m.map(h).topk(3, 1).values, map=_square)
     yield _row("integers: gather by a sort", group, lambda m, h: h.gather(1, m.map(h).argsort(1)), map=_square)
@@ -150,6 +153,18 @@ def _viewed(m: Any, h: Tensor) -> Tensor:
     return h
 
 
+def _added(m: Any, h: Tensor) -> Tensor:
+    h = m.map(h)
+    h[:, :2] += torch.tanh(h[:, 2:4])
+    return torch.tanh(h)
+
+
+def _copied(m: Any, h: Tensor) -> Tensor:
+    out = torch.zeros_like(h)
+    out[:, :3].copy_(m.map(h)[:, :3])
+    return out + h
+
+
 def _branch(m: Any, h: Tensor) -> Tensor:
     out = m.map(h)
     out += torch.tanh(h)
@@ -191,13 +206,12 @@ def _modules() -> Iterator[Case]:
     yield Case("float16", group, lambda: Plain().half(), inputs=lambda: torch.randn(SAMPLES, 4).half(), double=False)
     yield Case("bfloat16", group, lambda: Plain().bfloat16(), inputs=lambda: torch.randn(SAMPLES, 4).bfloat16(), double=False)
     yield Case("complex64", group, ComplexNet, lambda: squared_size, lambda: torch.randn(SAMPLES, 4, dtype=torch.complex64), double=False)
-    yield in_the_middle("quantised: dynamic", group, _square, before=_quantised)
+    yield in_the_middle("quantised: dynamic", group, _square, before=_quantised, double=False)
     yield in_the_middle("quantised: prepared for training", group, _prepared, double=False)
     yield in_the_middle("fake-quantised weights and activations", group, lambda: _fake_quantised(), double=False)
     yield in_the_middle("torch.jit.script", group, lambda: torch.jit.script(nn.Sequential(_square(), nn.Tanh())))
     yield in_the_middle("torch.jit.trace", group, lambda: torch.jit.trace(_square(), torch.zeros(2, WIDTH), check_trace=False), double=False)
     yield in_the_middle("torch.fx.symbolic_trace", group, lambda: torch.fx.symbolic_trace(nn.Sequential(_square(), nn.Tanh())))
-    yield in_the_middle("torch.export", group, lambda: _exported(), double=False)
     yield in_the_middle("gradient checkpointing", group, lambda: nn.Sequential(_square(), nn.Tanh()),
                         use=lambda m, h: checkpoint.checkpoint(m, h, use_reentrant=False))  # fmt: skip
     yield in_the_middle("gradient checkpointing, reentrant", group, lambda: nn.Sequential(_square(), nn.Tanh()),
@@ -354,10 +368,6 @@ def _fake_quantised() -> nn.Module:
     from torch.ao.quantization import FakeQuantize
 
     return nn.Sequential(_square(), FakeQuantize())
-
-
-def _exported() -> nn.Module:
-    return torch.export.export(nn.Sequential(_square(), nn.Tanh()), (torch.zeros(SAMPLES, WIDTH),)).module()
 
 
 def _saved(m: Any, h: Tensor) -> Tensor:

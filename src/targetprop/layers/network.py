@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 from torch.utils._pytree import tree_map
 
 from targetprop.layers.collect import collect, differentiate, named_parameters
@@ -66,6 +67,9 @@ class Network:
         """Keep the model."""
         model = getattr(model, "_orig_mod", model)  # of a compiled copy
         self.model = model if isinstance(model, nn.Module) else Stack(model)
+        lazy = next((name for name, p in self.model.named_parameters() if is_lazy(p)), None)
+        if lazy is not None:
+            raise ValueError(f"{lazy} has no shape yet; call the model once on an input before")
         self.cutting = Cutting() if cutting is None else cutting
         self.loss: Callable[[Any, Any], Any] = _nothing if loss is None else loss
         self.root = self.model if root is None else root

@@ -36,6 +36,11 @@ from targetprop.layers.sites import (
 )
 from targetprop.layers.tape import LOOKUPS, Call, Tape, Value
 
+_HOOK, _CHECKPOINT = "BackwardHookFunction.apply", "CheckpointFunction.apply"  # torch's own
+_HOOKED = (
+    "gradient checkpointing, or another hook on saved tensors, is active; turn it off, such as by"
+    " model.gradient_checkpointing_disable()"
+)
 _LIKE = {"empty_like", "zeros_like", "ones_like", "full_like", "rand_like", "randn_like"}
 
 
@@ -114,7 +119,7 @@ class Recorder(CountedMode):
                     " grad or jvp"
                     if self._transformed
                     else f"a value made by {t.grad_fn.name()} was not seen being computed; its gradients would be"
-                    " incomplete"
+                    " incomplete; let torch calls in Python make it, not scripted or compiled code"
                 )
             value = Value(t.shape, data=False, trained=t.requires_grad, parameter=self._name(t))
             self._add(t, value)
@@ -160,7 +165,7 @@ class Recorder(CountedMode):
         given = [t for _, t in placed]
         call = Call(index, name, self._path[-1], [self.value(t) for t in given], [place for place, _ in placed])
         data = name not in _LIKE and any(v.data or (v.labels and name in LOOKUPS) for v in call.inputs)
-        versions, drawn = [t._version for t in given], random_states() if data else []
+        versions, drawn = [_version(t) for t in given], random_states() if data else []
         if isinstance(func, Closed):
             drawn, call.closed, call.opaque, call.path = func.before, True, func.opaque, func.name
             call.inputs += [self.value(p) for p in func.module.parameters()]
@@ -171,7 +176,7 @@ class Recorder(CountedMode):
         if isinstance(func, Closed):
             self.tape.ends[func.name][-1] = index
         call.random = any(not torch.equal(a, b) for a, b in zip(drawn, random_states(), strict=False))
-        changed = [pair for pair, version in zip(placed, versions, strict=True) if pair[1]._version != version]
+        changed = [pair for pair, version in zip(placed, versions, strict=True) if _version(pair[1]) != version]
         call.writes, written = tuple(place for place, _ in changed), [t for _, t in changed]
         return self._note(call, out, written, data)
 
@@ -184,8 +189,15 @@ class Recorder(CountedMode):
             args, kwargs = told_apart(sites, *as_autocast(args, kwargs))
         weights = {memory(at(site.weight, args, kwargs)): site for site in sites}
         beside = {memory(t) for t, v in zip(given, call.inputs, strict=False) if v.trained and not v.data}
+        if call.name == "grad":
+            self._refuse(
+                "torch.autograd.grad inside of the forward pass would read mirrors for weights; write the derivative"
+                " out, or choose the method 'backprop'"
+            )
         if call.name.endswith(CUSTOM):
             self.tape.custom = True
+            if call.name == _CHECKPOINT:
+                self._refuse(_HOOKED)
             if beside and data:
                 self._refuse(
                     f"{call.name.removesuffix(CUSTOM)} is an autograd.Function that takes parameters, which its"
@@ -194,10 +206,7 @@ class Recorder(CountedMode):
         if not (weights or beside):
             return func(*args, **kwargs)
         if torch._C._autograd._top_saved_tensors_default_hooks(False) is not None:  # pyright: ignore
-            self._refuse(
-                "gradient checkpointing, or another hook on saved tensors, is active; turn it off, such as by"
-                " model.gradient_checkpointing_disable()"
-            )
+            self._refuse(_HOOKED)
         kept: set[int] = set()
 
         def pack(t: Tensor) -> Tensor:
@@ -242,6 +251,9 @@ class Recorder(CountedMode):
         for number, t in enumerate(tensors_in(out)):
             if id(t) not in self._values:
                 value = Value(t.shape, data, t.requires_grad, call.index, number, labels)
+                value.fixed = call.name != _HOOK  # torch looks for the graph that this has made
+                if t.is_nested and t.requires_grad:
+                    self._refuse("nested tensors cannot be followed; pad the sequences, and mask what was padded")
                 self._add(t, value)
                 call.outputs.append(value)
         for t in written:
@@ -254,15 +266,19 @@ class Recorder(CountedMode):
         """Note that a call wrote into the memory of a tensor: all that share it have another value now."""
         if self.value(t).parameter:
             return out
-        value = Value(t.shape, data or self.value(t).data, t.requires_grad, call.index, 0, labels)
-        for other in self._sharing[memory(t)]:
-            before = self._values[id(other)]
-            if before.made != call.index:
-                before.fixed = False
-                call.inputs.append(before)
-                value.data, value.trained = value.data or before.data, value.trained or before.trained
-            self._values[id(other)] = value
-        call.outputs.append(value)
+        known = {id(other): self._values[id(other)] for other in self._sharing[memory(t)]}
+        old = list({id(before): before for before in known.values() if before.made != call.index}.values())
+        data, trained = data or any(v.data for v in old), t.requires_grad or any(v.trained for v in old)
+        value, mine = Value(t.shape, data, trained, call.index, 0, labels), self.value(t)
+        after = {id(v): value if v is mine else Value(v.shape, data, trained, call.index, 0, labels) for v in old}
+        for before in old:
+            before.fixed = after[id(before)].fixed = False
+            call.inputs.append(before)
+            if before is not mine:
+                call.rewritten.append((before, after[id(before)]))
+        self._values |= {key: after.get(id(before), value) for key, before in known.items()}
+        value.fixed = True
+        call.outputs += [value, *(new for _, new in call.rewritten)]
         if out is not t or not t.requires_grad:  # the caller goes on with the old name
             value.fixed = False
             return out
@@ -311,3 +327,8 @@ class Recorder(CountedMode):
 def _lies_in(t: Tensor, whole: Tensor) -> bool:
     """Whether a tensor begins within the memory of a parameter, which may share its storage with others."""
     return t.layout != torch.strided or 0 <= t.storage_offset() - whole.storage_offset() < whole.numel()
+
+
+def _version(t: Tensor) -> int:
+    """Count the writes into the memory of a tensor."""
+    return 0 if t.is_inference() else t._version

@@ -114,7 +114,9 @@ def repeat(steps: Iterable[Step], start: Value, end: Value, x: Tensor) -> Tensor
             written = args[0][0]
         out = _run(step, args)
         made = [written] if written is not None else list(tensors_in(out))
+        renamed = {id(after): values[id(before)] for before, after in call.rewritten if id(before) in values}
         values |= {id(value): made[value.output] for value in call.outputs if value.output < len(made)}
+        values |= renamed
     return values[id(end)]
 
 

@@ -53,6 +53,7 @@ class Call:
         opaque: whether it is a module that let no gradient through.
         closed: whether it is a module that counts as one call.
         writes: the way to each tensor that it was given and wrote into the memory of.
+        rewritten: other views of that memory, before and after it.
     """
 
     index: int
@@ -65,6 +66,7 @@ class Call:
     gains: bool = False
     random: bool = False
     writes: tuple[Place, ...] = ()
+    rewritten: list[tuple[Value, Value]] = field(default_factory=list)
     opaque: bool = False
     closed: bool = False
 
