@@ -166,6 +166,7 @@ class Recorder(CountedMode):
         call = Call(index, name, self._path[-1], [self.value(t) for t in given], [place for place, _ in placed])
         data = name not in _LIKE and any(v.data or (v.labels and name in LOOKUPS) for v in call.inputs)
         versions, drawn = [_version(t) for t in given], random_states() if data else []
+        kept = [(t, t.clone()) for t, v in zip(given, call.inputs, strict=True) if data and _is_constant(t, v)]
         if isinstance(func, Closed):
             drawn, call.closed, call.opaque, call.path = func.before, True, func.opaque, func.name
             call.inputs += [self.value(p) for p in func.module.parameters()]
@@ -176,8 +177,9 @@ class Recorder(CountedMode):
         if isinstance(func, Closed):
             self.tape.ends[func.name][-1] = index
         call.random = any(not torch.equal(a, b) for a, b in zip(drawn, random_states(), strict=False))
-        changed = [pair for pair, version in zip(placed, versions, strict=True) if _version(pair[1]) != version]
-        call.writes, written = tuple(place for place, _ in changed), [t for _, t in changed]
+        written = [t for t, version in zip(given, versions, strict=True) if _version(t) != version]
+        changed = {id(t) for t in written} | {id(t) for t, before in kept if not torch.equal(t, before)}
+        call.writes = tuple(place for place, t in placed if id(t) in changed)
         return self._note(call, out, written, data)
 
     def _run(
@@ -332,3 +334,8 @@ def _lies_in(t: Tensor, whole: Tensor) -> bool:
 def _version(t: Tensor) -> int:
     """Count the writes into the memory of a tensor."""
     return 0 if t.is_inference() else t._version
+
+
+def _is_constant(t: Tensor, value: Value) -> bool:
+    """Whether a tensor may be a buffer, which some kernels write into without a word."""
+    return not (value.data or value.trained or t.is_inference()) and t.layout == torch.strided

@@ -106,6 +106,11 @@ def repeat(steps: Iterable[Step], start: Value, end: Value, x: Tensor) -> Tensor
         args = step.args
         call, moving = step.repeated.call, step.repeated.moving
         for place, value in moving:
+            if id(value) not in values:
+                raise ValueError(
+                    f"{call.path or 'the model'}: {call.name} reads what was written through a view of other memory, or"
+                    " what is not there for fewer samples; write by index, as in out[:, :3] = h"
+                )
             args = _put(args, place, values[id(value)])
         for place in step.writes:
             args = _put(args, place, _get(args, place).clone())
@@ -114,9 +119,9 @@ def repeat(steps: Iterable[Step], start: Value, end: Value, x: Tensor) -> Tensor
             written = args[0][0]
         out = _run(step, args)
         made = [written] if written is not None else list(tensors_in(out))
-        renamed = {id(after): values[id(before)] for before, after in call.rewritten if id(before) in values}
+        renamed = {id(after): values.get(id(before)) for before, after in call.rewritten}
         values |= {id(value): made[value.output] for value in call.outputs if value.output < len(made)}
-        values |= renamed
+        values = {key: value for key, value in (values | renamed).items() if value is not None}
     return values[id(end)]
 
 
