@@ -89,7 +89,10 @@ class Side:
                 return value
 
             if self.optimizer is not None:
-                self.optimizer.step(again) if isinstance(self.optimizer, torch.optim.LBFGS) else (again(), self.optimizer.step())
+                self.optimizer.step(again) if isinstance(self.optimizer, torch.optim.LBFGS) else (
+                    again(),
+                    self.optimizer.step(),
+                )
             else:
                 again()
 
@@ -125,7 +128,10 @@ def judge(case: Case, method: str) -> Verdict:
         except Exception as error:  # whatever torch says
             torch_says = error
         side = Side(case)
-        checked = tp.check(Side(case).model, side.x, method)
+        try:
+            checked = tp.check(Side(case).model, side.x, method)
+        except Exception as error:  # `check` is to answer
+            return Verdict("FAULT", f"check raises {type(error).__name__}: {one_line(error)}")
         try:
             engine = trained(side, method, steps)
         except Exception as error:  # whatever comes, it is to be judged
@@ -134,7 +140,8 @@ def judge(case: Case, method: str) -> Verdict:
             return Verdict("FAULT", f"accepted, and torch says: {torch_says}")
         if not checked.supported:
             return Verdict("FAULT", f"the engine accepts it, and check says: {checked.refusal}")
-        return compared(case, method, side, reference, start, engine)
+        verdict = compared(case, method, side, reference, start, engine)
+        return verdict if verdict.word == "FAULT" else goes_on(side, engine, verdict)
 
 
 def trained(side: Side, method: str, steps: int) -> tp.TargetPropagation:
@@ -201,6 +208,19 @@ def compared(case: Case, method: str, side: Side, reference: Side, start: Any, e
     return JUDGES[method](case, found, expected, other, stepped, engine)
 
 
+def goes_on(side: Side, engine: Any, verdict: Verdict) -> Verdict:
+    """Take more steps, and see that they stay finite; a batch that is not is answered by an error."""
+    optimizer = torch.optim.SGD([p for p in side.parameters().values() if p.requires_grad], lr=0.01)
+    for _ in range(STEPS - 1):
+        optimizer.zero_grad()
+        try:
+            engine.backward(side.x, side.y)
+        except Exception as error:  # whatever comes
+            return Verdict("FAULT", f"a later step: {type(error).__name__}: {one_line(error)}")
+        optimizer.step()
+    return verdict
+
+
 def start_of(case: Case, name: str) -> Tensor:
     """Give a parameter as it was before the first step."""
     return Side(case).parameters()[name].detach()
@@ -241,14 +261,12 @@ def by_least_squares(
     return Verdict("exact")
 
 
-def by_learned_inverses(
-    case: Case, found: Any, expected: Any, other: list[str], stepped: Any, engine: Any
-) -> Verdict:
+def by_learned_inverses(case: Case, found: Any, expected: Any, other: list[str], stepped: Any, engine: Any) -> Verdict:
     """The head's gradient is back-propagation's; what undoes the middle says the rest."""
-    if case.optimizer is None and (wrong := [name for name in other if name.startswith("head.")]):
+    if case.optimizer is None and (wrong := [name for name in other if name.startswith(("head.", "loss."))]):
         return Verdict("FAULT", f"the head does not have its gradient: {', '.join(wrong)}")
     if not case.middle:
-        return Verdict("approximate", "learned inverses")
+        return Verdict("exact") if case.group == "Losses" else Verdict("approximate", "learned inverses")
     made = [m for m in engine.bank.modules() if isinstance(m, LayerDecoder)]
     learned = {key: part for decoder in made for key, part in decoder.learned.items()}
     parts = [part for key, part in learned.items() if not key.startswith(("stem:", "below:", "head:"))]
@@ -286,4 +304,3 @@ def one_line(error: Exception) -> str:
 
 def _double(t: Any) -> Any:
     return t.double() if isinstance(t, Tensor) and t.is_floating_point() else t
-

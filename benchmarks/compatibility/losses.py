@@ -126,7 +126,9 @@ _LOSSES: dict[str, tuple[Callable[[], Any], tuple[int, ...], Any, Any]] = {
 }
 
 
-def _row(name: str, setting: str, make: Callable[[], Any], *, labels: Any = None, shape: Any = None, **changes: Any) -> Case:
+def _row(
+    name: str, setting: str, make: Callable[[], Any], *, labels: Any = None, shape: Any = None, **changes: Any
+) -> Case:
     found, size, finish, use = _LOSSES[name]
     size, labels = shape or size, labels or found
     loss = make if use is None else lambda: Wrapped(make(), use)
@@ -138,8 +140,7 @@ def _reductions() -> Iterator[Case]:
     for name in _LOSSES:
         kinds = ["mean", "sum", "none", *(["batchmean"] if name == "KLDivLoss" else [])]
         for kind in kinds:
-            kept = {} if name != "PairwiseDistance" else {}
-            yield _row(name, kind, lambda n=name, k=kind: getattr(nn, n)(reduction=k, **kept))
+            yield _row(name, kind, lambda n=name, k=kind: getattr(nn, n)(reduction=k))
 
 
 def _settings() -> Iterator[Case]:
@@ -154,33 +155,60 @@ def _settings() -> Iterator[Case]:
         yield _row("NLLLoss", f"weight, {kind}", lambda k=kind: nn.NLLLoss(weight, reduction=k))
         yield _row("NLLLoss", f"ignore_index, {kind}", lambda k=kind: nn.NLLLoss(reduction=k), labels=_some)
         yield _row("BCELoss", f"weight, {kind}", lambda k=kind: nn.BCELoss(weight, reduction=k))
-        yield _row("BCEWithLogitsLoss", f"pos_weight, {kind}", lambda k=kind: nn.BCEWithLogitsLoss(pos_weight=weight, reduction=k))
-        yield _row("MultiMarginLoss", f"weight, {kind}", lambda k=kind: nn.MultiMarginLoss(weight=weight.double(), reduction=k))
-        yield _row("KLDivLoss", f"log_target, {kind}", lambda k=kind: nn.KLDivLoss(log_target=True, reduction=k),
-                   labels=lambda: _soft().log())  # fmt: skip
-    yield _row("CrossEntropyLoss", "weight, ignore_index, label_smoothing",
-               lambda: nn.CrossEntropyLoss(weight, label_smoothing=0.1), labels=_some)  # fmt: skip
-    yield _row("CrossEntropyLoss", "every label ignored", nn.CrossEntropyLoss, labels=lambda: torch.full((SAMPLES,), -100))
+        yield _row(
+            "BCEWithLogitsLoss",
+            f"pos_weight, {kind}",
+            lambda k=kind: nn.BCEWithLogitsLoss(pos_weight=weight, reduction=k),
+        )
+        yield _row(
+            "MultiMarginLoss", f"weight, {kind}", lambda k=kind: nn.MultiMarginLoss(weight=weight.double(), reduction=k)
+        )
+        yield _row(
+            "KLDivLoss",
+            f"log_target, {kind}",
+            lambda k=kind: nn.KLDivLoss(log_target=True, reduction=k),
+            labels=lambda: _soft().log(),
+        )
+    yield _row(
+        "CrossEntropyLoss",
+        "weight, ignore_index, label_smoothing",
+        lambda: nn.CrossEntropyLoss(weight, label_smoothing=0.1),
+        labels=_some,
+    )
+    yield _row(
+        "CrossEntropyLoss", "every label ignored", nn.CrossEntropyLoss, labels=lambda: torch.full((SAMPLES,), -100)
+    )
     yield _row("PoissonNLLLoss", "log_input=False", lambda: nn.PoissonNLLLoss(log_input=False), labels=_shares)
     yield _row("CTCLoss", "zero_infinity", lambda: nn.CTCLoss(zero_infinity=True))
-    yield _row("MSELoss", "one number per sample against a row", nn.MSELoss, labels=lambda: torch.randn(SAMPLES), shape=(1,))
+    yield _row(
+        "MSELoss", "one number per sample against a row", nn.MSELoss, labels=lambda: torch.randn(SAMPLES), shape=(1,)
+    )
 
 
 def _with_parameters() -> Iterator[Case]:
-    for kind in ("mean",):
-        yield Case(
-            "AdaptiveLogSoftmaxWithLoss; as the loss", "Losses", lambda: Plain((WIDTH,)),
-            lambda: Wrapped(nn.AdaptiveLogSoftmaxWithLoss(WIDTH, 4, [2]), _adaptive), labels=lambda: torch.randint(0, 4, (SAMPLES,)),
-        )  # fmt: skip
     yield Case(
-        "AdaptiveLogSoftmaxWithLoss; in the model", "Losses", Adaptive, lambda: _own,
-        inputs=lambda: {"x": torch.randn(SAMPLES, 4), "labels": torch.randint(0, 4, (SAMPLES,))}, labels=lambda: None,
-    )  # fmt: skip
+        "AdaptiveLogSoftmaxWithLoss; as the loss",
+        "Losses",
+        lambda: Plain((WIDTH,)),
+        lambda: Wrapped(nn.AdaptiveLogSoftmaxWithLoss(WIDTH, 4, [2]), _adaptive),
+        labels=lambda: torch.randint(0, 4, (SAMPLES,)),
+    )
+    yield Case(
+        "AdaptiveLogSoftmaxWithLoss; in the model",
+        "Losses",
+        Adaptive,
+        lambda: _own,
+        inputs=lambda: {"x": torch.randn(SAMPLES, 4), "labels": torch.randint(0, 4, (SAMPLES,))},
+        labels=lambda: None,
+    )
     for kind in ("mean", "sum", "none"):
         yield Case(
-            f"LinearCrossEntropyLoss; {kind}", "Losses", lambda: Plain((WIDTH,)),
-            lambda kind=kind: nn.LinearCrossEntropyLoss(WIDTH, 4, reduction=kind), labels=lambda: torch.randint(0, 4, (SAMPLES,)),
-        )  # fmt: skip
+            f"LinearCrossEntropyLoss; {kind}",
+            "Losses",
+            lambda: Plain((WIDTH,)),
+            lambda kind=kind: nn.LinearCrossEntropyLoss(WIDTH, 4, reduction=kind),
+            labels=lambda: torch.randint(0, 4, (SAMPLES,)),
+        )
 
 
 class Adaptive(nn.Module):
@@ -203,12 +231,27 @@ def _own(output: Any, y: Any) -> Tensor:
 
 def _functions() -> Iterator[Case]:
     yield Case("F.cross_entropy; function", "Losses", Plain, lambda: functional.cross_entropy)
-    yield Case("F.cross_entropy; partial, sum", "Losses", Plain, lambda: partial(functional.cross_entropy, reduction="sum"))
-    yield Case("F.mse_loss; lambda, half the sum", "Losses", Plain, lambda: lambda h, y: 0.5 * (h - y).square().sum(), labels=_values)
-    yield Case("F.mse_loss; reduction='none' by a partial", "Losses", Plain, lambda: partial(functional.mse_loss, reduction="none"),
-               labels=_values)  # fmt: skip
+    yield Case(
+        "F.cross_entropy; partial, sum", "Losses", Plain, lambda: partial(functional.cross_entropy, reduction="sum")
+    )
+    yield Case(
+        "F.mse_loss; lambda, half the sum",
+        "Losses",
+        Plain,
+        lambda: lambda h, y: 0.5 * (h - y).square().sum(),
+        labels=_values,
+    )
+    yield Case(
+        "F.mse_loss; reduction='none' by a partial",
+        "Losses",
+        Plain,
+        lambda: partial(functional.mse_loss, reduction="none"),
+        labels=_values,
+    )
 
 
 def rows() -> list[Case]:
     """List the rows; the name of each is the loss and its setting."""
-    return sorted([*_reductions(), *_settings(), *_with_parameters(), *_functions()], key=lambda case: case.name.split(";")[0])
+    return sorted(
+        [*_reductions(), *_settings(), *_with_parameters(), *_functions()], key=lambda case: case.name.split(";")[0]
+    )

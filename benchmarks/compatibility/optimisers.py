@@ -62,7 +62,9 @@ def _plain() -> Iterator[Case]:
         "AdamW, fused": {"fused": True},
         "LBFGS, strong_wolfe": {"line_search_fn": "strong_wolfe"},
     }.items():
-        yield Case(name, "Optimisers", Plain, optimizer=_made(getattr(torch.optim, name.split(",")[0]), lr=0.05, **settings))
+        yield Case(
+            name, "Optimisers", Plain, optimizer=_made(getattr(torch.optim, name.split(",")[0]), lr=0.05, **settings)
+        )
 
 
 class Scheduled(torch.optim.SGD):

@@ -38,7 +38,9 @@ class Does(nn.Module):
         return self.do(self, h, *rest)
 
 
-def _row(name: str, group: str, do: Callable[[Any, Tensor], Any], shape: tuple[int, ...] = (WIDTH,), **members: Any) -> Case:
+def _row(
+    name: str, group: str, do: Callable[[Any, Tensor], Any], shape: tuple[int, ...] = (WIDTH,), **members: Any
+) -> Case:
     return in_the_middle(name, group, lambda: Does(do, **{n: m() for n, m in members.items()}), shape)
 
 
@@ -60,9 +62,15 @@ def _complex() -> nn.Parameter:
 
 def _values() -> Iterator[Case]:
     group = "Values in the middle"
-    yield _row("complex numbers: fft and back", group, lambda m, h: torch.fft.irfft(torch.fft.rfft(h) * m.gain[: WIDTH // 2 + 1], WIDTH),
-               gain=_vector)  # fmt: skip
-    yield _row("complex numbers: view_as_real", group, lambda m, h: torch.view_as_real(torch.fft.fft(m.map(h))), map=_square)
+    yield _row(
+        "complex numbers: fft and back",
+        group,
+        lambda m, h: torch.fft.irfft(torch.fft.rfft(h) * m.gain[: WIDTH // 2 + 1], WIDTH),
+        gain=_vector,
+    )
+    yield _row(
+        "complex numbers: view_as_real", group, lambda m, h: torch.view_as_real(torch.fft.fft(m.map(h))), map=_square
+    )
     yield _row("complex weights", group, lambda m, h: (h.to(m.weight.dtype) @ m.weight).abs(), weight=_complex)
     yield _row("complex numbers: an elementwise gain", group, lambda m, h: (h * m.weight[0]).abs(), weight=_complex)
     yield _row("written in place: += of a slice", group, _added, map=_square)
@@ -88,39 +96,103 @@ def _values() -> Iterator[Case]:
     yield _row("written in place: += of a branch", group, _branch, map=_square)
     yield _row("written into zeros by index", group, _filled, map=_square)
     yield _row("written with out=", group, lambda m, h: _out(h))
-    yield _row("scattered", group, lambda m, h: torch.zeros_like(h).scatter_add(1, m.order.expand(len(h), -1), m.map(h)),
-               map=_square, order=lambda: torch.tensor([0, 0, 2, 2, 4, 5]))  # fmt: skip
-    yield _row("index_add_ into a buffer's copy", group, lambda m, h: m.base.clone().index_add_(0, torch.arange(SAMPLES), h),
-               base=lambda: torch.zeros(SAMPLES, WIDTH))  # fmt: skip
-    yield _row("split and joined", group, lambda m, h: torch.cat([m.map(p) for p in h.chunk(2, 1)][::-1], 1),
-               map=lambda: nn.Linear(3, 3))  # fmt: skip
-    yield _row("unbound and stacked", group, lambda m, h: torch.stack([m.map(p) for p in h.unbind(1)], 1), (3, 4), map=lambda: nn.Linear(4, 4))
+    yield _row(
+        "scattered",
+        group,
+        lambda m, h: torch.zeros_like(h).scatter_add(1, m.order.expand(len(h), -1), m.map(h)),
+        map=_square,
+        order=lambda: torch.tensor([0, 0, 2, 2, 4, 5]),
+    )
+    yield _row(
+        "index_add_ into a buffer's copy",
+        group,
+        lambda m, h: m.base.clone().index_add_(0, torch.arange(SAMPLES), h),
+        base=lambda: torch.zeros(SAMPLES, WIDTH),
+    )
+    yield _row(
+        "split and joined",
+        group,
+        lambda m, h: torch.cat([m.map(p) for p in h.chunk(2, 1)][::-1], 1),
+        map=lambda: nn.Linear(3, 3),
+    )
+    yield _row(
+        "unbound and stacked",
+        group,
+        lambda m, h: torch.stack([m.map(p) for p in h.unbind(1)], 1),
+        (3, 4),
+        map=lambda: nn.Linear(4, 4),
+    )
     yield _row("einsum", group, lambda m, h: torch.einsum("nd,de,ef->nf", h, m.a, m.b), a=_matrix, b=_matrix)
     yield _row("weight on the left", group, lambda m, h: (m.a @ h.T).T, a=_matrix)
-    yield _row("bmm with a weight of every position", group, lambda m, h: torch.bmm(h.transpose(0, 1), m.a).transpose(0, 1), (2, 6),
-               a=lambda: nn.Parameter(torch.randn(2, 6, 4)))  # fmt: skip
-    yield _row("a weight made of the activations", group, lambda m, h: torch.bmm(m.make(h).view(-1, 2, WIDTH), h.unsqueeze(2)).squeeze(2),
-               make=lambda: nn.Linear(WIDTH, 2 * WIDTH))  # fmt: skip
-    yield _row("linear algebra: solve", group, lambda m, h: torch.linalg.solve(m.a + 4 * torch.eye(WIDTH).to(h), h.T).T, a=_matrix)
-    yield _row("linear algebra: svd of the activations", group, lambda m, h: h * torch.linalg.svdvals(h).sum(), )
-    yield _row("cumulative sums, sorting, norms", group, lambda m, h: h.cumsum(1).sort(1).values / (1 + h.norm(dim=1, keepdim=True)))
+    yield _row(
+        "bmm with a weight of every position",
+        group,
+        lambda m, h: torch.bmm(h.transpose(0, 1), m.a).transpose(0, 1),
+        (2, 6),
+        a=lambda: nn.Parameter(torch.randn(2, 6, 4)),
+    )
+    yield _row(
+        "a weight made of the activations",
+        group,
+        lambda m, h: torch.bmm(m.make(h).view(-1, 2, WIDTH), h.unsqueeze(2)).squeeze(2),
+        make=lambda: nn.Linear(WIDTH, 2 * WIDTH),
+    )
+    yield _row(
+        "linear algebra: solve",
+        group,
+        lambda m, h: torch.linalg.solve(m.a + 4 * torch.eye(WIDTH).to(h), h.T).T,
+        a=_matrix,
+    )
+    yield _row(
+        "linear algebra: svd of the activations",
+        group,
+        lambda m, h: h * torch.linalg.svdvals(h).sum(),
+    )
+    yield _row(
+        "cumulative sums, sorting, norms",
+        group,
+        lambda m, h: h.cumsum(1).sort(1).values / (1 + h.norm(dim=1, keepdim=True)),
+    )
     yield _row("statistics of the batch", group, lambda m, h: m.map(h - h.mean(0)) / (1 + h.std(0)), map=_square)
-    yield _row("rows reordered by a random permutation", group, lambda m, h: m.map(h[torch.randperm(len(h))]), map=_square)
-    yield _row("Python numbers read by item", group, lambda m, h: m.map(h) * float(h.detach().abs().mean()), map=_square)
+    yield _row(
+        "rows reordered by a random permutation", group, lambda m, h: m.map(h[torch.randperm(len(h))]), map=_square
+    )
+    yield _row(
+        "Python numbers read by item", group, lambda m, h: m.map(h) * float(h.detach().abs().mean()), map=_square
+    )
     yield _row("Python's random numbers", group, lambda m, h: m.map(h) * (0.5 + random.random()), map=_square)
     yield _row("noise drawn on the way", group, lambda m, h: m.map(h) + torch.randn_like(h), map=_square)
     yield _row("noise drawn in place", group, lambda m, h: m.map(h) + torch.empty_like(h).normal_(), map=_square)
-    yield _row("torch.distributions, rsample", group, lambda m, h: torch.distributions.Normal(m.map(h), h.exp()).rsample(), map=_square)
+    yield _row(
+        "torch.distributions, rsample",
+        group,
+        lambda m, h: torch.distributions.Normal(m.map(h), h.exp()).rsample(),
+        map=_square,
+    )
     yield _row("gumbel_softmax, hard", group, lambda m, h: functional.gumbel_softmax(m.map(h), hard=True), map=_square)
     yield _row("NumPy", group, lambda m, h: torch.from_numpy(h.detach().numpy() * 2))
     yield _row("a nested tensor", group, _nested, (3, WIDTH), map=_square)
-    yield _row("a sparse constant", group, lambda m, h: torch.sparse.mm(m.graph, m.map(h)), map=_square,
-               graph=lambda: torch.eye(SAMPLES).to_sparse())  # fmt: skip
+    yield _row(
+        "a sparse constant",
+        group,
+        lambda m, h: torch.sparse.mm(m.graph, m.map(h)),
+        map=_square,
+        graph=lambda: torch.eye(SAMPLES).to_sparse(),
+    )
     yield _row("a sparse weight", group, lambda m, h: torch.sparse.mm(m.a.to_sparse(), h.T).T, a=_matrix)
-    yield _row("a tuple of tensors between modules", group, lambda m, h: m.b(*m.a(h)),
-               a=lambda: Does(lambda m, h: (m.map(h), h), map=_square()), b=lambda: Does(lambda m, h, g: m.map(h) * g, map=_square()))  # fmt: skip
-    yield _row("a dictionary between modules", group, lambda m, h: m.a(h)["out"] + m.a(h)["other"],
-               a=lambda: Does(lambda m, h: {"out": m.map(h), "other": h}, map=_square()))  # fmt: skip
+    yield _row(
+        "a tuple of tensors between modules",
+        group,
+        lambda m, h: m.b(*m.a(h)),
+        a=lambda: Does(lambda m, h: (m.map(h), h), map=_square()),
+        b=lambda: Does(lambda m, h, g: m.map(h) * g, map=_square()),
+    )
+    yield _row(
+        "a dictionary between modules",
+        group,
+        lambda m, h: m.a(h)["out"] + m.a(h)["other"],
+        a=lambda: Does(lambda m, h: {"out": m.map(h), "other": h}, map=_square()),
+    )
     yield _row("half precision on the way", group, lambda m, h: m.map(h.float().to(h.dtype)), map=_square)
     yield _row("autocast inside", group, _autocast, map=_square)
 
@@ -191,8 +263,15 @@ def _modules() -> Iterator[Case]:
     group = "Modules"
     yield in_the_middle("a module used twice", group, _square, use=lambda m, h: m(torch.tanh(m(h))))
     yield Case("a weight shared by two modules", group, Tied)
-    yield Case("a weight shared by its transpose", group, lambda: Around(Does(
-        lambda m, h: functional.linear(torch.tanh(functional.linear(h, m.a)), m.a.T), a=_matrix()), (WIDTH,), apply))  # fmt: skip
+    yield Case(
+        "a weight shared by its transpose",
+        group,
+        lambda: Around(
+            Does(lambda m, h: functional.linear(torch.tanh(functional.linear(h, m.a)), m.a.T), a=_matrix()),
+            (WIDTH,),
+            apply,
+        ),
+    )
     yield Case("a buffer shared by two modules", group, SharedBuffer)
     yield in_the_middle("a trained tensor that is no parameter", group, Hidden)
     yield in_the_middle("lazy modules, before their first call", group, lambda: nn.Identity(), before=_made_lazy)
@@ -204,24 +283,52 @@ def _modules() -> Iterator[Case]:
     yield Case("on the meta device", group, lambda: Plain().to("meta"), double=False)
     yield Case("integers as parameters", group, Plain, before=_whole_numbers)
     yield Case("float16", group, lambda: Plain().half(), inputs=lambda: torch.randn(SAMPLES, 4).half(), double=False)
-    yield Case("bfloat16", group, lambda: Plain().bfloat16(), inputs=lambda: torch.randn(SAMPLES, 4).bfloat16(), double=False)
-    yield Case("complex64", group, ComplexNet, lambda: squared_size, lambda: torch.randn(SAMPLES, 4, dtype=torch.complex64), double=False)
+    yield Case(
+        "bfloat16", group, lambda: Plain().bfloat16(), inputs=lambda: torch.randn(SAMPLES, 4).bfloat16(), double=False
+    )
+    yield Case(
+        "complex64",
+        group,
+        ComplexNet,
+        lambda: squared_size,
+        lambda: torch.randn(SAMPLES, 4, dtype=torch.complex64),
+        double=False,
+    )
     yield in_the_middle("quantised: dynamic", group, _square, before=_quantised, double=False)
     yield in_the_middle("quantised: prepared for training", group, _prepared, double=False)
     yield in_the_middle("fake-quantised weights and activations", group, lambda: _fake_quantised(), double=False)
     yield in_the_middle("torch.jit.script", group, lambda: torch.jit.script(nn.Sequential(_square(), nn.Tanh())))
-    yield in_the_middle("torch.jit.trace", group, lambda: torch.jit.trace(_square(), torch.zeros(2, WIDTH), check_trace=False), double=False)
-    yield in_the_middle("torch.fx.symbolic_trace", group, lambda: torch.fx.symbolic_trace(nn.Sequential(_square(), nn.Tanh())))
-    yield in_the_middle("gradient checkpointing", group, lambda: nn.Sequential(_square(), nn.Tanh()),
-                        use=lambda m, h: checkpoint.checkpoint(m, h, use_reentrant=False))  # fmt: skip
-    yield in_the_middle("gradient checkpointing, reentrant", group, lambda: nn.Sequential(_square(), nn.Tanh()),
-                        use=lambda m, h: checkpoint.checkpoint(m, h, use_reentrant=True))  # fmt: skip
+    yield in_the_middle(
+        "torch.jit.trace",
+        group,
+        lambda: torch.jit.trace(_square(), torch.zeros(2, WIDTH), check_trace=False),
+        double=False,
+    )
+    yield in_the_middle(
+        "torch.fx.symbolic_trace", group, lambda: torch.fx.symbolic_trace(nn.Sequential(_square(), nn.Tanh()))
+    )
+    yield in_the_middle(
+        "gradient checkpointing",
+        group,
+        lambda: nn.Sequential(_square(), nn.Tanh()),
+        use=lambda m, h: checkpoint.checkpoint(m, h, use_reentrant=False),
+    )
+    yield in_the_middle(
+        "gradient checkpointing, reentrant",
+        group,
+        lambda: nn.Sequential(_square(), nn.Tanh()),
+        use=lambda m, h: checkpoint.checkpoint(m, h, use_reentrant=True),
+    )
     yield in_the_middle("saved tensors on the CPU", group, _square, use=_saved)
     yield in_the_middle("an autograd function, of activations", group, nn.Identity, use=lambda m, h: Double.apply(h))
-    yield in_the_middle("an autograd function, of parameters", group, _square, use=lambda m, h: OwnLinear.apply(h, m.weight) + m.bias)
+    yield in_the_middle(
+        "an autograd function, of parameters", group, _square, use=lambda m, h: OwnLinear.apply(h, m.weight) + m.bias
+    )
     yield in_the_middle("straight-through sign", group, nn.Identity, use=lambda m, h: h + (h.sign() - h).detach())
     yield in_the_middle("sign", group, nn.Identity, use=lambda m, h: h.sign())
-    yield in_the_middle("gradients inside the forward pass", group, lambda: nn.Sequential(_square(), nn.Tanh()), use=_inner_gradient)
+    yield in_the_middle(
+        "gradients inside the forward pass", group, lambda: nn.Sequential(_square(), nn.Tanh()), use=_inner_gradient
+    )
     yield in_the_middle("flex_attention", group, lambda: nn.Linear(WIDTH, 3 * WIDTH), (3, WIDTH), _flex)
     yield in_the_middle("scaled_dot_product_attention", group, lambda: nn.Linear(WIDTH, 3 * WIDTH), (3, WIDTH), _sdpa)
     yield in_the_middle("forward hooks that change the output", group, _square, before=_hooked)
@@ -231,20 +338,48 @@ def _modules() -> Iterator[Case]:
     yield in_the_middle("hooks on activations", group, _square, use=_hooked_activation)
     yield in_the_middle("a buffer that moves", group, lambda: Does(_moving, mean=torch.zeros(WIDTH)))
     yield in_the_middle("a buffer that is replaced", group, lambda: Does(_replaced, mean=torch.zeros(WIDTH)))
-    yield in_the_middle("a buffer that counts calls", group, lambda: Does(_counting, calls=torch.zeros((), dtype=torch.int64)))
-    yield in_the_middle("a buffer written by the activations", group, lambda: Does(_recorded, memory=torch.zeros(SAMPLES, WIDTH)))
+    yield in_the_middle(
+        "a buffer that counts calls", group, lambda: Does(_counting, calls=torch.zeros((), dtype=torch.int64))
+    )
+    yield in_the_middle(
+        "a buffer written by the activations", group, lambda: Does(_recorded, memory=torch.zeros(SAMPLES, WIDTH))
+    )
     yield in_the_middle("a Python attribute that counts calls", group, lambda: Does(_python_count))
-    yield in_the_middle("a weight shared in storage: views of one vector", group, lambda: nn.LSTM(3, 4, batch_first=True), (3, 3),
-                        lambda m, h: m(h)[0], before=_flattened)  # fmt: skip
-    yield in_the_middle("weights in channels_last, activations too", group, lambda: nn.Conv2d(2, 3, 3).to(memory_format=torch.channels_last),
-                        (2, 6, 6), lambda m, h: m(h.to(memory_format=torch.channels_last)))  # fmt: skip
-    yield in_the_middle("tensor subclasses as parameters", group, lambda: Does(lambda m, h: h @ m.a, a=nn.Parameter(Tagged(torch.randn(WIDTH, WIDTH)))))
-    yield in_the_middle("a weight of size zero", group, lambda: nn.Linear(WIDTH, 0), use=lambda m, h: torch.cat([h, m(h)], 1))
-    yield in_the_middle("a parameter that nothing uses", group, lambda: Does(lambda m, h: m.map(h), map=_square(), idle=_vector()))
-    yield in_the_middle("a branch chosen by the values", group, lambda: Does(
-        lambda m, h: m.a(h) if bool(h.sum() > 0) else m.b(h), a=_square(), b=_square()))  # fmt: skip
+    yield in_the_middle(
+        "a weight shared in storage: views of one vector",
+        group,
+        lambda: nn.LSTM(3, 4, batch_first=True),
+        (3, 3),
+        lambda m, h: m(h)[0],
+        before=_flattened,
+    )
+    yield in_the_middle(
+        "weights in channels_last, activations too",
+        group,
+        lambda: nn.Conv2d(2, 3, 3).to(memory_format=torch.channels_last),
+        (2, 6, 6),
+        lambda m, h: m(h.to(memory_format=torch.channels_last)),
+    )
+    yield in_the_middle(
+        "tensor subclasses as parameters",
+        group,
+        lambda: Does(lambda m, h: h @ m.a, a=nn.Parameter(Tagged(torch.randn(WIDTH, WIDTH)))),
+    )
+    yield in_the_middle(
+        "a weight of size zero", group, lambda: nn.Linear(WIDTH, 0), use=lambda m, h: torch.cat([h, m(h)], 1)
+    )
+    yield in_the_middle(
+        "a parameter that nothing uses", group, lambda: Does(lambda m, h: m.map(h), map=_square(), idle=_vector())
+    )
+    yield in_the_middle(
+        "a branch chosen by the values",
+        group,
+        lambda: Does(lambda m, h: m.a(h) if bool(h.sum() > 0) else m.b(h), a=_square(), b=_square()),
+    )
     yield in_the_middle("a loop of as many turns as the values say", group, _square, use=_looped)
-    yield in_the_middle("mixture of experts, rows sent by index", group, lambda: nn.ModuleList([_square(), _square()]), use=_experts)
+    yield in_the_middle(
+        "mixture of experts, rows sent by index", group, lambda: nn.ModuleList([_square(), _square()]), use=_experts
+    )
     yield in_the_middle("torch.compile of a part", group, lambda: torch.compile(_square(), backend="eager"))
 
 
@@ -303,7 +438,12 @@ class SharedBuffer(nn.Module):
     def __init__(self) -> None:
         """Share it."""
         super().__init__()
-        self.stem, self.head, self.a, self.b = nn.Linear(4, WIDTH), nn.Linear(WIDTH, 3), nn.BatchNorm1d(WIDTH), nn.BatchNorm1d(WIDTH)
+        self.stem, self.head, self.a, self.b = (
+            nn.Linear(4, WIDTH),
+            nn.Linear(WIDTH, 3),
+            nn.BatchNorm1d(WIDTH),
+            nn.BatchNorm1d(WIDTH),
+        )
         self.b.running_mean = self.a.running_mean
 
     def forward(self, x: Tensor) -> Tensor:
@@ -518,39 +658,95 @@ def _interfaces() -> Iterator[Case]:
     yield Case("a tuple of inputs", group, net(sums), inputs=_two)
     yield Case("a dictionary of inputs", group, net(sums), inputs=lambda: dict(zip("ab", _two(), strict=True)))
     yield Case("a list within a tuple", group, net(lambda m, pair: sums(m, *pair)), inputs=lambda: (list(_two()),))
-    yield Case("an input that needs a gradient", group, Plain, inputs=lambda: torch.randn(SAMPLES, 4, requires_grad=True))
+    yield Case(
+        "an input that needs a gradient", group, Plain, inputs=lambda: torch.randn(SAMPLES, 4, requires_grad=True)
+    )
     yield Case("one input twice", group, net(sums), inputs=lambda: (torch.randn(SAMPLES, 4),) * 2)
-    yield Case("an integer beside the input", group, net(lambda m, a, n: m.head(torch.tanh(m.stem(a) * n))),
-               inputs=lambda: (torch.randn(SAMPLES, 4), 2))  # fmt: skip
-    yield Case("None beside the input", group, net(lambda m, a, n: m.head(torch.tanh(m.stem(a)))),
-               inputs=lambda: (torch.randn(SAMPLES, 4), None))  # fmt: skip
-    yield Case("a batch on the second axis", group, Second, lambda: lambda h, y: functional.cross_entropy(h[-1], y),
-               inputs=lambda: torch.randn(3, SAMPLES, 4))  # fmt: skip
-    yield Case("a batch of one sample", group, Plain, inputs=lambda: torch.randn(1, 4), labels=lambda: torch.tensor([1]))
-    yield Case("an empty batch", group, Plain, inputs=lambda: torch.randn(0, 4), labels=lambda: torch.zeros(0, dtype=torch.int64))
-    yield Case("an input without samples", group, lambda: Plain((3,)), lambda: squared, inputs=lambda: torch.tensor(1.0))
+    yield Case(
+        "an integer beside the input",
+        group,
+        net(lambda m, a, n: m.head(torch.tanh(m.stem(a) * n))),
+        inputs=lambda: (torch.randn(SAMPLES, 4), 2),
+    )
+    yield Case(
+        "None beside the input",
+        group,
+        net(lambda m, a, n: m.head(torch.tanh(m.stem(a)))),
+        inputs=lambda: (torch.randn(SAMPLES, 4), None),
+    )
+    yield Case(
+        "a batch on the second axis",
+        group,
+        Second,
+        lambda: lambda h, y: functional.cross_entropy(h[-1], y),
+        inputs=lambda: torch.randn(3, SAMPLES, 4),
+    )
+    yield Case(
+        "a batch of one sample", group, Plain, inputs=lambda: torch.randn(1, 4), labels=lambda: torch.tensor([1])
+    )
+    yield Case(
+        "an empty batch",
+        group,
+        Plain,
+        inputs=lambda: torch.randn(0, 4),
+        labels=lambda: torch.zeros(0, dtype=torch.int64),
+    )
+    yield Case(
+        "an input without samples", group, lambda: Plain((3,)), lambda: squared, inputs=lambda: torch.tensor(1.0)
+    )
     yield Case("an input that is sparse", group, Plain, inputs=lambda: torch.randn(SAMPLES, 4).to_sparse())
     yield Case("an input that is not contiguous", group, Plain, inputs=lambda: torch.randn(4, SAMPLES).T)
-    yield Case("an input of integers", group, lambda: nn.Sequential(nn.Embedding(9, 4), nn.Flatten(), nn.Linear(8, 3)),
-               inputs=lambda: torch.randint(0, 9, (SAMPLES, 2)))  # fmt: skip
-    yield Case("an input of another type", group, Plain, inputs=lambda: torch.randn(SAMPLES, 4).float(), double=False, before=lambda m: m.double() and None)
+    yield Case(
+        "an input of integers",
+        group,
+        lambda: nn.Sequential(nn.Embedding(9, 4), nn.Flatten(), nn.Linear(8, 3)),
+        inputs=lambda: torch.randint(0, 9, (SAMPLES, 2)),
+    )
+    yield Case(
+        "an input of another type",
+        group,
+        Plain,
+        inputs=lambda: torch.randn(SAMPLES, 4).float(),
+        double=False,
+        before=lambda m: m.double() and None,
+    )
     yield Case("an input with NaN", group, Plain, inputs=lambda: torch.full((SAMPLES, 4), torch.nan))
     yield Case("an input as NumPy", group, Plain, inputs=lambda: torch.randn(SAMPLES, 4).numpy(), double=False)
-    yield Case("a nested tensor as input", group, lambda: nn.Sequential(nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 3)), lambda: squared_values,
-               inputs=lambda: torch.nested.as_nested_tensor([torch.randn(2, 4), torch.randn(3, 4)], layout=torch.jagged))  # fmt: skip
+    yield Case(
+        "a nested tensor as input",
+        group,
+        lambda: nn.Sequential(nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 3)),
+        lambda: squared_values,
+        inputs=lambda: torch.nested.as_nested_tensor([torch.randn(2, 4), torch.randn(3, 4)], layout=torch.jagged),
+    )
     yield Case("a tuple as output", group, net(_one), lambda: _logits)
     yield Case("a dictionary as output", group, net(lambda m, x: OrderedDict(logits=_one(m, x)[0])), lambda: _logits)
     yield Case("a data class as output", group, net(lambda m, x: Output(*_one(m, x))), lambda: _logits)
     yield Case("a named tuple as output", group, net(lambda m, x: Pair(*_one(m, x))), lambda: _logits)
-    yield Case("two heads, both in the loss", group, net(_one), lambda: lambda o, y: _logits(o, y) + o[1].square().mean())
-    yield Case("the model computes the loss", group, net(lambda m, x, labels: {"loss": functional.cross_entropy(_one(m, x)[0], labels)}),
-               lambda: lambda o, y: o["loss"], inputs=lambda: {"x": torch.randn(SAMPLES, 4), "labels": classes()}, labels=lambda: None)  # fmt: skip
+    yield Case(
+        "two heads, both in the loss", group, net(_one), lambda: lambda o, y: _logits(o, y) + o[1].square().mean()
+    )
+    yield Case(
+        "the model computes the loss",
+        group,
+        net(lambda m, x, labels: {"loss": functional.cross_entropy(_one(m, x)[0], labels)}),
+        lambda: lambda o, y: o["loss"],
+        inputs=lambda: {"x": torch.randn(SAMPLES, 4), "labels": classes()},
+        labels=lambda: None,
+    )
     yield Case("one number as output", group, net(lambda m, x: _one(m, x)[0].square().mean()), lambda: lambda o, y: o)
-    yield Case("the loss ignores the output", group, Plain, lambda: lambda h, y: torch.zeros((), requires_grad=True) * 1)
+    yield Case(
+        "the loss ignores the output", group, Plain, lambda: lambda h, y: torch.zeros((), requires_grad=True) * 1
+    )
     yield Case("the loss is a Python number", group, Plain, lambda: lambda h, y: 1.0)
     yield Case("the loss has a parameter", group, Plain, Temperature)
     yield Case("the loss closes over a trained tensor", group, Plain, lambda: _closing())
-    yield Case("the loss has a penalty on parameters", group, Penalised, lambda: lambda o, y: functional.cross_entropy(o[0], y) + 0.1 * o[1])
+    yield Case(
+        "the loss has a penalty on parameters",
+        group,
+        Penalised,
+        lambda: lambda o, y: functional.cross_entropy(o[0], y) + 0.1 * o[1],
+    )
 
 
 class Penalised(nn.Module):

@@ -9,14 +9,19 @@ from torch import Tensor, nn
 from torch.nn.utils import fusion, parametrizations, parametrize, prune, rnn, stateless
 
 from compatibility.case import WIDTH, Case, Plain, apply, in_the_middle
-from compatibility.modules import Evaluated
 
 
 def _linear() -> nn.Linear:
     return nn.Linear(WIDTH, 4)
 
 
-def _done(name: str, do: Callable[[Any], Any], make: Callable[[], nn.Module] = _linear, shape: Any = (WIDTH,), use: Any = apply) -> Case:
+def _done(
+    name: str,
+    do: Callable[[Any], Any],
+    make: Callable[[], nn.Module] = _linear,
+    shape: Any = (WIDTH,),
+    use: Any = apply,
+) -> Case:
     """Make the row of what is done to a module, which may be given back."""
 
     def made() -> nn.Module:
@@ -51,21 +56,39 @@ def _weights() -> Iterator[Case]:
     yield _done("spectral_norm", old.spectral_norm)
     yield _done("spectral_norm; remove_spectral_norm", lambda m: old.remove_spectral_norm(old.spectral_norm(m)))
     yield _done("parametrizations.weight_norm", parametrizations.weight_norm)
-    yield _done("parametrizations.weight_norm of an LSTM", lambda m: parametrizations.weight_norm(m, "weight_hh_l0"),
-                _lstm, (3, 3), lambda m, h: m(h)[0])  # fmt: skip
+    yield _done(
+        "parametrizations.weight_norm of an LSTM",
+        lambda m: parametrizations.weight_norm(m, "weight_hh_l0"),
+        _lstm,
+        (3, 3),
+        lambda m, h: m(h)[0],
+    )
     yield _done("parametrizations.spectral_norm", parametrizations.spectral_norm)
-    yield _done("parametrizations.spectral_norm of a convolution", parametrizations.spectral_norm,
-                lambda: nn.Conv1d(2, 3, 3), (2, 8))  # fmt: skip
+    yield _done(
+        "parametrizations.spectral_norm of a convolution",
+        parametrizations.spectral_norm,
+        lambda: nn.Conv1d(2, 3, 3),
+        (2, 8),
+    )
     for kind in ("matrix_exp", "cayley", "householder"):
         yield _done(
             f"parametrizations.orthogonal, {kind}",
-            lambda m, k=kind: parametrizations.orthogonal(m, orthogonal_map=k, use_trivialization=False), _square,
-        )  # fmt: skip
+            lambda m, k=kind: parametrizations.orthogonal(m, orthogonal_map=k, use_trivialization=False),
+            _square,
+        )
     yield _done("parametrizations.orthogonal, trivialised", parametrizations.orthogonal, _square)
-    yield _done("parametrize.register_parametrization", lambda m: parametrize.register_parametrization(m, "weight", Symmetric()),
-                _square)  # fmt: skip
+    yield _done(
+        "parametrize.register_parametrization",
+        lambda m: parametrize.register_parametrization(m, "weight", Symmetric()),
+        _square,
+    )
     yield _done("parametrize.remove_parametrizations", _registered_and_removed, _square)
-    yield _done("parametrize.cached", lambda m: parametrize.register_parametrization(m, "weight", Symmetric()), _square, use=_cached)
+    yield _done(
+        "parametrize.cached",
+        lambda m: parametrize.register_parametrization(m, "weight", Symmetric()),
+        _square,
+        use=_cached,
+    )
 
 
 def _registered_and_removed(m: nn.Module) -> None:
@@ -87,7 +110,9 @@ def _prunings() -> Iterator[Case]:
         "random_structured": lambda m: prune.random_structured(m, "weight", 1, dim=0),
         "ln_structured": lambda m: prune.ln_structured(m, "weight", 1, n=2, dim=1),
         "custom_from_mask": lambda m: prune.custom_from_mask(m, "weight", mask),
-        "global_unstructured": lambda m: prune.global_unstructured([(m, "weight"), (m, "bias")], prune.L1Unstructured, amount=0.4),
+        "global_unstructured": lambda m: prune.global_unstructured(
+            [(m, "weight"), (m, "bias")], prune.L1Unstructured, amount=0.4
+        ),
         "remove": lambda m: prune.remove(prune.l1_unstructured(m, "weight", 0.4), "weight"),
     }
     for name, way in ways.items():
@@ -162,13 +187,22 @@ def _stateless() -> Iterator[Case]:
     group = "Modules that are called in another way"
     yield in_the_middle("stateless.functional_call", group, lambda: Stateless(stateless.functional_call, _linear()))
     yield in_the_middle("torch.func.functional_call", group, lambda: Stateless(torch.func.functional_call, _linear()))
-    yield in_the_middle("torch.func.functional_call, batch norm", group,
-                        lambda: Stateless(torch.func.functional_call, nn.Sequential(_linear(), nn.BatchNorm1d(4))))  # fmt: skip
+    yield in_the_middle(
+        "torch.func.functional_call, batch norm",
+        group,
+        lambda: Stateless(torch.func.functional_call, nn.Sequential(_linear(), nn.BatchNorm1d(4))),
+    )
     yield in_the_middle("torch.func.vmap", group, _linear, use=lambda m, h: torch.func.vmap(m)(h))
     yield in_the_middle("torch.func.stack_module_state", group, lambda: Ensemble([_linear(), _linear()]))
-    yield in_the_middle("torch.func.jvp", group, _linear, use=lambda m, h: torch.func.jvp(m, (h,), (torch.ones_like(h),))[0])
-    yield in_the_middle("torch.func.jacrev", group, lambda: nn.Sequential(_linear(), nn.Tanh()),
-                        use=lambda m, h: torch.func.vmap(torch.func.jacrev(m))(h))  # fmt: skip
+    yield in_the_middle(
+        "torch.func.jvp", group, _linear, use=lambda m, h: torch.func.jvp(m, (h,), (torch.ones_like(h),))[0]
+    )
+    yield in_the_middle(
+        "torch.func.jacrev",
+        group,
+        lambda: nn.Sequential(_linear(), nn.Tanh()),
+        use=lambda m, h: torch.func.vmap(torch.func.jacrev(m))(h),
+    )
 
 
 class Ensemble(nn.Module):
@@ -185,7 +219,10 @@ class Ensemble(nn.Module):
 
     def forward(self, h: Tensor) -> Tensor:
         """Call them and take the mean."""
-        stacked = {n: torch.stack([dict(m.named_parameters())[n] for m in self.members]) for n, _ in self.members[0].named_parameters()}
+        stacked = {
+            n: torch.stack([dict(m.named_parameters())[n] for m in self.members])
+            for n, _ in self.members[0].named_parameters()
+        }
         base = self.members[0]
         return torch.func.vmap(lambda p: torch.func.functional_call(base, p, (h,)))(stacked).mean(0)
 
@@ -212,8 +249,13 @@ def _padded(m: Any, h: Tensor) -> Tensor:
 def _rnn() -> Iterator[Case]:
     group = "Sequences"
     for module in (nn.RNN, nn.LSTM, nn.GRU):
-        yield in_the_middle(f"rnn.pack_padded_sequence, pad_packed_sequence, {module.__name__}", group,
-                            lambda m=module: m(3, 4, batch_first=True), (3, 3), _packed)  # fmt: skip
+        yield in_the_middle(
+            f"rnn.pack_padded_sequence, pad_packed_sequence, {module.__name__}",
+            group,
+            lambda m=module: m(3, 4, batch_first=True),
+            (3, 3),
+            _packed,
+        )
     yield in_the_middle("rnn.pack_sequence, unpack_sequence", group, _lstm, (3, 3), _sequences)
     yield in_the_middle("rnn.pad_sequence, unpad_sequence", group, _lstm, (3, 3), _padded)
     yield in_the_middle("rnn.PackedSequence, invert_permutation", group, _lstm, (3, 3), _packed_by_hand)
@@ -235,7 +277,8 @@ def _scaled(model: nn.Module) -> None:
 def _vector_of_gradients(model: nn.Module) -> None:
     own = list(model.parameters())
     nn.utils.vector_to_parameters(
-        nn.utils.parameters_to_vector([p.grad for p in own if p.grad is not None]) / 2, [g for p in own if (g := p.grad) is not None]
+        nn.utils.parameters_to_vector([p.grad for p in own if p.grad is not None]) / 2,
+        [g for p in own if (g := p.grad) is not None],
     )
 
 
@@ -256,7 +299,13 @@ def _around() -> Iterator[Case]:
     }.items():
         yield Case(name, group, Plain, after=after)
     yield Case("parameters_to_vector, vector_to_parameters", group, Plain, before=_scaled)
-    yield Case("vector_to_parameters after every step", group, Plain, after=_scaled, optimizer=lambda m: torch.optim.SGD(m.parameters(), 0.1))
+    yield Case(
+        "vector_to_parameters after every step",
+        group,
+        Plain,
+        after=_scaled,
+        optimizer=lambda m: torch.optim.SGD(m.parameters(), 0.1),
+    )
     yield Case("copy.deepcopy", group, lambda: deepcopy(Plain()))
 
 

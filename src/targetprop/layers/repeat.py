@@ -100,6 +100,9 @@ def repeat(steps: Iterable[Step], start: Value, end: Value, x: Tensor) -> Tensor
 
     Returns:
         What `end` becomes.
+
+    Raises:
+        ValueError: a value that is needed was not made again.
     """
     values: dict[int, Any] = {id(start): x}
     for step in steps:
