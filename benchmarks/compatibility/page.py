@@ -22,12 +22,13 @@ moved once a step, as by one ordinary pass, in every row that is not refused.
 
 | word | `l-drl` | `least-squares` | `dtp` |
 |---|---|---|---|
-| exact | with `V = W`, every gradient is back-propagation's | the weights in question are solved for | undone by its own inverse or transpose |
-| approximate | | some weights in question take a gradient step | undone by what is learned |
+| exact | with `V = W`, all gradients are back-propagation's | its weights are solved for | undone without learning |
+| approximate | | some take a gradient step | undone by what is learned |
 | refused | a sentence says why | the same | the same |
 
 Gradients are compared by cosine and ratio of norms, ≥ 0.999 both, for every parameter. The mirrors of `least-squares`
-are set to the weights too; a gradient step is back-propagation's, and what is solved for goes down with it. With `dtp`
+are set to the weights too; a gradient step is back-propagation's, and what is solved for has a positive product with
+it. With `dtp`
 the layer above the module has back-propagation's gradient; in the table of losses that is what *exact* says. A number
 leads to a sentence [below](#sentences). *torch* means that the model does not run or train without the library either.
 
@@ -44,7 +45,7 @@ _ABOUT = {
     "Modules": "Classes of `torch.nn` by the groups of its documentation; those of losses stand in the next table.",
     "Losses": "Settings of one loss that end alike share a row.",
     "Utilities": "Of `torch.nn.utils`, `torch.nn.init` and `torch.func`.",
-    "Optimisers": "Three steps; with `l-drl`, all parameters move as they do with back-propagation.",
+    "Optimisers": "Three steps: with `l-drl` parameters move as with back-propagation, with others they stay finite.",
     "Situations": "Kinds of values, modules, inputs and outputs.",
 }
 
@@ -153,8 +154,8 @@ def _count(found: dict[str, list[tuple[Case, Found]]]) -> str:
     named = {case.name.partition(";")[0] for case, _ in found["Losses"]} & set(modules.public())
     rows = [each for own in found.values() for _, each in own]
     text = f"{len(classes)} module classes and {len(named)} losses of `torch.nn`, {len(rows)} rows:"
-    words = [f"`{m}` {_words(Counter(each[m].word for each in rows))}" for m in METHODS]
-    return f"{text} " + "; ".join(words) + "."
+    words = [f"- `{m}`: {_words(Counter(each[m].word for each in rows))}" for m in METHODS]
+    return "\n".join([text, "", *words])
 
 
 def _words(count: Counter[str]) -> str:

@@ -37,6 +37,7 @@ from targetprop.layers.sites import (
 from targetprop.layers.tape import LOOKUPS, Call, Tape, Value
 
 _HOOK, _CHECKPOINT = "BackwardHookFunction.apply", "CheckpointFunction.apply"  # torch's own
+_NO_DERIVATIVE = "torch::autograd::WarnNotImplemented"  # torch's name for the backward pass of calls that have none
 _HOOKED = (
     "gradient checkpointing, or another hook on saved tensors, is active; turn it off, such as by"
     " model.gradient_checkpointing_disable()"
@@ -253,6 +254,7 @@ class Recorder(CountedMode):
         for number, t in enumerate(tensors_in(out)):
             if id(t) not in self._values:
                 value = Value(t.shape, data, t.requires_grad, call.index, number, labels)
+                call.opaque |= t.grad_fn is not None and t.grad_fn.name() == _NO_DERIVATIVE
                 value.fixed = call.name != _HOOK  # torch looks for the graph that this has made
                 if t.is_nested and t.requires_grad:
                     self._refuse("nested tensors cannot be followed; pad the sequences, and mask what was padded")
