@@ -260,7 +260,7 @@ class Recorder(CountedMode):
                     self._refuse("nested tensors cannot be followed; pad the sequences, and mask what was padded")
                 self._add(t, value)
                 call.outputs.append(value)
-        for t in written:
+        for t in {memory(t): t for t in reversed(written)}.values():  # views of one memory count their writes together
             out = self._write(call, t, out, data, labels)
         if call.outputs:
             self.tape.calls.append(call)
