@@ -172,8 +172,9 @@ def make_exact(engine: tp.TargetPropagation, side: Side) -> None:
 
 def refused(error: Exception, torch_says: Exception | None, checked: tp.Check) -> Verdict:
     """Judge a refusal: it must be a sentence of the library's, and `check` must refuse too where it can know."""
-    where = Path(traceback.extract_tb(error.__traceback__)[-1].filename)
-    ours = "targetprop" in where.parts and isinstance(error, ValueError | TypeError | FloatingPointError)
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    where, said = Path(last.filename), (last.line or "").startswith("raise ")
+    ours = said and "targetprop" in where.parts and isinstance(error, ValueError | TypeError | FloatingPointError)
     if torch_says is not None and (error.__cause__ is not None or type(error) is type(torch_says)):
         return Verdict("torch", one_line(torch_says))
     if not ours or error.__cause__ is not None:

@@ -68,6 +68,8 @@ def _values() -> Iterator[Case]:
         lambda m, h: torch.fft.irfft(torch.fft.rfft(h) * m.gain[: WIDTH // 2 + 1], WIDTH),
         gain=_vector,
     )
+    yield _row("complex numbers: rotary embedding", group, _rotated, (3, WIDTH), angles=_angles)
+    yield _row("a mask made by torch.vmap", group, _masked, map=_square)
     yield _row(
         "complex numbers: view_as_real", group, lambda m, h: torch.view_as_real(torch.fft.fft(m.map(h))), map=_square
     )
@@ -195,6 +197,19 @@ def _values() -> Iterator[Case]:
     )
     yield _row("half precision on the way", group, lambda m, h: m.map(h.float().to(h.dtype)), map=_square)
     yield _row("autocast inside", group, _autocast, map=_square)
+
+
+def _angles() -> Tensor:
+    return torch.polar(torch.ones(3, WIDTH // 2), torch.arange(3.0)[:, None] * torch.ones(WIDTH // 2))
+
+
+def _rotated(m: Any, h: Tensor) -> Tensor:
+    pairs = torch.view_as_complex(h.unflatten(-1, (-1, 2)))
+    return torch.view_as_real(pairs * m.angles.to(pairs)).flatten(-2)
+
+
+def _masked(m: Any, h: Tensor) -> Tensor:
+    return m.map(h) * torch.vmap(lambda i: i > 1)(torch.arange(WIDTH))
 
 
 def _without_gradient(m: Any, h: Tensor) -> Tensor:
@@ -416,6 +431,19 @@ class ComplexNet(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Run it."""
         return self.head(torch.tanh(self.stem(x)))
+
+
+class ComplexInput(nn.Module):
+    """A network that takes complex numbers, as signals are, and goes on with real ones."""
+
+    def __init__(self) -> None:
+        """Make the model."""
+        super().__init__()
+        self.body = Plain()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Take their size."""
+        return self.body(x.abs())
 
 
 class Tied(nn.Module):
@@ -723,6 +751,14 @@ def _interfaces() -> Iterator[Case]:
     yield Case("a dictionary as output", group, net(lambda m, x: OrderedDict(logits=_one(m, x)[0])), lambda: _logits)
     yield Case("a data class as output", group, net(lambda m, x: Output(*_one(m, x))), lambda: _logits)
     yield Case("a named tuple as output", group, net(lambda m, x: Pair(*_one(m, x))), lambda: _logits)
+    yield Case(
+        "two branches that never meet, both in the loss",
+        group,
+        net(lambda m, x: (m.stem(x), m.side(x))),
+        lambda: lambda o, y: o[0].square().mean() + o[1].sin().mean(),
+    )
+    yield Case("one layer alone", group, lambda: nn.Linear(4, 3))
+    yield Case("a complex input", group, ComplexInput, inputs=lambda: torch.randn(SAMPLES, 4, dtype=torch.complex128))
     yield Case(
         "two heads, both in the loss", group, net(_one), lambda: lambda o, y: _logits(o, y) + o[1].square().mean()
     )

@@ -84,6 +84,11 @@ def plan_model(
     plan = make_plan(tape, cutting.style, ends, derivatives=cutting.derivatives)
     if plan.problems:
         raise ValueError(plan.problems[0])
+    if not plan.layers and not cutting.derivatives:
+        raise ValueError(
+            "no layer can end anywhere, for the model never goes on with one tensor of real numbers alone; choose a"
+            " method of mirrors, such as 'l-drl'"
+        )
     return plan
 
 

@@ -255,6 +255,7 @@ class Recorder(CountedMode):
             if id(t) not in self._values:
                 value = Value(t.shape, data, t.requires_grad, call.index, number, labels)
                 call.opaque |= t.grad_fn is not None and t.grad_fn.name() == _NO_DERIVATIVE
+                value.real = not t.is_complex()
                 value.fixed = call.name != _HOOK  # torch looks for the graph that this has made
                 if t.is_nested and t.requires_grad:
                     self._refuse("nested tensors cannot be followed; pad the sequences, and mask what was padded")

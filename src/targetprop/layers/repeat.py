@@ -122,9 +122,11 @@ def repeat(steps: Iterable[Step], start: Value, end: Value, x: Tensor) -> Tensor
             written = args[0][0]
         out = _run(step, args)
         made = [written] if written is not None else list(tensors_in(out))
-        renamed = {id(after): values.get(id(before)) for before, after in call.rewritten}
         values |= {id(value): made[value.output] for value in call.outputs if value.output < len(made)}
-        values = {key: value for key, value in (values | renamed).items() if value is not None}
+        for before, after in call.rewritten:
+            values.pop(id(after))
+            if id(before) in values:
+                values[id(after)] = values[id(before)]
     return values[id(end)]
 
 

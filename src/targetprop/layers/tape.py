@@ -22,6 +22,7 @@ class Value:
         labels: whether it depends on labels.
         parameter: name, if it is a parameter.
         fixed: whether nothing writes into its memory later, and it goes by one name.
+        real: whether it holds real numbers: where it does not, nothing ends.
         adopted: whether it was made inside an autograd function of the user's, whose own backward pass counts.
     """
 
@@ -33,6 +34,7 @@ class Value:
     labels: bool = False
     parameter: str | None = None
     fixed: bool = True
+    real: bool = True
     adopted: bool = False
 
 
