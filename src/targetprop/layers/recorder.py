@@ -238,7 +238,7 @@ class Recorder(CountedMode):
     def _key(self, t: Tensor) -> str:
         """Name a weight: a parameter by its own name, one computed from parameters by its user and its turn there."""
         if found := self._weights.get(memory(t)):
-            return next((name for name, p in found if _lies_in(t, p)), found[0][0])
+            return next((name for name, p in reversed(found) if _lies_in(t, p)), found[-1][0])
         name = f"{self._path[-1]}.effective {'×'.join(map(str, t.shape))}".lstrip(".")
         known = self._effective.setdefault(name, [])
         if memory(t) not in known:
