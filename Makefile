@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 export OMP_WAIT_POLICY := PASSIVE
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help demo test env lint types check bench bench-optimiser reliability clean
+.PHONY: help demo test env lint types check bench bench-optimiser reliability compatibility clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
@@ -50,6 +50,9 @@ bench-optimiser: env ## tuned optimisers on a small autoencoder, of MNIST if DAT
 
 reliability: env ## kills, stops, full disks, damaged files, odd input, memory: under 15 minutes on 2 cores
 	cd benchmarks && OMP_NUM_THREADS=1 ../$(BIN)/python -m reliability --out results/reliability.json
+
+compatibility: env ## every module, loss, utility and optimiser of torch, into docs/compatibility.md: 5 minutes
+	cd benchmarks && OMP_NUM_THREADS=1 ../$(BIN)/python -m compatibility --out ../docs/compatibility.md
 
 clean: ## remove the environment and caches
 	rm -rf $(VENV) .pytest_cache .ruff_cache build dist

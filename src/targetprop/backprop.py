@@ -70,17 +70,24 @@ class BackPropagation:
         named = {p: name for name, p in self.model.named_parameters() if p.requires_grad}
         if not (named and any(t.requires_grad for t in tensors_in(output))):
             raise ValueError("the model has no trainable parameter; call requires_grad_(True) on those to train")
-        if isinstance(output, Tensor):
+        own = self.loss.named_parameters(prefix="loss") if isinstance(self.loss, nn.Module) else ()
+        beside = {p: name for name, p in own if p.requires_grad and p not in named}
+        named |= beside
+        if isinstance(output, Tensor) and not beside:
             summed = self._reduction.summed(output, y)
             value, start = batch.loss(
                 *loss_gradient(output, y, self.loss), output.detach(), y, self.loss, summed=summed
             )
             found = torch.autograd.grad(output, list(named), start, allow_unused=True)
-        else:  # a loss that picks from what the model returns, taken as a mean over the samples
+        else:
             whole = evaluate_loss(self.loss, output, y)
-            start = whole.new_tensor(batch.rows / batch.total)
+            if isinstance(output, Tensor):
+                ones, summed = torch.ones_like(whole), self._reduction.summed(output, y)
+                value, start = batch.loss(whole.detach(), ones, output.detach(), y, self.loss, summed=summed)
+            else:  # a loss that picks from what the model returns, taken as a mean over the samples
+                start = whole.new_tensor(batch.rows / batch.total)
+                value = batch.mean(whole.detach().expand(batch.rows))
             found = torch.autograd.grad(whole, list(named), start, allow_unused=True)
-            value = batch.mean(whole.detach().expand(batch.rows))
         gradients = LocalGradients()
         gradients.note("the network", list(named), found)
         self.peers.sum_gradients(list(gradients.values.values()))

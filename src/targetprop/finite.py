@@ -92,16 +92,20 @@ class RunningStatistics:
 
 
 def check_digits(parameters: Iterable[Tensor], what: str) -> None:
-    """Refuse half precision where systems of equations are solved.
+    """Refuse half precision and complex numbers where systems of equations are solved.
 
     Args:
         parameters: the parameters of a model.
         what: what solves, for the message.
 
     Raises:
-        ValueError: one has fewer digits than float32.
+        ValueError: one has fewer digits than float32, or is complex.
     """
     for p in parameters:
+        if p.is_complex():
+            raise ValueError(
+                f"{what} needs real parameters, and the model has {p.dtype}; let it hold real and imaginary parts"
+            )
         if p.is_floating_point() and torch.finfo(p.dtype).bits < 32:
             raise ValueError(
                 f"{what} needs parameters in float32 or float64, and the model has {p.dtype}; keep them in float32 and"

@@ -138,6 +138,11 @@ class LayerDecoder(nn.Module):
         for place, piece in enumerate(record.layer.segment.pieces):
             decoder = self._build(record, place, piece, ends[place])
             if decoder is not None:
+                if given_to(record, place).is_complex() or ends[place].is_complex():
+                    raise ValueError(
+                        f"layer {record.name}: a decoder learns real numbers, and {piece.names[0]} is of complex ones;"
+                        " let it work on real and imaginary parts"
+                    )
                 self.learned[_key(record, place)] = decoder.to(record.h.device)
 
     def _build(self, record: LayerRecord, place: int, piece: Piece, y: Tensor) -> nn.Module | None:

@@ -64,14 +64,14 @@ def probe(use: MapUse, mirror: Tensor, count: int, activity: float, generator: t
 
 
 def as_matrix(use: MapUse, weight: Tensor, groups: int) -> Tensor:
-    """View a weight, or its mirror, as what multiplies rows of inputs from the right, shape ``(g, d, k)``."""
+    """See a weight as what multiplies rows of inputs from the right, shape ``(g, d, k)``; a mirror in a view of it."""
     if use.site.kind in ("linear", "recurrent"):
         return weight.T.unsqueeze(0)
     if use.site.kind == "matmul":
         return weight.unsqueeze(0)
     if use.site.kind == "conv":
-        return weight.view(groups, weight.shape[0] // groups, -1).mT
-    return weight.view(groups, weight.shape[0] // groups, -1)
+        return weight.reshape(groups, weight.shape[0] // groups, -1).mT
+    return weight.reshape(groups, weight.shape[0] // groups, -1)
 
 
 def inputs(use: MapUse) -> int:

@@ -12,14 +12,14 @@ from targetprop.layers.runner import Runner
 
 
 def collect(
-    plan: Plan, runner: Runner, parameters: Mapping[str, nn.Parameter], x: Tensor, root: nn.Module
+    plan: Plan, runner: Runner, parameters: Mapping[str, Tensor], x: Tensor, root: nn.Module
 ) -> list[LayerRecord]:
     """Collect the records of all layers, and of what follows the last of them.
 
     Args:
         plan: the plan of the pass.
         runner: what has run it.
-        parameters: the parameters by name.
+        parameters: what is trained, by name.
         x: the input of the first layer.
         root: the module after whose members parameters are named.
 

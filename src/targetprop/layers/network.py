@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 from torch.utils._pytree import tree_map
 
 from targetprop.layers.collect import collect, differentiate, named_parameters
@@ -66,6 +67,9 @@ class Network:
         """Keep the model."""
         model = getattr(model, "_orig_mod", model)  # of a compiled copy
         self.model = model if isinstance(model, nn.Module) else Stack(model)
+        lazy = next((name for name, p in self.model.named_parameters() if is_lazy(p)), None)
+        if lazy is not None:
+            raise ValueError(f"{lazy} has no shape yet; call the model once on an input before")
         self.cutting = Cutting() if cutting is None else cutting
         self.loss: Callable[[Any, Any], Any] = _nothing if loss is None else loss
         self.root = self.model if root is None else root
@@ -165,11 +169,13 @@ class Network:
         key = (wanted.labelled, wanted.from_input, modes, tuple(p.requires_grad for p in parameters.values()))
         for attempt in range(_TRIES):
             plan = self._plans.get(key)
-            if plan is None:  # hooks that make torch calls have to be seen
+            if plan is None or not all(t.requires_grad for t in plan.beside.values()):
+                # hooks that make torch calls have to be seen
                 plan = self._plans[key] = self.plan(x, y, labelled=wanted.labelled, silent=attempt == 0)
             closed = {name: modules[name] for name in plan.closed}
+            trained = {**parameters, **plan.beside}
             connected = wanted.connected and not plan.reached_twice
-            runner = Runner(plan, wanted.mirror, parameters, closed, repeats=wanted.repeats, connected=connected)
+            runner = Runner(plan, wanted.mirror, trained, closed, repeats=wanted.repeats, connected=connected)
             before = ForwardState(modules.values())
             try:
                 value = self._run(plan, runner, x, y, wanted.labelled)
@@ -181,7 +187,7 @@ class Network:
             raise ValueError(
                 "the model takes another path at every call, with the same input and the same random numbers"
             )
-        *layers, rest = collect(plan, runner, parameters, next(tensors_in(x)), self.root)
+        *layers, rest = collect(plan, runner, trained, next(tensors_in(x)), self.root)
         return Record(
             tuple(layers),
             peers.send_output(rest.x),

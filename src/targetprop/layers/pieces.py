@@ -62,7 +62,9 @@ def split(calls: Sequence[Repeated], start: Value, end: Value) -> tuple[Piece, .
         alive |= {id(v): v for v in repeated.call.outputs if last.get(id(v), -1) > place}
         alive = {key: v for key, v in alive.items() if last[key] > place}
         (here, *others) = alive.values() or (None,)
-        if here is not None and here.trained and not others and any(v is here for v in repeated.call.outputs):
+        if here is None or others or not (here.trained and here.real):
+            continue
+        if any(v is here for v in repeated.call.outputs):
             pieces.append(Piece(tuple(calls[begin : place + 1]), below, here))
             begin, below = place + 1, here
     return tuple(pieces)

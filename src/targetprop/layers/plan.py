@@ -12,6 +12,8 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
+from torch import Tensor
+
 from targetprop.layers.repeat import Repeated
 from targetprop.layers.segment import Segment
 from targetprop.layers.segments import cut
@@ -53,6 +55,7 @@ class Plan:
         signature: a hash of their names.
         custom: whether autograd functions of the user's are among them.
         closed: names of the modules that count as one call each.
+        beside: trained tensors that are no parameters of the model, by the names that are made up for them.
         problems: why the model cannot be trained.
     """
 
@@ -64,6 +67,7 @@ class Plan:
     signature: int
     custom: bool
     closed: tuple[str, ...]
+    beside: Mapping[str, Tensor]
     problems: tuple[str, ...]
 
     @property
@@ -110,4 +114,6 @@ def make_plan(
     total, signature = (tape.total, tape.signature) if plain else tape.whole
     repeated = {found.call.index: found for segment in segments for piece in segment.pieces for found in piece.calls}
     problems = tuple(dict.fromkeys(tape.problems))
-    return Plan(tuple(segments), actions, repeated, plain, total, signature, tape.custom, tape.closed, problems)
+    return Plan(
+        tuple(segments), actions, repeated, plain, total, signature, tape.custom, tape.closed, tape.beside, problems
+    )

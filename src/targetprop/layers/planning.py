@@ -77,11 +77,18 @@ def plan_model(
         if found.keys() <= closed.keys():
             break
         closed |= found
+    if tape.problems:
+        raise ValueError(tape.problems[0])
     ends = _where_layers_end(model, cutting.ends, tape)
     _check_trained(tape, labelled)
     plan = make_plan(tape, cutting.style, ends, derivatives=cutting.derivatives)
     if plan.problems:
         raise ValueError(plan.problems[0])
+    if not plan.layers and not cutting.derivatives:
+        raise ValueError(
+            "no layer can end anywhere, for the model never goes on with one tensor of real numbers alone; choose a"
+            " method of mirrors, such as 'l-drl'"
+        )
     return plan
 
 

@@ -32,9 +32,16 @@ from targetprop.layers.sites import (
     memory,
     placed_tensors,
     tensors_in,
+    told_apart,
 )
 from targetprop.layers.tape import LOOKUPS, Call, Tape, Value
 
+_HOOK, _CHECKPOINT = "BackwardHookFunction.apply", "CheckpointFunction.apply"  # torch's own
+_NO_DERIVATIVE = "torch::autograd::WarnNotImplemented"  # torch's name for the backward pass of calls that have none
+_HOOKED = (
+    "gradient checkpointing, or another hook on saved tensors, is active; turn it off, such as by"
+    " model.gradient_checkpointing_disable()"
+)
 _LIKE = {"empty_like", "zeros_like", "ones_like", "full_like", "rand_like", "randn_like"}
 
 
@@ -89,9 +96,12 @@ class Recorder(CountedMode):
         self.tape = Tape()
         self._modules = {id(module): name for model in models for name, module in model.named_modules()}
         self._parameters = {id(p): name for model in models for name, p in model.named_parameters()}
-        self._weights = {memory(p): name for model in models for name, p in model.named_parameters()}
+        self._weights: dict[int, list[tuple[str, Tensor]]] = {}  # by memory, which several may share
+        for name, p in (named for model in models for named in model.named_parameters()):
+            self._weights.setdefault(memory(p), []).append((name, p))
         self._effective: dict[str, list[int]] = {}  # weights computed from parameters, by where and how they are used
         self._path = [""]
+        self._transformed = False  # whether torch.func made calls, of which nothing is known
         self._values: dict[int, Value] = {}
         self._old: set[int] = set()  # tensors written in place that go by another name since
         self._sharing: dict[int, list[Tensor]] = {}  # tensors by memory; also keeps them, so that no id is used twice
@@ -105,15 +115,29 @@ class Recorder(CountedMode):
         value = self._values.get(id(t))
         if value is None:
             if t.grad_fn is not None:
-                made = t.grad_fn.name()
-                self._refuse(f"a value made by {made} was not seen being computed; its gradients would be incomplete")
-            value = Value(t.shape, data=False, trained=t.requires_grad, parameter=self._parameters.get(id(t)))
+                self._refuse(
+                    "torch.func works on values that cannot be followed; call modules on the whole batch, without vmap,"
+                    " grad or jvp"
+                    if self._transformed
+                    else f"a value made by {t.grad_fn.name()} was not seen being computed; its gradients would be"
+                    " incomplete; let torch calls in Python make it, not scripted or compiled code"
+                )
+            value = Value(t.shape, data=False, trained=t.requires_grad, parameter=self._name(t))
             self._add(t, value)
         elif id(t) in self._old:
             value.fixed = False
         elif t.requires_grad and not value.trained and value.made is not None:
             self._adopt(value)
         return value
+
+    def _name(self, t: Tensor) -> str | None:
+        """Name a parameter, or another tensor that is trained."""
+        if t.requires_grad and id(t) not in self._parameters:
+            name = f"beside@{len(self.tape.beside) + 1}"
+            self.tape.beside[name] = t
+            self._parameters[id(t)] = name
+            self._weights.setdefault(memory(t), []).append((name, t))
+        return self._parameters.get(id(t))
 
     def _adopt(self, value: Value) -> None:
         """Let what an autograd function of the user's did inside count as differentiable: its result is."""
@@ -134,13 +158,16 @@ class Recorder(CountedMode):
         if self.opens(func):
             return self.run_opened(func, args, kwargs)
         index, name = self.number(func), func.__name__
-        if index < 0:
+        if torch._C._are_functorch_transforms_active():
+            self._transformed = True
+        if index < 0 or torch._C._are_functorch_transforms_active():
             return func(*args, **kwargs)
         placed = list(placed_tensors((args, kwargs)))
         given = [t for _, t in placed]
         call = Call(index, name, self._path[-1], [self.value(t) for t in given], [place for place, _ in placed])
         data = name not in _LIKE and any(v.data or (v.labels and name in LOOKUPS) for v in call.inputs)
-        versions, drawn = [t._version for t in given], random_states() if data else []
+        versions, drawn = [_version(t) for t in given], random_states() if data else []
+        kept = [(t, t.clone()) for t, v in zip(given, call.inputs, strict=True) if data and _is_constant(t, v)]
         if isinstance(func, Closed):
             drawn, call.closed, call.opaque, call.path = func.before, True, func.opaque, func.name
             call.inputs += [self.value(p) for p in func.module.parameters()]
@@ -151,8 +178,9 @@ class Recorder(CountedMode):
         if isinstance(func, Closed):
             self.tape.ends[func.name][-1] = index
         call.random = any(not torch.equal(a, b) for a, b in zip(drawn, random_states(), strict=False))
-        written = [t for t, version in zip(given, versions, strict=True) if t._version != version]
-        call.writes = bool(written)
+        written = [t for t, version in zip(given, versions, strict=True) if _version(t) != version]
+        changed = {id(t) for t in written} | {id(t) for t, before in kept if not torch.equal(t, before)}
+        call.writes = tuple(place for place, t in placed if id(t) in changed)
         return self._note(call, out, written, data)
 
     def _run(
@@ -161,11 +189,18 @@ class Recorder(CountedMode):
         """Run a call, and see which parameters it keeps for its backward pass."""
         sites = find_sites(call.name, args, kwargs, self._is_weight, self._key) if data else ()
         if sites:
-            args, kwargs = as_autocast(args, kwargs)
+            args, kwargs = told_apart(sites, *as_autocast(args, kwargs))
         weights = {memory(at(site.weight, args, kwargs)): site for site in sites}
         beside = {memory(t) for t, v in zip(given, call.inputs, strict=False) if v.trained and not v.data}
+        if call.name == "grad":
+            self._refuse(
+                "torch.autograd.grad inside of the forward pass would read mirrors for weights; write the derivative"
+                " out, or choose the method 'backprop'"
+            )
         if call.name.endswith(CUSTOM):
             self.tape.custom = True
+            if call.name == _CHECKPOINT:
+                self._refuse(_HOOKED)
             if beside and data:
                 self._refuse(
                     f"{call.name.removesuffix(CUSTOM)} is an autograd.Function that takes parameters, which its"
@@ -174,10 +209,7 @@ class Recorder(CountedMode):
         if not (weights or beside):
             return func(*args, **kwargs)
         if torch._C._autograd._top_saved_tensors_default_hooks(False) is not None:  # pyright: ignore
-            self._refuse(
-                "gradient checkpointing, or another hook on saved tensors, is active; turn it off, such as by"
-                " model.gradient_checkpointing_disable()"
-            )
+            self._refuse(_HOOKED)
         kept: set[int] = set()
 
         def pack(t: Tensor) -> Tensor:
@@ -205,8 +237,8 @@ class Recorder(CountedMode):
 
     def _key(self, t: Tensor) -> str:
         """Name a weight: a parameter by its own name, one computed from parameters by its user and its turn there."""
-        if (parameter := self._weights.get(memory(t))) is not None:
-            return parameter
+        if found := self._weights.get(memory(t)):
+            return next((name for name, p in reversed(found) if _lies_in(t, p)), found[-1][0])
         name = f"{self._path[-1]}.effective {'×'.join(map(str, t.shape))}".lstrip(".")
         known = self._effective.setdefault(name, [])
         if memory(t) not in known:
@@ -222,9 +254,14 @@ class Recorder(CountedMode):
         for number, t in enumerate(tensors_in(out)):
             if id(t) not in self._values:
                 value = Value(t.shape, data, t.requires_grad, call.index, number, labels)
+                call.opaque |= t.grad_fn is not None and t.grad_fn.name() == _NO_DERIVATIVE
+                value.real = not t.is_complex()
+                value.fixed = call.name != _HOOK  # torch looks for the graph that this has made
+                if t.is_nested and t.requires_grad:
+                    self._refuse("nested tensors cannot be followed; pad the sequences, and mask what was padded")
                 self._add(t, value)
                 call.outputs.append(value)
-        for t in written:
+        for t in {memory(t): t for t in reversed(written)}.values():  # views of one memory count their writes together
             out = self._write(call, t, out, data, labels)
         if call.outputs:
             self.tape.calls.append(call)
@@ -234,15 +271,19 @@ class Recorder(CountedMode):
         """Note that a call wrote into the memory of a tensor: all that share it have another value now."""
         if self.value(t).parameter:
             return out
-        value = Value(t.shape, data or self.value(t).data, t.requires_grad, call.index, 0, labels)
-        for other in self._sharing[memory(t)]:
-            before = self._values[id(other)]
-            if before.made != call.index:
-                before.fixed = False
-                call.inputs.append(before)
-                value.data, value.trained = value.data or before.data, value.trained or before.trained
-            self._values[id(other)] = value
-        call.outputs.append(value)
+        known = {id(other): self._values[id(other)] for other in self._sharing[memory(t)]}
+        old = list({id(before): before for before in known.values() if before.made != call.index}.values())
+        data, trained = data or any(v.data for v in old), t.requires_grad or any(v.trained for v in old)
+        value, mine = Value(t.shape, data, trained, call.index, 0, labels), self.value(t)
+        after = {id(v): value if v is mine else Value(v.shape, data, trained, call.index, 0, labels) for v in old}
+        for before in old:
+            before.fixed = after[id(before)].fixed = False
+            call.inputs.append(before)
+            if before is not mine:
+                call.rewritten.append((before, after[id(before)]))
+        self._values |= {key: after.get(id(before), value) for key, before in known.items()}
+        value.fixed = True
+        call.outputs += [value, *(new for _, new in call.rewritten)]
         if out is not t or not t.requires_grad:  # the caller goes on with the old name
             value.fixed = False
             return out
@@ -270,7 +311,8 @@ class Recorder(CountedMode):
             made = [t for t in tensors_in(output) if t.is_floating_point()]
             given = [value for t in tensors_in(args) if (value := self._values.get(id(t))) is not None]
             led = any(value.trained and value.data for value in given)
-            if led and made and not self.inside and torch.is_grad_enabled() and not any(t.requires_grad for t in made):
+            followed = torch.is_grad_enabled() and not torch._C._are_functorch_transforms_active()
+            if led and made and not self.inside and followed and not any(t.requires_grad for t in made):
                 self.tape.opaque.append(f"{self._path[-1]}: {type(module).__name__}")
             self.tape.ends.setdefault(self._path.pop(), []).append(self.count - 1)
 
@@ -285,3 +327,18 @@ class Recorder(CountedMode):
         finally:
             for handle in handles:
                 handle.remove()
+
+
+def _lies_in(t: Tensor, whole: Tensor) -> bool:
+    """Whether a tensor begins within the memory of a parameter, which may share its storage with others."""
+    return t.layout != torch.strided or 0 <= t.storage_offset() - whole.storage_offset() < whole.numel()
+
+
+def _version(t: Tensor) -> int:
+    """Count the writes into the memory of a tensor."""
+    return 0 if t.is_inference() else t._version
+
+
+def _is_constant(t: Tensor, value: Value) -> bool:
+    """Whether a tensor may be a buffer, which some kernels write into without a word."""
+    return not (value.data or value.trained or t.is_inference()) and t.layout == torch.strided

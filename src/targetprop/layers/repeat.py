@@ -45,6 +45,7 @@ class Step:
         func: the function.
         args: its positional and its keyword arguments, with nothing where values of the stretch are put.
         random: states of the random numbers before the call; None if it draws none.
+        writes: the way to what it writes into beside the values that are put; it writes into copies.
         given: the first of the values that are put, detached, and its version then; None unless asked for.
     """
 
@@ -52,6 +53,7 @@ class Step:
     func: Callable[..., Any]
     args: tuple[list[Any], dict[str, Any]]
     random: list[Tensor] | None
+    writes: tuple[Place, ...] = ()
     given: tuple[Tensor, int] | None = None
 
 
@@ -71,14 +73,20 @@ def keep_step(
 ) -> Step:
     """Keep a call before it is made, but for the values that change, and if asked to the first of those beside it."""
     given = _get((args, kwargs), repeated.moving[0][0]) if values and repeated.moving else None
-    func, args, kwargs = _with_fixed_statistics(func, args, kwargs)
+    writes = repeated.call.writes
+    if func is functional.batch_norm:
+        (args, kwargs), writes = _with_fixed_statistics(args, kwargs), ()
     kept: Any = (list(args), dict(kwargs))
-    for place, _ in repeated.moving:
+    moving = {place for place, _ in repeated.moving}
+    fixed = tuple(place for place in writes if place not in moving)
+    for place in fixed:
+        kept = _put(kept, place, _get(kept, place).detach().clone())
+    for place in moving:
         kept = _put(kept, place, None)
     random = None
     if repeated.call.random:
         random = func.before if isinstance(func, Closed) else random_states()
-    return Step(repeated, func, kept, random, None if given is None else (given.detach(), given._version))
+    return Step(repeated, func, kept, random, fixed, None if given is None else (given.detach(), given._version))
 
 
 def repeat(steps: Iterable[Step], start: Value, end: Value, x: Tensor) -> Tensor:
@@ -92,20 +100,33 @@ def repeat(steps: Iterable[Step], start: Value, end: Value, x: Tensor) -> Tensor
 
     Returns:
         What `end` becomes.
+
+    Raises:
+        ValueError: a value that is needed was not made again.
     """
     values: dict[int, Any] = {id(start): x}
     for step in steps:
         args = step.args
         call, moving = step.repeated.call, step.repeated.moving
         for place, value in moving:
+            if id(value) not in values:
+                raise ValueError(
+                    f"{call.path or 'the model'}: {call.name} reads what was written through a view of other memory, or"
+                    " what is not there for fewer samples; write by index, as in out[:, :3] = h"
+                )
             args = _put(args, place, values[id(value)])
+        for place in step.writes:
+            args = _put(args, place, _get(args, place).clone())
         written = None
         if call.name == "__setitem__":
-            written = args[0][0] if moving[0][0] == (0, 0) else args[0][0].clone()
-            args = _put(args, (0, 0), written)
+            written = args[0][0]
         out = _run(step, args)
         made = [written] if written is not None else list(tensors_in(out))
         values |= {id(value): made[value.output] for value in call.outputs if value.output < len(made)}
+        for before, after in call.rewritten:
+            values.pop(id(after))
+            if id(before) in values:
+                values[id(after)] = values[id(before)]
     return values[id(end)]
 
 
@@ -146,15 +167,13 @@ def _put(tree: Any, place: Place, value: Any) -> Any:
     return type(tree)(items) if isinstance(tree, tuple | list) else items
 
 
-def _with_fixed_statistics(func: Callable[..., Any], args: Any, kwargs: Mapping[str, Any]) -> tuple[Any, Any, Any]:
+def _with_fixed_statistics(args: Any, kwargs: Mapping[str, Any]) -> tuple[Any, Mapping[str, Any]]:
     """Let a batch norm that measures its batch use what it measures now."""
-    if func is not functional.batch_norm:
-        return func, args, kwargs
     given = dict(zip(_NORM, args, strict=False)) | dict(kwargs)
     if not given.get("training"):
-        return func, args, kwargs
+        return args, kwargs
     x = given["input"].detach()
     axes = [d for d in range(x.dim()) if d != 1]
     variance, mean = torch.var_mean(at_least_float32(x), dim=axes, correction=0)
     fixed = (given["input"], mean, variance, given.get("weight"), given.get("bias"), False, 0.0, given.get("eps", 1e-5))
-    return func, fixed, {}
+    return fixed, {}

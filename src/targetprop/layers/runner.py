@@ -25,6 +25,7 @@ from targetprop.layers.sites import (
     reading_mirrors,
     same_view,
     tensors_in,
+    told_apart,
 )
 
 Mirror = Callable[[str, Tensor], Tensor | None] | None
@@ -57,7 +58,7 @@ class Runner(CountedMode):
     Args:
         plan: the plan.
         mirror: gives the mirror of a weight by its key, or None for the weight itself; None where there are none.
-        parameters: the model's parameters by name.
+        parameters: the model's parameters, and what is trained beside them, by name.
         closed: the modules that count as one call each, by name.
         repeats: whether layers will be repeated on other inputs.
         connected: leave the graph in one piece where layers end.
@@ -67,7 +68,7 @@ class Runner(CountedMode):
         self,
         plan: Plan,
         mirror: Mirror,
-        parameters: Mapping[str, nn.Parameter],
+        parameters: Mapping[str, Tensor],
         closed: Mapping[str, nn.Module],
         *,
         repeats: bool,
@@ -145,6 +146,8 @@ class Runner(CountedMode):
         given, mirrored = (args, kwargs), self._mirror is not None
         args, kwargs = as_autocast(args, kwargs) if action.sites and mirrored else given
         try:
+            if mirrored and len(action.sites) > 1:
+                args, kwargs = told_apart(action.sites, args, kwargs)
             used = [(site, at(site.weight, *given), at(site.weight, args, kwargs)) for site in action.sites]
         except (IndexError, KeyError, AttributeError) as error:
             raise OtherPathError from error

@@ -116,7 +116,7 @@ def _atoms(calls: list[Call], last: dict[int, float], total: int) -> tuple[list[
         following = calls[place + 1].index if place + 1 < len(calls) else float("inf")
         if len(alive) == 1 and following > call.index:
             (value,) = alive.values()
-            if value.made == call.index and value.fixed and len(value.shape) > 0:
+            if value.made == call.index and value.fixed and value.real and len(value.shape) > 0:
                 atoms.append(_Atom(open_calls, value))
                 open_calls = []
     return atoms, open_calls

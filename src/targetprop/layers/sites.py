@@ -5,7 +5,7 @@ pass of the call; what it is handed back is the mirror ``V`` in the same view. S
 projections and transposed storage need no code of their own.
 """
 
-from collections.abc import Callable, Container, Iterable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -182,6 +182,15 @@ def as_autocast(args: Any, kwargs: Any) -> tuple[Any, Any]:
         return t.to(dtype) if isinstance(t, Tensor) and t.is_floating_point() else t
 
     return tree_map(lower, args), tree_map(lower, kwargs)
+
+
+def told_apart(sites: Sequence[Site], args: Any, kwargs: Any) -> tuple[Any, Any]:
+    """Copy the weights of one call where they share their memory, as those of a fused recurrent layer do."""
+    weights = [at(site.weight, args, kwargs) for site in sites]
+    if len({memory(weight) for weight in weights}) == len(weights):
+        return args, kwargs
+    copies = {id(weight): weight.clone() for weight in weights}
+    return tree_map(lambda t: copies.get(id(t), t), (args, kwargs))
 
 
 def reading_mirrors(

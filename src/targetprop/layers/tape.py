@@ -22,6 +22,7 @@ class Value:
         labels: whether it depends on labels.
         parameter: name, if it is a parameter.
         fixed: whether nothing writes into its memory later, and it goes by one name.
+        real: whether it holds real numbers: where it does not, nothing ends.
         adopted: whether it was made inside an autograd function of the user's, whose own backward pass counts.
     """
 
@@ -33,6 +34,7 @@ class Value:
     labels: bool = False
     parameter: str | None = None
     fixed: bool = True
+    real: bool = True
     adopted: bool = False
 
 
@@ -52,7 +54,8 @@ class Call:
         random: whether it drew random numbers.
         opaque: whether it is a module that let no gradient through.
         closed: whether it is a module that counts as one call.
-        writes: whether it wrote into the memory of a tensor that it was given.
+        writes: the way to each tensor that it was given and wrote into the memory of.
+        rewritten: other views of that memory, before and after it.
     """
 
     index: int
@@ -64,7 +67,8 @@ class Call:
     sites: tuple[Site, ...] = ()
     gains: bool = False
     random: bool = False
-    writes: bool = False
+    writes: tuple[Place, ...] = ()
+    rewritten: list[tuple[Value, Value]] = field(default_factory=list)
     opaque: bool = False
     closed: bool = False
 
@@ -91,6 +95,7 @@ class Tape:
         custom: whether autograd functions of the user's were called.
         opaque: modules that let no gradient through, by name and kind.
         closed: names of the modules that count as one call each.
+        beside: trained tensors that are no parameters of the model, such as those of the loss, by a name made up.
     """
 
     calls: list[Call] = field(default_factory=list)
@@ -105,3 +110,4 @@ class Tape:
     custom: bool = False
     opaque: list[str] = field(default_factory=list)
     closed: tuple[str, ...] = ()
+    beside: dict[str, torch.Tensor] = field(default_factory=dict)

@@ -210,7 +210,8 @@ def state_key(name: str) -> str:
 def is_solved(use: MapUse) -> bool:
     """Say whether a map has a closed form: its weight is a parameter, and it takes rows of one input."""
     weight = use.weight
-    if not (isinstance(weight, nn.Parameter) and weight.requires_grad) or use.input is None:
+    trained = isinstance(weight, nn.Parameter) and weight.requires_grad and weight.numel() > 0
+    if not trained or use.input is None:
         return False
     return use.site.kind in ("linear", "matmul") or (use.site.kind == "conv" and unfold(use) is not None)
 
