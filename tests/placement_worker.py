@@ -30,7 +30,8 @@ class Two(nn.Module):
 
 def cases() -> dict[str, tuple[str, Any, str, str]]:
     """List what is compared: name → network, method, loss, owners."""
-    local = [name for name in tp.METHODS if name not in ("drl", "ddtp-linear", "backprop")]
+    apart = [name for name in tp.METHODS if tp.method(name).propagation in ("layerwise", "joint")]
+    local = [name for name in apart if tp.method(name).decoder.local]
     every = {name: ("tanh", tp.method(name), "cross-entropy", "halves") for name in local}
     mirror = {"decoder": tp.WeightMirror(probes=5)}
     sweeps = {"propagation": "joint", "influence": tp.Influence(normalise=True)}

@@ -135,7 +135,7 @@ def test_values_of_the_example_do_not_matter(method: str) -> None:
 
 
 EVERY = list(tp.METHODS)
-DERIVATIVES = ["krylov", "l-drl", "least-squares", "gait", "regularised"]
+DERIVATIVES = [name for name in EVERY if tp.method(name).derivatives and name != "backprop"]
 LEARNED = [name for name in EVERY if name not in (*DERIVATIVES, "backprop")]
 FLAT = "{}: round has no derivative, so nothing below it would learn; let an autograd function pass its changes"
 REFUSED = {
@@ -173,7 +173,7 @@ def test_refusals_name_the_module_and_the_way_out(case: str) -> None:
         assert found.supported == (method not in refusals), method
         if not found.supported:
             assert refusals[method] in found.refusal and found.layers == (), method
-            assert str(found) == f"method {method}, cut post-activation: refused\n{found.refusal}"
+            assert str(found) == f"method {method}, cut {tp.method(method).cut}: refused\n{found.refusal}"
 
 
 # The command

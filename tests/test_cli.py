@@ -51,7 +51,7 @@ def test_without_arguments_it_learns_the_digits(tmp_path, capsys):
     assert {path.name for path in folder.iterdir()} == names
     summary = json.loads((folder / "summary.json").read_text())
     assert summary["test_accuracy"] >= 0.95 and summary["best_test_accuracy"] >= summary["test_accuracy"]
-    assert (summary["method"], summary["seed"], summary["epochs"], summary["status"]) == ("krylov", 0, 30, "finished")
+    assert (summary["method"], summary["seed"], summary["epochs"], summary["status"]) == ("l-drl", 0, 30, "finished")
     assert summary["reason"] is None and summary["seconds_per_step"] > 0 and summary["torch"] == torch.__version__
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     epochs = [line for line in lines if line["kind"] == "epoch"]
@@ -189,11 +189,11 @@ def test_every_option_of_every_class_has_a_help_text_and_appears_in_the_help(cap
 REFUSED = {
     "--inversion.rule difference --inversion.steps 3": "inversion 'difference' has no option --inversion.steps",
     "--method dtp --inversion.steps 3": "--inversion.rule input-space or output-space or krylov or regularised has it",
-    "--inversion.tolerence 3": "its options are --inversion.rule, --inversion.steps, --inversion.damping",
+    "--method krylov --inversion.tolerence 3": "its options are --inversion.rule, --inversion.steps, --inversion.damping",
     "--influence.steps 3": "its options are --influence.normalise, --influence.limit",
     "--method backprop --decoder.lr 1": "method 'backprop', which has no parts to set",
     "--method iterate": "did you mean 'iterated'?",
-    "--method xyz": "choose one of iterated, learned-inverse, tp, dtp",
+    "--method xyz": "choose one of l-drl, iterated, autoencoder, krylov",
     "--inversion.rule inputspace": "did you mean 'input-space'?",
     "--decoder.objective learned": "choose one of difference-reconstruction",
     "--epoch 3": "unknown option --epoch; did you mean --epochs?",
@@ -203,7 +203,7 @@ REFUSED = {
     "--method dtp --lr 0.1": "did you mean --decoder.lr or --optimizer.lr?",
     "optimizer.lr=0.1": "unexpected 'optimizer.lr=0.1'; write --optimizer.lr=0.1",
     "--config": "--config needs a value",
-    "--inversion.steps many": "--inversion.steps must be a whole number; got 'many'",
+    "--method krylov --inversion.steps many": "--inversion.steps must be a whole number; got 'many'",
     "--config empty.yaml": "holds a value that is neither number, text nor",
     "--epochs": "--epochs needs a value",
     "--epochs 3 4": "--epochs must be a whole number",
@@ -217,7 +217,7 @@ REFUSED = {
     "--out a b": "--out got 2 values",
     "stray": "unexpected 'stray'",
     "--cut middle": "--cut must be one of post-activation, pre-activation",
-    "--propagation backprop": "--propagation must be one of layerwise, joint, composite",
+    "--propagation backprop": "--propagation must be one of layerwise, joint, top-down, composite",
     "--influence.normalise maybe": "--influence.normalise must be True or False",
     "--optimizer.lr -1": "optimizer.lr must be a number > 0",
     "--optimizer.lr nan": "optimizer.lr must be a finite number",

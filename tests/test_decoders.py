@@ -337,8 +337,8 @@ BAD = [
     (lambda: ridge(nn.Linear(4, 4), nn.Linear(4, 3)), "layer layer has another kind"),
     (lambda: tp.DifferenceReconstruction(w=0.0, damping=0.0), "not both 0"),
     (lambda: tp.Exact(w=-1.0), "w and damping must be ≥ 0"),
-    (lambda: tp.Denoising(noise=0.0), "decoder noise must be a scale > 0; got 0.0"),
-    (lambda: tp.Denoising(activation="none"), "decoder activation must be one of identity, .*, transpose; got 'none'"),
+    (lambda: tp.DifferenceReconstruction(noise=0.0), "decoder noise must be a scale > 0; got 0.0"),
+    (lambda: tp.Denoising(activation="none"), "decoder activation must be one of identity, .*, forward; got 'none'"),
     (lambda: tp.Ridge(decay=1.0), r"decoder decay must be a share in \[0, 1\)"),
     (lambda: tp.Method(decoder=tp.DirectFeedback()), "choose the propagation 'composite'"),
 ]

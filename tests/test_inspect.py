@@ -75,15 +75,15 @@ def test_a_run_is_inspected(trained, inspected):
     assert {name: after[name] for name in before} == before, "nothing of the run itself is changed"
     assert after.keys() - before.keys() == {"inspection.json", "inspection.png"}
     record = json.loads((run / "inspection.json").read_text())
-    assert (record["method"], record["data"], record["seed"], record["epoch"]) == ("krylov", "digits", 0, 1)
-    assert record["samples"] == 64 and record["inversion"]["rule"] == "krylov"
+    assert (record["method"], record["data"], record["seed"], record["epoch"]) == ("l-drl", "digits", 0, 1)
+    assert record["samples"] == 64 and record["inversion"]["rule"] == "difference"
     assert [(layer["name"], layer["width"]) for layer in record["layers"]] == [("1", 12), ("3", 10), ("5", 10)]
     assert record["layers"][0]["inverse"] is None and record["layers"][1]["inverse"]["kind"] == "mirrored"
     assert all(0 <= layer["angle_backprop"] <= 180 for layer in record["layers"])
     lines = output.splitlines()
     assert all(len(line) <= 120 for line in lines)
     assert lines[0].startswith("l-drl on digits, seed 0, after epoch 1; 64 test samples, loss ")
-    assert lines[1] == "targets: layerwise, krylov, 2 steps with damping 0.3"
+    assert lines[1] == "targets: layerwise, difference"
     (row,) = (line.split() for line in lines if line.startswith("3 "))
     inverse = record["layers"][1]["inverse"]
     assert row[:4] == ["3", "10", "mirrored", "f∘g"] and row[4] == f"{inverse['contraction']:.3f}"

@@ -45,8 +45,8 @@ class Method:
         output_target: from the loss to ``Δ_L``.
         decoder: what the inverses are and how they are trained.
         inversion: from a layer's target to the one below.
-        propagation: "layerwise", "joint", "top-down", "composite", or "backprop" for the matched baseline, which uses no other
-            part.
+        propagation: "layerwise", "joint", "top-down", "composite", or "backprop" for the matched baseline, which uses
+            no other part.
         influence: the normalisation.
         update: from ``Δ_l`` to ``.grad``.
     """
@@ -69,7 +69,8 @@ class Method:
         check_types(self)
         if self.propagation in ("joint", "top-down") and not isinstance(self.inversion, InputSpace):
             raise ValueError(
-                f"{self.propagation} sweeps are an input-space iteration; choose the inversion rule 'input-space', InputSpace(…)"
+                f"{self.propagation} sweeps are an input-space iteration; choose the inversion rule 'input-space',"
+                " InputSpace(…)"
             )
         if isinstance(self.decoder, DirectFeedback) and self.propagation not in ("composite", "backprop"):
             raise ValueError("direct feedback maps the output to every layer; choose the propagation 'composite'")
@@ -151,7 +152,7 @@ def _krylov() -> Method:
 
 
 def _learned_inverse() -> Method:
-    """This project's own: decoders that learn the damped inverse by gradient, ``ℓ(1, λ)``, and one step of iteration."""
+    """This project's own: decoders that learn the damped inverse by gradient, ``ℓ(1, λ)``, and a step of iteration."""
     return Method(
         decoder=DifferenceReconstruction(w=1.0, damping=3.0, relative=True, activation="transpose", share=0.5, lr=5e-3),
         inversion=OutputSpace(steps=1, tolerance=1e-3),

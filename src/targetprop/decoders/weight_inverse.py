@@ -6,8 +6,8 @@ their answers best in the face of white noise ``η`` of variance ``λ`` is
     ``V = argmin E ‖ε − V (W ε + η)‖² = Wᵀ (W Wᵀ + λ I)⁻¹``
 
 a denoising auto-encoder of the map in closed form. ``W`` is not read: a mirror ``M`` of it is learned from the same
-probes and answers (`targetprop.decoders.mirror`), and ``V = Mᵀ (M Mᵀ + λ I)⁻¹``. ``λ`` is relative, in units of the mean
-squared singular value of ``M``.
+probes and answers (`targetprop.decoders.mirror`), and ``V = Mᵀ (M Mᵀ + λ I)⁻¹``. ``λ`` is relative, in units of the
+mean squared singular value of ``M``.
 
 The decoder of a layer is its backward pass with ``V`` where that would read ``W``: activations are undone by their
 slopes at the sample at hand, pooling puts values back to where they came from. The eigenvalues of ``V W`` lie between 0
@@ -26,8 +26,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from targetprop.decoders.mirror import WeightMirror
 from targetprop.decoders.bank import Mirrors
+from targetprop.decoders.mirror import WeightMirror
 from targetprop.decoders.mirror_bank import MirrorBank
 from targetprop.decoders.probes import as_matrix, groups_of, settings, spread
 from targetprop.layers import MapUse
