@@ -22,7 +22,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.nn.modules import module as module_hooks
 
 from targetprop.layers.closed import Closed
-from targetprop.layers.counted import CUSTOM, CountedMode
+from targetprop.layers.counted import CUSTOM, CountedMode, Uses
 from targetprop.layers.random_states import random_states
 from targetprop.layers.sites import (
     as_autocast,
@@ -35,6 +35,10 @@ from targetprop.layers.sites import (
 )
 from targetprop.layers.tape import LOOKUPS, Call, Tape, Value
 
+_CHECKPOINTING = (
+    "gradient checkpointing, or another hook on saved tensors, is active; turn it off, such as by"
+    " model.gradient_checkpointing_disable()"
+)
 _LIKE = {"empty_like", "zeros_like", "ones_like", "full_like", "rand_like", "randn_like"}
 
 
@@ -136,6 +140,13 @@ class Recorder(CountedMode):
         index, name = self.number(func), func.__name__
         if index < 0:
             return func(*args, **kwargs)
+        if torch._C._are_functorch_transforms_active():
+            raise ValueError(
+                f"{self._path[-1] or 'the model'}: a transform of torch.func, such as vmap or grad, hides what feeds"
+                " what; use batched calls in its place, such as torch.einsum, or torch.autograd.grad"
+            )
+        if name.endswith(CUSTOM):
+            func = self._watched(func)
         placed = list(placed_tensors((args, kwargs)))
         given = [t for _, t in placed]
         call = Call(index, name, self._path[-1], [self.value(t) for t in given], [place for place, _ in placed])
@@ -174,10 +185,7 @@ class Recorder(CountedMode):
         if not (weights or beside):
             return func(*args, **kwargs)
         if torch._C._autograd._top_saved_tensors_default_hooks(False) is not None:  # pyright: ignore
-            self._refuse(
-                "gradient checkpointing, or another hook on saved tensors, is active; turn it off, such as by"
-                " model.gradient_checkpointing_disable()"
-            )
+            self._refuse(_CHECKPOINTING)
         kept: set[int] = set()
 
         def pack(t: Tensor) -> Tensor:
@@ -198,6 +206,27 @@ class Recorder(CountedMode):
         if through and recurrent and not kept & weights.keys():
             self._refuse(f"{call.name} keeps copies of its weights that no mirror can stand in for")
         return out
+
+    def _watched(self, func: Callable[..., Any]) -> Callable[..., Any]:
+        """Let a custom autograd function run, and refuse it if it applies parameters that it was not given."""
+        name = func.__name__
+
+        def run(*args: Any, **kwargs: Any) -> Any:
+            with Uses(self._parameters) as uses:
+                out = func(*args, **kwargs)
+            given = {id(t) for t in tensors_in((args, kwargs))}
+            hidden = next((self._parameters[used] for used in uses.seen if used not in given), None)
+            if name == f"CheckpointFunction{CUSTOM}":
+                self._refuse(_CHECKPOINTING)
+            elif hidden is not None:
+                self._refuse(
+                    f"{name.removesuffix(CUSTOM)} is an autograd.Function that applies {hidden}, which is none of its"
+                    " arguments; apply parameters outside of it"
+                )
+            return out
+
+        run.__name__ = name
+        return run
 
     def _is_weight(self, t: Tensor) -> bool:
         value = self.value(t)
