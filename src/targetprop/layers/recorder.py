@@ -97,6 +97,7 @@ class Recorder(CountedMode):
         self._effective: dict[str, list[int]] = {}  # weights computed from parameters, by where and how they are used
         self._path = [""]
         self._values: dict[int, Value] = {}
+        self._kept: set[int] = set()  # memory of what was there before the pass, such as buffers
         self._old: set[int] = set()  # tensors written in place that go by another name since
         self._sharing: dict[int, list[Tensor]] = {}  # tensors by memory; also keeps them, so that no id is used twice
         for t in inputs:
@@ -113,6 +114,7 @@ class Recorder(CountedMode):
                 self._refuse(f"a value made by {made} was not seen being computed; its gradients would be incomplete")
             value = Value(t.shape, data=False, trained=t.requires_grad, parameter=self._parameters.get(id(t)))
             self._add(t, value)
+            self._kept.add(memory(t))
         elif id(t) in self._old:
             value.fixed = False
         elif t.requires_grad and not value.trained and value.made is not None:
@@ -253,6 +255,7 @@ class Recorder(CountedMode):
                 value = Value(t.shape, data, t.requires_grad, call.index, number, labels)
                 self._add(t, value)
                 call.outputs.append(value)
+        call.moves = bool(written) and not call.outputs and all(memory(t) in self._kept for t in written)
         for t in written:
             out = self._write(call, t, out, data, labels)
         if call.outputs:
@@ -261,9 +264,10 @@ class Recorder(CountedMode):
 
     def _write(self, call: Call, t: Tensor, out: Any, data: bool, labels: bool) -> Any:
         """Note that a call wrote into the memory of a tensor: all that share it have another value now."""
-        if self.value(t).parameter:
+        before = self._values[id(t)]  # what it was, though it may ask for a gradient since
+        if before.parameter:
             return out
-        value = Value(t.shape, data or self.value(t).data, t.requires_grad, call.index, 0, labels)
+        value = Value(t.shape, data or before.data, t.requires_grad, call.index, 0, labels)
         for other in self._sharing[memory(t)]:
             before = self._values[id(other)]
             if before.made != call.index:

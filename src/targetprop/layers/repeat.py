@@ -1,10 +1,11 @@
 """Repeating a stretch of recorded calls on another input: ``f_l(h)`` again, with all else as it was in the pass.
 
-The random numbers are the pass' own, the statistics of a batch norm are held at the pass' values, and what feeds the
-stretch from beside is what it was. Only calls that lead from the stretch's input to its end are made.
+The random numbers are the pass' own, the statistics of a batch norm and moving buffers are held at the pass' values,
+and what feeds the stretch from beside is what it was. Only calls that lead from the stretch's input to its end are made.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,11 +30,13 @@ class Repeated:
         layer: number of the stretch.
         call: what the recording knows of it.
         moving: the arguments that change with the input of the stretch: the way to each, and its value.
+        held: the way to each other argument that is overwritten later.
     """
 
     layer: int
     call: Call
     moving: tuple[tuple[Place, Value], ...]
+    held: tuple[Place, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,11 +62,15 @@ def repeated_calls(layer: int, calls: Iterable[Call], start: Value, *, trained: 
     """Find the calls that lead on from the input of a stretch, of those that autograd follows or of all."""
     reached = {id(start)}
     for call in calls:
-        moving = tuple((p, v) for p, v in zip(call.places, call.inputs, strict=False) if id(v) in reached)
+        if call.moves:
+            continue
+        given = list(zip(call.places, call.inputs, strict=False))
+        moving = tuple((p, v) for p, v in given if id(v) in reached)
         made = [v for v in call.outputs if v.data and (v.trained or not trained)]
         if made and any(id(v) in reached for v in call.inputs):
+            held = tuple(p for p, v in given if id(v) not in reached and not (v.fixed or v.parameter))
             reached.update(map(id, made))
-            yield Repeated(layer, call, moving)
+            yield Repeated(layer, call, moving, held)
 
 
 def keep_step(
@@ -73,6 +80,8 @@ def keep_step(
     given = _get((args, kwargs), repeated.moving[0][0]) if values and repeated.moving else None
     func, args, kwargs = _with_fixed_statistics(func, args, kwargs)
     kept: Any = (list(args), dict(kwargs))
+    for place in repeated.held if func is not functional.batch_norm else ():
+        kept = _put(kept, place, _get(kept, place).detach().clone())
     for place, _ in repeated.moving:
         kept = _put(kept, place, None)
     random = None
@@ -99,18 +108,18 @@ def repeat(steps: Iterable[Step], start: Value, end: Value, x: Tensor) -> Tensor
         call, moving = step.repeated.call, step.repeated.moving
         for place, value in moving:
             args = _put(args, place, values[id(value)])
-        written = None
-        if call.name == "__setitem__":
-            written = args[0][0] if moving[0][0] == (0, 0) else args[0][0].clone()
-            args = _put(args, (0, 0), written)
+        if call.writes and (0, 0) in step.repeated.held:  # it would write there again
+            args = _put(args, (0, 0), args[0][0].clone())
         out = _run(step, args)
-        made = [written] if written is not None else list(tensors_in(out))
+        made = [args[0][0]] if call.name == "__setitem__" else list(tensors_in(out))
         values |= {id(value): made[value.output] for value in call.outputs if value.output < len(made)}
     return values[id(end)]
 
 
 def _run(step: Step, args: tuple[list[Any], dict[str, Any]]) -> Any:
-    with composite_kernels(step.repeated.call.sites):
+    call = step.repeated.call
+    followed = any(value.trained for value in call.outputs)  # or it ran under no_grad
+    with composite_kernels(call.sites), nullcontext() if followed else torch.no_grad():
         return _run_alike(step, args)
 
 

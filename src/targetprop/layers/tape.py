@@ -53,6 +53,7 @@ class Call:
         opaque: whether it is a module that let no gradient through.
         closed: whether it is a module that counts as one call.
         writes: whether it wrote into the memory of a tensor that it was given.
+        moves: whether it did nothing but write into what was there before the pass, such as a buffer.
     """
 
     index: int
@@ -65,6 +66,7 @@ class Call:
     gains: bool = False
     random: bool = False
     writes: bool = False
+    moves: bool = False
     opaque: bool = False
     closed: bool = False
 
