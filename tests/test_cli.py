@@ -313,7 +313,8 @@ def test_dense_network_stacks_its_widths(activation):
 def test_methods_are_listed_with_their_parts(capsys):
     assert main(["methods"]) == 0
     short = capsys.readouterr().out
-    assert [line.split()[0] for line in short.splitlines()] == list(tp.METHODS)
+    assert [line.split()[0] for line in short.splitlines() if line[0] != " "] == list(tp.METHODS)
+    assert max(map(len, short.splitlines())) <= 80
     assert main(["methods", "--verbose"]) == 0
     assert "output-space" in capsys.readouterr().out
     assert main(["methods", "--all"]) == 2
