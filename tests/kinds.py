@@ -300,14 +300,27 @@ CHANGES: dict[str, Callable[[Any], Any]] = {
     "appended map": lambda net: net.parts.append(parts.linear().double()),
     "appended norm": lambda net: net.parts.append(nn.LayerNorm(WIDTH).double()),
     "appended function": lambda net: net.parts.append(nn.PReLU().double()),
-    "fewer": lambda net: setattr(net, "parts", net.parts[1:]), "swapped": swap, "wrapped": wrap, "narrower": narrower,
-    "float": lambda net: net.float(), "half": lambda net: net.half(), "bfloat16": lambda net: net.to(torch.bfloat16),
-    "one converted": lambda net: net.last.float(), "meta": lambda net: net.to("meta"),
-    "frozen": partial(frozen, which="first", yes=True), "frozen last": partial(frozen, which="last", yes=True),
-    "frozen biases": partial(frozen, which="bias", yes=True), "frozen weights": partial(frozen, which="weight", yes=True),
-    "unfrozen": partial(frozen, which="", yes=False), "reparametrised": reparametrised, "data": data_changed,
-    "hooked": hooked, "reloaded": reloaded, "tied": tied, "eval": lambda net: net.eval(),
-}  # fmt: skip
+    "fewer": lambda net: setattr(net, "parts", net.parts[1:]),
+    "swapped": swap,
+    "wrapped": wrap,
+    "narrower": narrower,
+    "float": lambda net: net.float(),
+    "half": lambda net: net.half(),
+    "bfloat16": lambda net: net.to(torch.bfloat16),
+    "one converted": lambda net: net.last.float(),
+    "meta": lambda net: net.to("meta"),
+    "frozen": partial(frozen, which="first", yes=True),
+    "frozen last": partial(frozen, which="last", yes=True),
+    "frozen biases": partial(frozen, which="bias", yes=True),
+    "frozen weights": partial(frozen, which="weight", yes=True),
+    "unfrozen": partial(frozen, which="", yes=False),
+    "reparametrised": reparametrised,
+    "data": data_changed,
+    "hooked": hooked,
+    "reloaded": reloaded,
+    "tied": tied,
+    "eval": lambda net: net.eval(),
+}
 
 
 def held_now(names: list[str], changes: list[str], method: str, first: bool) -> str:
@@ -324,18 +337,21 @@ def held_now(names: list[str], changes: list[str], method: str, first: bool) -> 
         for change in changes:
             CHANGES[change](model)
     like = next(net.parameters())
-    x = x.to(like.dtype)
+    x, reports = x.to(like.dtype), []
+
+    def step() -> None:
+        reports.append(made.backward(x, y))
+
     for number in range(2):
         torch.manual_seed(number)
-        report: list[Any] = []
-        refused = refusal(lambda: report.append(made.backward(x, y)))
+        refused = refusal(step)
         if refused is not None:
             assert all(p.grad is None for p in net.parameters())
             return "refused"
         torch.manual_seed(number)
         loss = CE(twin(x), y)
         loss.backward()
-        torch.testing.assert_close(report[0].loss, loss.detach())
+        torch.testing.assert_close(reports[-1].loss, loss.detach())
         found, expected = taken(net), taken(twin)
         if method in EXACT:
             alike(found, expected)
@@ -369,36 +385,80 @@ def yes_no(n: int) -> Tensor:
 W = torch.tensor([1.0, 2.0, 0.5, 3.0], dtype=torch.float64)
 # Labels, and ways to write one loss: as a module, a function, a partial, by hand.
 LOSSES: dict[str, tuple[Callable[[int], Tensor], tuple[Any, ...]]] = {
-    "classes": (classes, (CE, functional.cross_entropy, lambda h, y: -h.log_softmax(1).gather(1, y[:, None]).mean(),
-                          lambda h, y: nn.NLLLoss()(h.log_softmax(1), y))),
-    "classes, sum": (classes, (nn.CrossEntropyLoss(reduction="sum"), partial(functional.cross_entropy, reduction="sum"),
-                               lambda h, y: -h.log_softmax(1).gather(1, y[:, None]).sum())),
+    "classes": (
+        classes,
+        (
+            CE,
+            functional.cross_entropy,
+            lambda h, y: -h.log_softmax(1).gather(1, y[:, None]).mean(),
+            lambda h, y: nn.NLLLoss()(h.log_softmax(1), y),
+        ),
+    ),
+    "classes, sum": (
+        classes,
+        (
+            nn.CrossEntropyLoss(reduction="sum"),
+            partial(functional.cross_entropy, reduction="sum"),
+            lambda h, y: -h.log_softmax(1).gather(1, y[:, None]).sum(),
+        ),
+    ),
     "weights of classes": (classes, (nn.CrossEntropyLoss(W), partial(functional.cross_entropy, weight=W))),
-    "weights of classes, sum": (classes, (nn.CrossEntropyLoss(W, reduction="sum"),
-                                          lambda h, y: functional.cross_entropy(h, y, W, reduction="sum"))),
-    "smoothed": (classes, (nn.CrossEntropyLoss(label_smoothing=0.2), partial(functional.cross_entropy, label_smoothing=0.2))),
+    "weights of classes, sum": (
+        classes,
+        (nn.CrossEntropyLoss(W, reduction="sum"), lambda h, y: functional.cross_entropy(h, y, W, reduction="sum")),
+    ),
+    "smoothed": (
+        classes,
+        (nn.CrossEntropyLoss(label_smoothing=0.2), partial(functional.cross_entropy, label_smoothing=0.2)),
+    ),
     "ignored": (some, (CE, functional.cross_entropy, lambda h, y: functional.cross_entropy(h[y >= 0], y[y >= 0]))),
     "soft": (soft, (CE, lambda h, y: -(y * h.log_softmax(1)).sum(1).mean())),
-    "divergence": (soft, (lambda h, y: nn.KLDivLoss(reduction="batchmean")(h.log_softmax(1), y),
-                          lambda h, y: functional.kl_div(h.log_softmax(1), y, reduction="sum") / len(h))),
+    "divergence": (
+        soft,
+        (
+            lambda h, y: nn.KLDivLoss(reduction="batchmean")(h.log_softmax(1), y),
+            lambda h, y: functional.kl_div(h.log_softmax(1), y, reduction="sum") / len(h),
+        ),
+    ),
     "squares": (values, (nn.MSELoss(), functional.mse_loss, lambda h, y: ((h - y) ** 2).mean())),
-    "squares, sum": (values, (nn.MSELoss(reduction="sum"), partial(functional.mse_loss, reduction="sum"),
-                              lambda h, y: ((h - y) ** 2).sum())),
-    "half squares": (values, (lambda h, y: 0.5 * (h - y).square().sum(1).mean(), lambda h, y: 2 * functional.mse_loss(h, y))),
+    "squares, sum": (
+        values,
+        (nn.MSELoss(reduction="sum"), partial(functional.mse_loss, reduction="sum"), lambda h, y: ((h - y) ** 2).sum()),
+    ),
+    "half squares": (
+        values,
+        (lambda h, y: 0.5 * (h - y).square().sum(1).mean(), lambda h, y: 2 * functional.mse_loss(h, y)),
+    ),
     "absolute": (values, (nn.L1Loss(), nn.SmoothL1Loss(beta=1e-12), functional.l1_loss)),
     "huber": (values, (nn.HuberLoss(delta=0.7), partial(functional.huber_loss, delta=0.7))),
-    "yes or no": (yes_no, (nn.BCEWithLogitsLoss(), functional.binary_cross_entropy_with_logits,
-                           lambda h, y: functional.binary_cross_entropy(h.sigmoid(), y))),
-    "weights of yes": (yes_no, (nn.BCEWithLogitsLoss(pos_weight=W),
-                                lambda h, y: functional.binary_cross_entropy_with_logits(h, y, pos_weight=W))),
+    "yes or no": (
+        yes_no,
+        (
+            nn.BCEWithLogitsLoss(),
+            functional.binary_cross_entropy_with_logits,
+            lambda h, y: functional.binary_cross_entropy(h.sigmoid(), y),
+        ),
+    ),
+    "weights of yes": (
+        yes_no,
+        (
+            nn.BCEWithLogitsLoss(pos_weight=W),
+            lambda h, y: functional.binary_cross_entropy_with_logits(h, y, pos_weight=W),
+        ),
+    ),
     "margins": (classes, (nn.MultiMarginLoss(), functional.multi_margin_loss)),
     "poisson": (lambda n: values(n).abs().round(), (nn.PoissonNLLLoss(), lambda h, y: (h.exp() - y * h).mean())),
     "none, averaged": (classes, (lambda h, y: functional.cross_entropy(h, y, reduction="none").mean(), CE)),
     "focal": (classes, (lambda h, y: ((1 - (p := h.softmax(1).gather(1, y[:, None]))) ** 2 * -p.log()).mean(),)),
     "scaled": (classes, (lambda h, y: 1e3 * CE(h, y), lambda h, y: CE(h, y) * 1000)),
-    "two dimensions": (lambda n: classes(2 * n).view(n, 2), (lambda h, y: CE(h.view(len(h), 2, 2), y % 2),
-                       lambda h, y: CE(h.view(len(h), 2, 2).movedim(1, 2).flatten(0, 1), (y % 2).flatten()))),
-}  # fmt: skip
+    "two dimensions": (
+        lambda n: classes(2 * n).view(n, 2),
+        (
+            lambda h, y: CE(h.view(len(h), 2, 2), y % 2),
+            lambda h, y: CE(h.view(len(h), 2, 2).movedim(1, 2).flatten(0, 1), (y % 2).flatten()),
+        ),
+    ),
+}
 
 
 def losses(names: list[str], which: str, method: str, n: int) -> str:
@@ -446,9 +506,13 @@ def twice_copied(made: Any) -> Any:
 
 
 COPIES: dict[str, Callable[[Any], Any]] = {
-    "itself": lambda made: made, "pickled": lambda made: pickle.loads(pickle.dumps(made)), "saved": saved,
-    "deepcopy": copy.deepcopy, "copy": copy.copy, "both": twice_copied,
-}  # fmt: skip
+    "itself": lambda made: made,
+    "pickled": lambda made: pickle.loads(pickle.dumps(made)),
+    "saved": saved,
+    "deepcopy": copy.deepcopy,
+    "copy": copy.copy,
+    "both": twice_copied,
+}
 
 
 class Default:
@@ -465,20 +529,28 @@ class Default:
 
 
 AROUND: dict[str, Callable[[], Any]] = {
-    "nothing": nullcontext, "no_grad": torch.no_grad, "inference_mode": torch.inference_mode,
-    "bfloat16": lambda: torch.autocast("cpu", torch.bfloat16), "anomaly": lambda: torch.autograd.set_detect_anomaly(True),
+    "nothing": nullcontext,
+    "no_grad": torch.no_grad,
+    "inference_mode": torch.inference_mode,
+    "bfloat16": lambda: torch.autocast("cpu", torch.bfloat16),
+    "anomaly": lambda: torch.autograd.set_detect_anomaly(True),
     "default float32": lambda: Default(torch.set_default_dtype, torch.float32, torch.float32),
     "default float64": lambda: Default(torch.set_default_dtype, torch.float64, torch.float32),
     "default device": lambda: Default(torch.set_default_device, "cpu", None),
     "deterministic": lambda: Default(torch.use_deterministic_algorithms, True, False),
-    "grad mode": lambda: torch.set_grad_enabled(True), "compile stance": lambda: torch.compiler.set_stance("force_eager"),
+    "grad mode": lambda: torch.set_grad_enabled(True),
+    "compile stance": lambda: torch.compiler.set_stance("force_eager"),
     "saved tensors": lambda: torch.autograd.graph.save_on_cpu(),
-}  # fmt: skip
+}
 WRAPPERS: dict[str, Callable[[nn.Module], Any]] = {
-    "as it is": lambda net: net, "list": lambda net: [net], "dictionary": lambda net: {"all": net},
-    "sequence": lambda net: nn.Sequential(net), "data parallel": nn.DataParallel, "averaged": torch.optim.swa_utils.AveragedModel,
+    "as it is": lambda net: net,
+    "list": lambda net: [net],
+    "dictionary": lambda net: {"all": net},
+    "sequence": lambda net: nn.Sequential(net),
+    "data parallel": nn.DataParallel,
+    "averaged": torch.optim.swa_utils.AveragedModel,
     "compiled": lambda net: torch.compile(net, backend="eager"),
-}  # fmt: skip
+}
 
 
 def surroundings(
@@ -555,33 +627,61 @@ CUTS = ("post-activation", "pre-activation")
 SUPPORTED = (parts.ACTIVATIONS, parts.NORMS, parts.MAPS)
 KINDS: dict[str, tuple[st.SearchStrategy[Any], Callable[..., str]]] = {
     "the loss reaches more than the output": (
-        st.tuples(some_of(*SUPPORTED), one_of(list(BASES)), some_of(PENALTIES, most=2), one_of(list(EXACT)), st.booleans()),
+        st.tuples(
+            some_of(*SUPPORTED), one_of(list(BASES)), some_of(PENALTIES, most=2), one_of(list(EXACT)), st.booleans()
+        ),
         loss_reaches,
     ),
     "what is repeated is what was run": (
-        st.tuples(some_of(parts.RANDOM, parts.MAPS), one_of((*EXACT, *LEARNED)), st.integers(0, 20)), what_was_run,
+        st.tuples(some_of(parts.RANDOM, parts.MAPS), one_of((*EXACT, *LEARNED)), st.integers(0, 20)),
+        what_was_run,
     ),
     "every parameter gets its gradient": (
-        st.tuples(some_of(parts.MAPS, parts.NORMS), one_of(list(UPDATES)), one_of(("mirrors", "transposes")), st.integers(0, 20),
-                  st.booleans()), every_parameter,
+        st.tuples(
+            some_of(parts.MAPS, parts.NORMS),
+            one_of(list(UPDATES)),
+            one_of(("mirrors", "transposes")),
+            st.integers(0, 20),
+            st.booleans(),
+        ),
+        every_parameter,
     ),
     "the decoder is what the method says": (
-        st.tuples(some_of(*SUPPORTED), one_of(("mirrors", "transposes")), one_of(CUTS), st.integers(2, 9)), decoders,
+        st.tuples(some_of(*SUPPORTED), one_of(("mirrors", "transposes")), one_of(CUTS), st.integers(2, 9)),
+        decoders,
     ),
     "the model is the one held now": (
-        st.tuples(some_of(*SUPPORTED).filter(bool), st.lists(one_of(list(CHANGES)), min_size=1, max_size=2),
-                  one_of((*EXACT, *LEARNED)), st.booleans()), held_now,
+        st.tuples(
+            some_of(*SUPPORTED).filter(bool),
+            st.lists(one_of(list(CHANGES)), min_size=1, max_size=2),
+            one_of((*EXACT, *LEARNED)),
+            st.booleans(),
+        ),
+        held_now,
     ),
     "losses are what they compute": (
-        st.tuples(some_of(parts.ACTIVATIONS, {"linear": 0, "layer norm": 0}, most=2), one_of(list(LOSSES)), one_of((*EXACT, "iterated", "dtp")),
-                  st.integers(2, 9)), losses,
+        st.tuples(
+            some_of(parts.ACTIVATIONS, {"linear": 0, "layer norm": 0}, most=2),
+            one_of(list(LOSSES)),
+            one_of((*EXACT, "iterated", "dtp")),
+            st.integers(2, 9),
+        ),
+        losses,
     ),
     "surroundings": (
-        st.tuples(some_of(parts.ACTIVATIONS, parts.NORMS, parts.MAPS, most=2), one_of(list(AROUND)), one_of(list(AROUND)),
-                  one_of(list(COPIES)), one_of(list(WRAPPERS)), one_of((*EXACT, *LEARNED)),
-                  st.lists(st.integers(2, 9), min_size=1, max_size=3)), surroundings,
+        st.tuples(
+            some_of(parts.ACTIVATIONS, parts.NORMS, parts.MAPS, most=2),
+            one_of(list(AROUND)),
+            one_of(list(AROUND)),
+            one_of(list(COPIES)),
+            one_of(list(WRAPPERS)),
+            one_of((*EXACT, *LEARNED)),
+            st.lists(st.integers(2, 9), min_size=1, max_size=3),
+        ),
+        surroundings,
     ),
     "check and engine agree": (
-        st.tuples(some_of(*SUPPORTED, parts.REFUSED), one_of((*tp.METHODS,)), one_of(CUTS)), check_agrees,
+        st.tuples(some_of(*SUPPORTED, parts.REFUSED), one_of((*tp.METHODS,)), one_of(CUTS)),
+        check_agrees,
     ),
-}  # fmt: skip
+}

@@ -292,49 +292,90 @@ def ste(h: Tensor) -> Tensor:
 
 
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
-    "tanh": nn.Tanh, "relu": nn.ReLU, "gelu": nn.GELU,
-    "prelu": lambda: nn.PReLU(init=-0.3), "leaky, negative": lambda: nn.LeakyReLU(-0.5), "softplus": nn.Softplus,
-    "softmax": lambda: nn.Softmax(1), "squared relu": SquaredReLU, "rrelu": nn.RReLU, "shrink": nn.Hardshrink,
-    "sine": lambda: Function(torch.sin), "square": lambda: Function(lambda h: h.square()), "cumsum": lambda: Function(lambda h: h.cumsum(1)),
-    "sort": lambda: Function(lambda h: h.sort(1)[0]), "roll": lambda: Function(lambda h: h.roll(1, 1)),
-    "straight-through": lambda: Function(Sign.apply), "straight-through by detach": lambda: Function(ste),
-    "two outputs": lambda: Function(lambda h: sum(TwoOutputs.apply(h))), "clamp": lambda: Function(lambda h: h.clamp(-1, 1)),
+    "tanh": nn.Tanh,
+    "relu": nn.ReLU,
+    "gelu": nn.GELU,
+    "prelu": lambda: nn.PReLU(init=-0.3),
+    "leaky, negative": lambda: nn.LeakyReLU(-0.5),
+    "softplus": nn.Softplus,
+    "softmax": lambda: nn.Softmax(1),
+    "squared relu": SquaredReLU,
+    "rrelu": nn.RReLU,
+    "shrink": nn.Hardshrink,
+    "sine": lambda: Function(torch.sin),
+    "square": lambda: Function(lambda h: h.square()),
+    "cumsum": lambda: Function(lambda h: h.cumsum(1)),
+    "sort": lambda: Function(lambda h: h.sort(1)[0]),
+    "roll": lambda: Function(lambda h: h.roll(1, 1)),
+    "straight-through": lambda: Function(Sign.apply),
+    "straight-through by detach": lambda: Function(ste),
+    "two outputs": lambda: Function(lambda h: sum(TwoOutputs.apply(h))),
+    "clamp": lambda: Function(lambda h: h.clamp(-1, 1)),
     "max pool": lambda: nn.Sequential(nn.Unflatten(1, (1, WIDTH)), nn.MaxPool1d(3, 1, 1), nn.Flatten()),
-}  # fmt: skip
+}
 NORMS: dict[str, Callable[[], nn.Module]] = {
-    "layer norm": lambda: nn.LayerNorm(WIDTH), "batch norm": lambda: nn.BatchNorm1d(WIDTH),
-    "rms norm": lambda: nn.RMSNorm(WIDTH), "group norm": lambda: nn.GroupNorm(2, WIDTH), "gains": Gains,
-}  # fmt: skip
+    "layer norm": lambda: nn.LayerNorm(WIDTH),
+    "batch norm": lambda: nn.BatchNorm1d(WIDTH),
+    "rms norm": lambda: nn.RMSNorm(WIDTH),
+    "group norm": lambda: nn.GroupNorm(2, WIDTH),
+    "gains": Gains,
+}
 MAPS: dict[str, Callable[[], nn.Module]] = {
-    "linear": linear, "no bias": lambda: linear(bias=False), "cosine": lambda: CosineLinear(WIDTH, WIDTH),
-    "standardised": lambda: Standardised(WIDTH, WIDTH), "relu in place": lambda: nn.Sequential(linear(), nn.ReLU(inplace=True)),
-    "lora": LoRA, "twice": Twice, "attention": Attention, "lstm": lambda: Recurrent(nn.LSTM), "gru": lambda: Recurrent(nn.GRU),
-    "experts": Experts, "residual": lambda: Function(lambda h, m: h + torch.tanh(m(h)), map=linear()),
+    "linear": linear,
+    "no bias": lambda: linear(bias=False),
+    "cosine": lambda: CosineLinear(WIDTH, WIDTH),
+    "standardised": lambda: Standardised(WIDTH, WIDTH),
+    "relu in place": lambda: nn.Sequential(linear(), nn.ReLU(inplace=True)),
+    "lora": LoRA,
+    "twice": Twice,
+    "attention": Attention,
+    "lstm": lambda: Recurrent(nn.LSTM),
+    "gru": lambda: Recurrent(nn.GRU),
+    "experts": Experts,
+    "residual": lambda: Function(lambda h, m: h + torch.tanh(m(h)), map=linear()),
     "gated": lambda: Function(lambda h, a, b: a(h) * b(h).sigmoid(), a=linear(), b=linear()),
-    "in place": lambda: Function(in_place, map=linear()), "loop": lambda: Function(looped, map=linear()),
-    "sliced": lambda: Function(sliced, map=linear()), "detached branch": lambda: Function(lambda h, m: h + m(h.detach()), map=linear()),
+    "in place": lambda: Function(in_place, map=linear()),
+    "loop": lambda: Function(looped, map=linear()),
+    "sliced": lambda: Function(sliced, map=linear()),
+    "detached branch": lambda: Function(lambda h, m: h + m(h.detach()), map=linear()),
     "bilinear": lambda: Function(lambda h, m: m(h, h.tanh()), map=nn.Bilinear(WIDTH, WIDTH, WIDTH)),
     "convolution": lambda: nn.Sequential(nn.Unflatten(1, (2, 3)), nn.Conv1d(2, 2, 3, padding=1), nn.Flatten()),
     "transposed": lambda: nn.Sequential(nn.Unflatten(1, (2, 3)), nn.ConvTranspose1d(2, 2, 3, padding=1), nn.Flatten()),
-    "weight norm": lambda: parametrizations.weight_norm(linear()), "old weight norm": old_weight_norm,
-    "spectral norm": lambda: parametrizations.spectral_norm(linear()), "parametrised": parametrised,
-    "orthogonal": lambda: parametrizations.orthogonal(linear()), "pruned": pruned,
-}  # fmt: skip
+    "weight norm": lambda: parametrizations.weight_norm(linear()),
+    "old weight norm": old_weight_norm,
+    "spectral norm": lambda: parametrizations.spectral_norm(linear()),
+    "parametrised": parametrised,
+    "orthogonal": lambda: parametrizations.orthogonal(linear()),
+    "pruned": pruned,
+}
 RANDOM: dict[str, Callable[[], nn.Module]] = {
-    "dropout": lambda: nn.Dropout(0.3), "alpha dropout": lambda: nn.AlphaDropout(0.3), "noise": Noise, "drop path": DropPath,
-    "layer drop": LayerDrop, "functional": lambda: Function(lambda h: functional.dropout(h, 0.4)), "rrelu": nn.RReLU,
-    "centre": Centre, "counting": Counting, "batch norm": lambda: nn.BatchNorm1d(WIDTH),
-    "momentum of its own": lambda: nn.BatchNorm1d(WIDTH, momentum=None), "spectral norm": MAPS["spectral norm"],
-}  # fmt: skip
+    "dropout": lambda: nn.Dropout(0.3),
+    "alpha dropout": lambda: nn.AlphaDropout(0.3),
+    "noise": Noise,
+    "drop path": DropPath,
+    "layer drop": LayerDrop,
+    "functional": lambda: Function(lambda h: functional.dropout(h, 0.4)),
+    "rrelu": nn.RReLU,
+    "centre": Centre,
+    "counting": Counting,
+    "batch norm": lambda: nn.BatchNorm1d(WIDTH),
+    "momentum of its own": lambda: nn.BatchNorm1d(WIDTH, momentum=None),
+    "spectral norm": MAPS["spectral norm"],
+}
 REFUSED: dict[str, Callable[[], nn.Module]] = {
-    "sign": lambda: Function(torch.sign), "detached": lambda: Function(lambda h: h.detach()),
+    "sign": lambda: Function(torch.sign),
+    "detached": lambda: Function(lambda h: h.detach()),
     "numpy": lambda: Function(lambda h: torch.from_numpy(h.detach().numpy() * 2)),
     "takes a parameter": lambda: Function(lambda h, g: Scaled.apply(h, g.gain), g=Gains()),
-    "checkpoint": lambda: Function(lambda h, m: checkpoint(m, h, use_reentrant=False), map=nn.Sequential(linear(), nn.Tanh())),
-    "reentrant": lambda: Function(lambda h, m: checkpoint(m, h, use_reentrant=True), map=nn.Sequential(linear(), nn.Tanh())),
+    "checkpoint": lambda: Function(
+        lambda h, m: checkpoint(m, h, use_reentrant=False), map=nn.Sequential(linear(), nn.Tanh())
+    ),
+    "reentrant": lambda: Function(
+        lambda h, m: checkpoint(m, h, use_reentrant=True), map=nn.Sequential(linear(), nn.Tanh())
+    ),
     "vmap": lambda: Function(lambda h, m: torch.func.vmap(m)(h), map=linear()),
     "argmax": lambda: Function(lambda h: functional.one_hot(h.argmax(1), WIDTH).to(h.dtype)),
-}  # fmt: skip
+}
 PARTS = ACTIVATIONS | NORMS | MAPS | RANDOM
 
 

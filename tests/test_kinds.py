@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from kinds import KINDS
 
 FIXED = settings(
-    derandomize=True, deadline=None, database=None, max_examples=15, suppress_health_check=list(HealthCheck)
+    derandomize=True, deadline=None, database=None, max_examples=8, suppress_health_check=list(HealthCheck)
 )
 
 

@@ -1,7 +1,7 @@
 """Repeating a stretch of recorded calls on another input: ``f_l(h)`` again, with all else as it was in the pass.
 
 The random numbers are the pass' own, the statistics of a batch norm and moving buffers are held at the pass' values,
-and what feeds the stretch from beside is what it was. Only calls that lead from the stretch's input to its end are made.
+and what feeds the stretch from beside is what it was. Only calls that lead from its input to its end are made.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
