@@ -200,6 +200,7 @@ REFUSED = {
     "--xyz 3": "targetprop train --help lists the options",
     "--compile": "unknown option --compile",
     "--lr 0.1": "unknown option --lr; did you mean --optimizer.lr?",
+    "--learning-rate 0.1": "unknown option --learning-rate; did you mean --optimizer.lr?",
     "--method dtp --lr 0.1": "did you mean --decoder.lr or --optimizer.lr?",
     "optimizer.lr=0.1": "unexpected 'optimizer.lr=0.1'; write --optimizer.lr=0.1",
     "--config": "--config needs a value",
@@ -281,6 +282,15 @@ def test_run_that_diverges_is_marked_as_failed(capsys):
     assert "the run in runs/iterated-digits-s0 failed in epoch 1" in error and "Traceback" not in error
     summary = json.loads(Path("runs/iterated-digits-s0/summary.json").read_text())
     assert summary["status"] == "failed" and "NaN or infinite" in summary["reason"] and summary["epochs"] == 0
+
+
+@pytest.mark.usefixtures("no_curves")
+def test_run_whose_loss_has_grown_says_so(capsys):
+    assert run(*SMALL, "--method", "backprop", "--optimizer.name", "sgd", "--optimizer.lr", "30", "--out", "run") == 0
+    summary = json.loads(Path("run/summary.json").read_text())
+    assert summary["status"] == "finished" and summary["train_loss"] > 10
+    assert f"the training loss grew from 2.3 to {summary['train_loss']:.3g}; lower --optimizer.lr" in summary["reason"]
+    assert f"finished, but {summary['reason']}" in " ".join(capsys.readouterr().out.split())
 
 
 @pytest.mark.usefixtures("no_curves")
