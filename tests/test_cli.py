@@ -289,8 +289,8 @@ def test_run_whose_loss_has_grown_says_so(capsys):
     assert run(*SMALL, "--method", "backprop", "--optimizer.name", "sgd", "--optimizer.lr", "30", "--out", "run") == 0
     summary = json.loads(Path("run/summary.json").read_text())
     assert summary["status"] == "finished" and summary["train_loss"] > 10
-    assert f"the training loss grew from 2.3 to {summary['train_loss']:.3g}; lower --optimizer.lr" in summary["reason"]
-    assert f"finished, but {summary['reason']}" in " ".join(capsys.readouterr().out.split())
+    assert f" to {summary['train_loss']:.3g}; lower --optimizer.lr" in summary["reason"]
+    assert f"finished, but {summary['reason']}" in capsys.readouterr().out
 
 
 @pytest.mark.usefixtures("no_curves")
