@@ -53,7 +53,7 @@ def _draw_contraction(axes: Axes, layers: list[Layer], iterates: bool) -> None:
     axes.vlines(places, median, largest, color=_BLUE, linewidth=1.2)
     axes.plot(places, largest, "_", color=_BLUE, markersize=11, label="largest")
     axes.plot(places, median, "o", color=_BLUE, label="median")
-    axes.axhline(1.0, **PREDICTION, label="converges below 1" if iterates else "an iteration would below 1")
+    axes.axhline(1.0, **PREDICTION, label="converges below 1")
     if max(largest, default=0.0) > _WIDE_RANGE:
         _scale_by_decades(axes, [1.0, *median, *largest])
     else:
