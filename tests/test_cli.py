@@ -189,7 +189,7 @@ def test_every_option_of_every_class_has_a_help_text_and_appears_in_the_help(cap
 REFUSED = {
     "--inversion.rule difference --inversion.steps 3": "inversion 'difference' has no option --inversion.steps",
     "--method dtp --inversion.steps 3": "--inversion.rule input-space or output-space or krylov or regularised has it",
-    "--method krylov --inversion.tolerence 3": "its options are --inversion.rule, --inversion.steps, --inversion.damping",
+    "--method krylov --inversion.tolerence 3": "its options are --inversion.rule, --inversion.steps, --inversion.d",
     "--influence.steps 3": "its options are --influence.normalise, --influence.limit",
     "--method backprop --decoder.lr 1": "method 'backprop', which has no parts to set",
     "--method iterate": "did you mean 'iterated'?",
@@ -200,6 +200,7 @@ REFUSED = {
     "--xyz 3": "targetprop train --help lists the options",
     "--compile": "unknown option --compile",
     "--lr 0.1": "unknown option --lr; did you mean --optimizer.lr?",
+    "--learning-rate 0.1": "unknown option --learning-rate; did you mean --optimizer.lr?",
     "--method dtp --lr 0.1": "did you mean --decoder.lr or --optimizer.lr?",
     "optimizer.lr=0.1": "unexpected 'optimizer.lr=0.1'; write --optimizer.lr=0.1",
     "--config": "--config needs a value",
@@ -284,6 +285,15 @@ def test_run_that_diverges_is_marked_as_failed(capsys):
 
 
 @pytest.mark.usefixtures("no_curves")
+def test_run_whose_loss_has_grown_says_so(capsys):
+    assert run(*SMALL, "--method", "backprop", "--optimizer.name", "sgd", "--optimizer.lr", "30", "--out", "run") == 0
+    summary = json.loads(Path("run/summary.json").read_text())
+    assert summary["status"] == "finished" and summary["train_loss"] > 10
+    assert f" to {summary['train_loss']:.3g}; lower --optimizer.lr" in summary["reason"]
+    assert f"finished, but {summary['reason']}" in capsys.readouterr().out
+
+
+@pytest.mark.usefixtures("no_curves")
 def test_second_run_gets_its_own_folder():
     assert run(*SMALL) == 0
     before = hashes(Path("runs/l-drl-digits-s0"))
@@ -313,7 +323,8 @@ def test_dense_network_stacks_its_widths(activation):
 def test_methods_are_listed_with_their_parts(capsys):
     assert main(["methods"]) == 0
     short = capsys.readouterr().out
-    assert [line.split()[0] for line in short.splitlines()] == list(tp.METHODS)
+    assert [line.split()[0] for line in short.splitlines() if line[0] != " "] == list(tp.METHODS)
+    assert max(map(len, short.splitlines())) <= 80
     assert main(["methods", "--verbose"]) == 0
     assert "output-space" in capsys.readouterr().out
     assert main(["methods", "--all"]) == 2

@@ -104,6 +104,48 @@ def test_gradients_are_accumulated_and_clipped(tmp_path, accumulate, clip):
     assert same(everything(module), everything(other))
 
 
+class Sharp(torch.optim.SGD):
+    """Takes the gradient where the loss is sharpest nearby (SAM)."""
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        assert closure is not None
+        ps = [p for group in self.param_groups for p in group["params"]]
+        before, size = [p.clone() for p in ps], torch.stack([p.grad.norm() for p in ps]).norm()
+        for p in ps:
+            p.add_(p.grad, alpha=0.05 / float(size))
+        self.zero_grad()
+        with torch.enable_grad():
+            closure()
+        for p, old in zip(ps, before, strict=True):
+            p.copy_(old)
+        super().step()
+
+
+@pytest.mark.parametrize("clip", [None, 0.05])
+@pytest.mark.parametrize("kind", [Sharp, torch.optim.LBFGS])
+def test_optimisers_that_evaluate_the_loss_anew_do_so_as_in_a_plain_loop(tmp_path, kind, clip):
+    module, net = make(method="backprop", optimizer=lambda p: kind(p, lr=0.1), clip=clip), network()
+    trainer(tmp_path, max_epochs=1).fit(module, data())
+    optimizer = kind(net.parameters(), lr=0.1)
+    for x, y in data():
+
+        def closure(x=x, y=y):
+            optimizer.zero_grad()
+            loss = LOSS(net(x), y)
+            loss.backward()
+            if clip:
+                nn.utils.clip_grad_norm_(net.parameters(), clip)
+            return loss
+
+        closure()
+        optimizer.step(closure)
+    for p, expected in zip(module.model.parameters(), net.parameters(), strict=True):
+        torch.testing.assert_close(p, expected, rtol=1e-3, atol=1e-4)
+    with pytest.raises(ValueError, match="evaluates the loss anew, such as L-BFGS, needs accumulate=1"):
+        trainer(tmp_path).fit(make(optimizer=lambda p: kind(p, lr=0.1), accumulate=2), data())
+
+
 @pytest.mark.parametrize("method", ["krylov", tp.method("dtp", update=tp.LeastSquares(every=3)), "backprop"])
 def test_a_resumed_run_is_the_undisturbed_one(tmp_path, method):
     def run(module, epochs, path=None):

@@ -122,7 +122,7 @@ def test_whether_a_loss_is_a_sum_is_found_by_trying(name: str) -> None:
     loss, summed = SUMS[name]
     h, y = rand(N, 3), torch.arange(N) % 3
     change = tp.GradientStep(beta=0.3)(h, y, loss)
-    _, gradient = loss_gradient(h, y, loss)
+    gradient = loss_gradient(h, y, loss).output
     assert torch.allclose(change.delta, -0.3 * (1 if summed else N) * gradient, rtol=1e-13)
     assert change.scale == pytest.approx(0.3 * (1 if summed else N))
 

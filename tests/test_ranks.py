@@ -94,10 +94,12 @@ def test_rows_of_other_ranks_are_left_to_them():
 def test_weighted_mean_counts_each_rank_by_its_weights():
     loss = nn.CrossEntropyLoss(weight=torch.tensor([1.0, 2.0, 0.5]).double(), ignore_index=2)
     h, y = rand(4, 3), torch.tensor([0, 2, 1, 1])
-    value, gradient = shard(3, 4, 2).loss(*loss_gradient(h, y, loss), h, y, loss, summed=False)
+    own = loss_gradient(h, y, loss)
+    value, gradient = shard(3, 4, 2).loss(own.value, own.output, h, y, loss, summed=False)
     assert torch.allclose(value, loss(h, y)) and torch.equal(gradient[1], torch.zeros(3).double())
     ignored = torch.full((4,), 2)
-    value, gradient = shard(3, 4, 2).loss(*loss_gradient(h, ignored, loss), h, ignored, loss, summed=False)
+    own = loss_gradient(h, ignored, loss)
+    value, gradient = shard(3, 4, 2).loss(own.value, own.output, h, ignored, loss, summed=False)
     assert not gradient.any(), "a rank whose labels are all ignored has no part in the mean"
 
 

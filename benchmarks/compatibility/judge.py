@@ -162,7 +162,7 @@ def trained(side: Side, method: str, steps: int) -> tp.TargetPropagation:
 
 def make_exact(engine: tp.TargetPropagation, side: Side) -> None:
     """Set the mirrors to the weights; the model is left as it was."""
-    before = ForwardState(side.model.modules(), python=True)
+    before = ForwardState(side.model.modules(), contents=True)
     for use in engine._forward(side.x, side.y).uses():  # those of the loss as well
         mirror = engine.bank.mirror(use.site.key, use.base)
         if mirror is not None:

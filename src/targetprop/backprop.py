@@ -10,12 +10,14 @@ from torch.utils._pytree import tree_map
 from targetprop.checks import check_batch, check_state, first_tensor
 from targetprop.engine_state import VERSION
 from targetprop.finite import BAD_GRADIENT, BAD_INPUT, BAD_LOSS, BAD_OUTPUT, Look, RunningStatistics, not_finite
-from targetprop.layers import Model, Reduction, check_whereabouts, evaluate_loss, explained
+from targetprop.layers import Model, Reduction, check_given, check_whereabouts, evaluate_loss, explained
+from targetprop.layers.graph import leaves_of
 from targetprop.layers.inputs import call
 from targetprop.layers.sites import tensors_in
 from targetprop.methods import Method
 from targetprop.output_target import Loss, loss_gradient
 from targetprop.peers import Peers
+from targetprop.precision import warn_if_unscaled
 from targetprop.step_report import StepReport, settle
 from targetprop.updates import LocalGradients
 
@@ -35,6 +37,7 @@ class BackPropagation:
         """Start as the first process has the model."""
         modules = model.values() if isinstance(model, Mapping) else model
         self.model = modules if isinstance(modules, nn.Module) else nn.Sequential(*modules)
+        check_given(self.model)
         self.loss, self.method, self.on_divergence, self.peers = loss, method, on_divergence, peers
         peers.check_modules([self.model], synchronised=True)
         self._reduction = Reduction(loss)
@@ -65,36 +68,35 @@ class BackPropagation:
         check_batch(given, may_be_empty=True)
         batch, now = self.peers.batch(len(given)), (first.device, first.dtype)
         check_whereabouts(given, now, now)
+        warn_if_unscaled(given)
         with explained(given, now):
             output = call(self.model, tree_map(lambda t: t.detach() if isinstance(t, Tensor) else t, x))
         named = {p: name for name, p in self.model.named_parameters() if p.requires_grad}
         if not (named and any(t.requires_grad for t in tensors_in(output))):
             raise ValueError("the model has no trainable parameter; call requires_grad_(True) on those to train")
-        own = self.loss.named_parameters(prefix="loss") if isinstance(self.loss, nn.Module) else ()
-        beside = {p: name for name, p in own if p.requires_grad and p not in named}
-        named |= beside
-        if isinstance(output, Tensor) and not beside:
+        if isinstance(output, Tensor):
             summed = self._reduction.summed(output, y)
-            value, start = batch.loss(
-                *loss_gradient(output, y, self.loss), output.detach(), y, self.loss, summed=summed
-            )
-            found = torch.autograd.grad(output, list(named), start, allow_unused=True)
-        else:
+            at_output = loss_gradient(output, y, self.loss)
+            value, start = batch.loss(at_output.value, at_output.output, output.detach(), y, self.loss, summed=summed)
+            found = _differentiate(output, list(named), start)
+            part = 1.0 if summed else batch.rows / batch.total
+            own = {p: g * part for p, g in at_output.beside.items()}
+        else:  # a loss that picks from what the model returns, taken as a mean over the samples
             whole = evaluate_loss(self.loss, output, y)
-            if isinstance(output, Tensor):
-                ones, summed = torch.ones_like(whole), self._reduction.summed(output, y)
-                value, start = batch.loss(whole.detach(), ones, output.detach(), y, self.loss, summed=summed)
-            else:  # a loss that picks from what the model returns, taken as a mean over the samples
-                start = whole.new_tensor(batch.rows / batch.total)
-                value = batch.mean(whole.detach().expand(batch.rows))
-            found = torch.autograd.grad(whole, list(named), start, allow_unused=True)
+            start = whole.new_tensor(batch.rows / batch.total)
+            others = [leaf for leaf in leaves_of([whole]) if leaf not in named]
+            found = _differentiate(whole, [*named, *others], start)
+            own = {p: g for p, g in zip(others, found[len(named) :], strict=True) if g is not None}
+            found = found[: len(named)]
+            value = batch.mean(whole.detach().expand(batch.rows))
         gradients = LocalGradients()
         gradients.note("the network", list(named), found)
+        gradients.note("the loss", list(own), list(own.values()))
         self.peers.sum_gradients(list(gradients.values.values()))
         looks = [
             Look(BAD_INPUT, tuple(tensors_in(x))),
             Look(BAD_OUTPUT, tuple(tensors_in(output)), "the network"),
-            Look(BAD_LOSS, (value, start)),
+            Look(BAD_LOSS, (value, start, *own.values())),
             *(Look(BAD_GRADIENT, (g,), name) for name, g in zip(named.values(), found, strict=True) if g is not None),
         ]
         problem = not_finite(looks, self.peers)
@@ -123,3 +125,12 @@ class BackPropagation:
     def __str__(self) -> str:
         """Print the method."""
         return str(self.method)
+
+
+def _differentiate(end: Tensor, parameters: list[Tensor], start: Tensor) -> tuple[Tensor | None, ...]:
+    try:
+        return torch.autograd.grad(end, parameters, start, allow_unused=True)
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:  # such as values that were overwritten
+        raise ValueError(f"the model has no backward pass: {error}") from error

@@ -127,7 +127,7 @@ def _look(engine: TargetPropagation, x: Any) -> tuple[LayerCheck, ...]:
 @contextmanager
 def _unchanged(model: nn.Module) -> Iterator[None]:
     """Put gradients, buffers and random numbers back afterwards, and run no hook that would take a step meanwhile."""
-    before = ForwardState(model.modules(), python=True)
+    before = ForwardState(model.modules(), contents=True)
     kept = [(p, p.grad, p._post_accumulate_grad_hooks or {}) for p in model.parameters()]
     found = [dict(hooks) for _, _, hooks in kept]
     try:

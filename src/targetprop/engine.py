@@ -26,9 +26,11 @@ from targetprop.layers import (
     Network,
     Record,
     Reduction,
+    check_given,
     check_whereabouts,
     whereabouts,
 )
+from targetprop.layers.loss import modules_of
 from targetprop.layers.sites import tensors_in
 from targetprop.layers.undone import evaluating
 from targetprop.methods import Method
@@ -123,6 +125,7 @@ class TargetPropagation:
         derivatives = self.method.derivatives
         cutting = Cutting(self.method.cut, layers, derivatives, own=() if derivatives else registered())
         self.network = Network(model, cutting, loss)
+        check_given(self.network.model)
         self._whereabouts = whereabouts(self.network)
         first = first_tensor(example_input, "example_input")
         check_whereabouts(first, self._whereabouts, self._whereabouts)
@@ -262,7 +265,7 @@ class TargetPropagation:
 
     def _named_tensors(self) -> dict[str, Tensor]:
         named: dict[str, Tensor] = {}
-        for index, module in enumerate((*self.network.modules(), self.bank)):
+        for index, module in enumerate((*self.network.modules(), *modules_of(self.loss), self.bank)):
             named |= {
                 f"{index}.{name}": t
                 for name, t in (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False))
@@ -271,6 +274,8 @@ class TargetPropagation:
 
 
 def _check(loss: Any, method: Any, decoders: Any, seed: Any, on_divergence: Any, example_input: Any) -> None:
+    if torch.is_inference_mode_enabled():
+        raise ValueError("what is made in inference mode never learns; make the engine outside torch.inference_mode()")
     if on_divergence not in get_args(OnDivergence):
         raise ValueError(f"on_divergence must be 'raise' or 'skip'; got {on_divergence!r}")
     check_arguments(loss, method, decoders, seed)

@@ -184,7 +184,7 @@ class TargetPropagationModule(LightningModule):
         self._log_report(report, len(x))
         self._gathered += 1
         if self._gathered == self.accumulate or self.trainer.is_last_batch:
-            self._step(optimizer)
+            self._step(optimizer, x, y, report.loss)
         return report.loss
 
     def on_train_epoch_end(self) -> None:
@@ -232,17 +232,32 @@ class TargetPropagationModule(LightningModule):
                 self._stored = None
         return self.engine
 
-    def _step(self, optimizer: Any) -> None:
-        parameters = list(self.model.parameters())
-        if self._gathered > 1:
+    def _step(self, optimizer: Any, x: Any, y: Any, loss: Tensor) -> None:
+        parameters, gathered = list(self.model.parameters()), self._gathered
+        if gathered > 1:
             for gradient in (p.grad for p in parameters if p.grad is not None):
-                gradient /= self._gathered
-        if self.clip is not None:
-            nn.utils.clip_grad_norm_(parameters, self.clip)
-        optimizer.step()
+                gradient /= gathered
+        self._clip(parameters)
+        filled = [_version(p) for p in parameters]
+
+        def closure() -> Tensor:
+            if [_version(p) for p in parameters] == filled:  # the gradient that is asked for is there
+                return loss
+            if gathered > 1:
+                raise ValueError("an optimiser that evaluates the loss anew, such as L-BFGS, needs accumulate=1")
+            optimizer.zero_grad()
+            again = self._engine(x).backward(x, y).loss
+            self._clip(parameters)
+            return again
+
+        optimizer.step(closure)
         self._gathered = 0
         if self.every_step:
             self._move_schedule()
+
+    def _clip(self, parameters: list[nn.Parameter]) -> None:
+        if self.clip is not None:
+            nn.utils.clip_grad_norm_(parameters, self.clip)
 
     def _move_schedule(self) -> None:
         schedule: Any = self.lr_schedulers()
@@ -269,3 +284,8 @@ class TargetPropagationModule(LightningModule):
         if not y.is_floating_point() and output.dim() == y.dim() + 1:
             found[f"{stage}_accuracy"] = (output.argmax(1) == y).float().mean()
         self.log_dict(found, prog_bar=True, batch_size=len(x), sync_dist=True)
+
+
+def _version(p: nn.Parameter) -> tuple[int, ...]:
+    """Tell whether a parameter or its gradient has been written to since."""
+    return (p._version,) if p.grad is None else (p._version, id(p.grad), p.grad._version)

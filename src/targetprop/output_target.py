@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from targetprop.batch import Batch
 from targetprop.finite import BAD_LOSS, Look
 from targetprop.layers import LossGradient, Reduction, evaluate_loss, explain_loss
+from targetprop.layers.graph import leaves_of
 from targetprop.settings import check_ranges, check_types
 
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -106,7 +107,7 @@ class OutputTarget(ABC):
             )
         reduction = Reduction(loss) if reduction is None else reduction
         summed = reduction.summed(output, y if found is None else None)
-        found = LossGradient(*loss_gradient(output, y, loss), {}) if found is None else found
+        found = loss_gradient(output, y, loss) if found is None else found
         value, gradient = batch.loss(found.value, found.output, output, y, loss, summed=summed)
         n = 1 if summed else batch.total
         delta = self.beta * self.direction(output, y, loss, n * gradient)
@@ -128,22 +129,24 @@ class OutputTarget(ABC):
         """
 
 
-def loss_gradient(output: Tensor, y: Tensor, loss: Loss) -> tuple[Tensor, Tensor]:
-    """Evaluate a loss and its gradient in the output."""
+def loss_gradient(output: Tensor, y: Tensor, loss: Loss) -> LossGradient:
+    """Evaluate a loss and its gradient in the output, and in parameters of its own."""
     h = output.detach().requires_grad_()
     with torch.enable_grad():
         value = evaluate_loss(loss, h, y)
         if value.device != h.device:
             raise ValueError(f"the loss is on {value.device} and the output on {h.device}; move the labels there")
+        own = [leaf for leaf in leaves_of([value]) if leaf is not h]
         try:
-            (gradient,) = torch.autograd.grad(value, h, allow_unused=True) if value.requires_grad else (None,)
+            found = torch.autograd.grad(value, [h, *own], allow_unused=True) if value.requires_grad else [None]
         except torch.OutOfMemoryError:
             raise
         except RuntimeError as error:
             raise ValueError(explain_loss(h, y, error)) from error
-    if gradient is None:
+    if found[0] is None:
         raise ValueError("the loss does not depend on the output; compute it from that, without detach or item")
-    return value.detach(), gradient
+    beside = {p: g for p, g in zip(own, found[1:], strict=False) if g is not None}
+    return LossGradient(value.detach(), found[0], beside)
 
 
 @dataclass(frozen=True)

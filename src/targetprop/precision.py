@@ -23,8 +23,7 @@ def warn_if_unscaled(x: Tensor) -> None:
     """Warn that gradients are not scaled where autocast rounds to float16, whose users scale the loss."""
     if is_cast(x) and torch.get_autocast_dtype(x.device.type) == torch.float16:
         warnings.warn(
-            "gradients of target propagation are not scaled: leave torch.amp.GradScaler out, or use autocast with"
-            " bfloat16",
+            "the engine does not scale gradients: leave torch.amp.GradScaler out, or use autocast with bfloat16",
             stacklevel=3,
         )
 

@@ -225,9 +225,9 @@ def _find(made: nn.ModuleDict, name: str) -> nn.Module:
     """Find what was made for a layer."""
     if _key(name) not in made:
         raise ValueError(
-            f"layer {name} was not there when decoders were made: the loss takes less than all that the model"
-            " returns, or the model takes another path in training; let it return what the loss takes, or choose a"
-            " method of mirrors, such as 'l-drl'"
+            f"layer {name} was not there when decoders were made: the model was changed since, the loss takes less than"
+            " all that it returns, or it takes another path in training; build the engine after changing the model, let"
+            " it return what the loss takes, or choose a method of mirrors, such as 'l-drl'"
         )
     return made[_key(name)]
 

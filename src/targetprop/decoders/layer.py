@@ -134,6 +134,7 @@ class LayerDecoder(nn.Module):
         super().__init__()
         self.style: Style = style
         self.learned = nn.ModuleDict()
+        self._weights = _weights_of(record)
         ends = [*(given_to(record, place) for place in range(1, len(record.layer.segment.pieces))), record.h]
         for place, piece in enumerate(record.layer.segment.pieces):
             decoder = self._build(record, place, piece, ends[place])
@@ -175,6 +176,11 @@ class LayerDecoder(nn.Module):
         """List the decoders of the pieces in the order of decoding; what leaves its values as they are is left out."""
         found = record.memo.get(self)
         if found is None:
+            if self._weights != _weights_of(record):
+                raise ValueError(
+                    f"layer {record.name} has weights of other shapes now than when its decoder was made; build the"
+                    " engine after changing the model"
+                )
             found = []
             for place in reversed(range(len(record.layer.segment.pieces))):
                 part = self._part(record, place)
@@ -289,6 +295,11 @@ def given_to(record: LayerRecord, place: int) -> Tensor:
         for earlier in range(place):
             x = _map(record, earlier)(x)
     return x
+
+
+def _weights_of(record: LayerRecord) -> set[tuple[int, ...]]:
+    """Collect the shapes of a layer's weights; a sequence of another length may use one more often."""
+    return {tuple(use.base.shape) for use in record.maps}
 
 
 def use_of(record: LayerRecord, piece: Piece) -> MapUse:

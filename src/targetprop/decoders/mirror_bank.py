@@ -30,7 +30,7 @@ class MirrorBank(Bank):
             self.mirror(key, weight)
 
     def mirror(self, key: str, weight: Tensor) -> Tensor:
-        """Find the mirror of a weight; a weight that is new gets one.
+        """Find the mirror of a weight; a weight that is new, or has another shape now, gets one.
 
         Args:
             key: its key.
@@ -41,7 +41,7 @@ class MirrorBank(Bank):
         """
         name = key.replace(".", "/")
         found = self._parameters.get(name)
-        if found is None:
+        if found is None or found.shape != weight.shape:  # a layer may have been replaced by one of another size
             zero = torch.zeros_like(weight, memory_format=torch.contiguous_format, requires_grad=False)
             self.register_parameter(name, found := nn.Parameter(zero, requires_grad=False))
         return found

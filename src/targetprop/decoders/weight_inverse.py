@@ -81,9 +81,9 @@ class InverseBank(MirrorBank):
             self.inverse_of(key, weight)
 
     def inverse_of(self, key: str, weight: Tensor) -> Tensor:
-        """Find the inverse of a weight by its key, ``Vᵀ``, shape of the weight; a weight that is new gets one."""
+        """Find the inverse of a weight by its key, ``Vᵀ``, shape of the weight; see `MirrorBank.mirror`."""
         name = key.replace(".", "/")
-        if name not in self.inverses:
+        if name not in self.inverses or self.inverses[name].shape != weight.shape:
             zero = torch.zeros_like(weight, memory_format=torch.contiguous_format, requires_grad=False)
             self.inverses[name] = nn.Parameter(zero, requires_grad=False)
         return self.inverses[name]

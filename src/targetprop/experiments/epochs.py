@@ -38,7 +38,7 @@ def _run_or_stop(recorder: RunRecorder, data: Dataset) -> int:
         recorder.write("running")
         _run_epochs(recorder, data)
         recorder.draw()  # a run that is killed here is not finished, and draws when it goes on
-        recorder.write("finished")
+        recorder.finish()
     except Stopped:
         return recorder.stop(recorder.signals.reason, recorder.signals.exit_status)
     except KeyboardInterrupt:

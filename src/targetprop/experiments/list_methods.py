@@ -2,6 +2,8 @@
 
 import sys
 from dataclasses import dataclass
+from shutil import get_terminal_size
+from textwrap import fill
 
 import targetprop as tp
 from targetprop.experiments.options import read_request
@@ -24,5 +26,7 @@ def methods(argv: list[str]) -> int:
     for name, make in tp.METHODS.items():
         summary = (make.__doc__ or "").strip().partition("\n")[0]
         parts = str(tp.method(name)).partition("\n")[2] + "\n\n" if request.verbose else ""
-        sys.stdout.write(f"{name:<15} {summary}\n{parts}")
+        columns = max(40, get_terminal_size().columns)
+        row = fill(f"{name:<15} {summary}", columns, subsequent_indent=" " * 16, break_on_hyphens=False)
+        sys.stdout.write(f"{row}\n{parts}")
     return 0

@@ -141,6 +141,8 @@ def _refuse(name: str, recipe: Method, sections: Mapping[str, Any], options: Map
         having = f"; --{section}.{key} {' or '.join(others)} has it" if others else ""
         title = f"{section} {sections[section].name!r}" if key else section
         raise CommandError(f"{title} has no option --{name}; its options are {', '.join(own)}{having}")
-    close = [option for option in options if option.endswith(f".{name}")] or get_close_matches(name, options, 1, 0.8)
+    own = name.replace("-", "_").replace("learning_rate", "lr")
+    close = [option for option in options if f".{option}".endswith(f".{own}")]
+    close = close or get_close_matches(name, options, 1, 0.8)
     hint = f"did you mean --{' or --'.join(close)}?" if close else "targetprop train --help lists the options"
     raise CommandError(f"unknown option --{name}; {hint}")

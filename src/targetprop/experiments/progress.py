@@ -112,7 +112,7 @@ def show_summary(summary: dict[str, Any], folder: Path) -> None:
         "train loss": _number(summary["train_loss"]),
         "test accuracy": f"{summary['test_accuracy']:.2%}, best {summary['best_test_accuracy']:.2%}",
         "time": f"{1e3 * summary['seconds_per_step']:.2f} ms per step",
-        "status": summary["status"],
+        "status": summary["status"] + (f", but {summary['reason']}" if summary["reason"] else ""),
         "run folder": str(folder),
     }
     sys.stdout.writelines(f"{name:<14} {text}\n" for name, text in rows.items())

@@ -18,8 +18,9 @@ from targetprop.experiments.summary import summarise
 from targetprop.report.curves import draw_curves
 from targetprop.runs.checkpoint import save_checkpoint
 from targetprop.runs.folder import RunFolder
-from targetprop.runs.read import read_summary
+from targetprop.runs.read import read_metrics, read_summary
 
+_GROWN = 1.5  # times the loss of the first step: more than noise, less than any explosion
 _FULL = {getattr(errno, name, None) for name in ("ENOSPC", "EDQUOT", "EFBIG")}
 
 
@@ -72,6 +73,16 @@ class RunRecorder:
         """Draw the curves, where an epoch is done."""
         if self._folder is not None and self.state.epoch:
             draw_curves(self._folder.path)
+
+    def finish(self) -> None:
+        """Write that the run is finished, and where its loss has grown, that too."""
+        if self._folder is None:
+            return
+        losses = (record["loss"] for record in read_metrics(self._folder.path) if record["kind"] == "step")
+        first, last = next(losses, None), self.state.last["train_loss"]
+        grown = first is not None and last > _GROWN * first
+        reason = f"the training loss grew from {first:.3g} to {last:.3g}; lower --optimizer.lr" if grown else None
+        self.write("finished", reason)
 
     def show(self) -> None:
         """Print the summary of a finished run."""

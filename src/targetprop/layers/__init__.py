@@ -2,6 +2,7 @@
 
 from targetprop.layers.accepts import check_whereabouts, explained, whereabouts
 from targetprop.layers.closed import Closed
+from targetprop.layers.given import check_given
 from targetprop.layers.layer import Cut, Layer, Model
 from targetprop.layers.loss import Reduction, evaluate_loss, explain_loss
 from targetprop.layers.network import Network, Pass, record_layers
@@ -26,6 +27,7 @@ __all__ = [
     "Record",
     "Reduction",
     "Residual",
+    "check_given",
     "check_whereabouts",
     "evaluate_loss",
     "explain_loss",

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from targetprop.layers.graph import leaves_of
 from targetprop.layers.layer import Layer
 from targetprop.layers.plan import Plan
 from targetprop.layers.record import LayerRecord, LossGradient
@@ -39,19 +40,21 @@ def collect(
     return records
 
 
-def differentiate(rest: LayerRecord, value: Tensor) -> LossGradient:
-    """Differentiate a loss in ``h_L``, and in the parameters that it reaches beside.
+def differentiate(rest: LayerRecord, value: Tensor, known: set[Tensor]) -> LossGradient:
+    """Differentiate a loss in ``h_L``, and in the parameters that it reaches beside, its own among them.
 
     Args:
         rest: the record of what follows the last layer.
         value: the loss.
+        known: all leaves that are the model's, or were made in the pass.
 
     Returns:
         The loss and its gradients.
     """
     top = [] if rest.start is None else [rest.start]
-    found = torch.autograd.grad(value, [*top, *rest.parameters], allow_unused=True)
-    beside = zip(rest.parameters, found[len(top) :], strict=True)
+    parameters = [*rest.parameters, *(leaf for leaf in leaves_of([value]) if leaf not in known)]
+    found = torch.autograd.grad(value, [*top, *parameters], allow_unused=True)
+    beside = zip(parameters, found[len(top) :], strict=True)
     gradient = found[0] if top and found[0] is not None else torch.zeros_like(rest.x)
     return LossGradient(value.detach(), gradient, {p: g for p, g in beside if g is not None})
 

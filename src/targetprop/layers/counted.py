@@ -14,6 +14,7 @@ from torch.overrides import (
 )
 
 from targetprop.layers.closed import Closed, closing
+from targetprop.layers.sites import tensors_in
 
 CUSTOM = ".apply"  # ends the names of autograd functions that users write
 _ASKS = "has_torch_function"  # what functions that are written in Python ask whether a mode is on
@@ -26,6 +27,28 @@ _QUESTIONS = {
 }  # fmt: skip
 _VIEWS = (torch.Tensor.T, torch.Tensor.mT, torch.Tensor.H, torch.Tensor.mH, torch.Tensor.data, torch.Tensor.real,
           torch.Tensor.imag)  # fmt: skip
+
+
+class Uses(TorchFunctionMode):
+    """Sees which parameters an autograd function of the user's applies, of those that ask for a gradient.
+
+    Args:
+        parameters: the parameters, by id.
+    """
+
+    def __init__(self, parameters: Mapping[int, str]) -> None:
+        """Start without any."""
+        super().__init__()
+        self.seen: dict[int, None] = {}
+        self._parameters = parameters
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Note what a call is given."""
+        used = tensors_in((args, kwargs or {}))
+        self.seen |= dict.fromkeys(id(t) for t in used if id(t) in self._parameters and t.requires_grad)
+        return func(*args, **(kwargs or {}))
 
 
 class CountedMode(TorchFunctionMode):
@@ -63,7 +86,8 @@ class CountedMode(TorchFunctionMode):
                 return super(base, cls).apply(*args, **kwargs)  # pyright: ignore[reportAttributeAccessIssue]
 
             call.__name__ = f"{cls.__name__}{CUSTOM}"
-            if _get_current_function_mode() is None:  # another one called it
+            mode = _get_current_function_mode()
+            if mode is None or isinstance(mode, Uses):  # another one called it
                 return call(*args, **kwargs)
             with _pop_mode_temporarily():  # what its forward calls is its own affair
                 return self.__torch_function__(call, (), args, kwargs)

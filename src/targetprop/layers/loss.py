@@ -1,12 +1,14 @@
 """The user's loss: called as the user would call it, and what is said where it fails."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from functools import partial
+from types import CellType, FunctionType
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from targetprop.layers.random_states import random_states, set_random_states
+from targetprop.layers.undone import undone
 
 
 def evaluate_loss(loss: Callable[[Any, Any], Any], output: Any, y: Any) -> Tensor:
@@ -18,6 +20,30 @@ def evaluate_loss(loss: Callable[[Any, Any], Any], output: Any, y: Any) -> Tenso
     except (IndexError, RuntimeError, TypeError, ValueError) as error:
         raise ValueError(explain_loss(output, y, error)) from error
     return checked_loss(value)
+
+
+def modules_of(loss: Callable[..., Any]) -> list[nn.Module]:
+    """Find the modules that a loss is made of: itself, or those that a function or an object refers to.
+
+    Args:
+        loss: ``loss(output, y)``.
+
+    Returns:
+        The modules, and those inside of them.
+
+    >>> criterion = nn.CrossEntropyLoss()
+    >>> modules_of(lambda output, y: criterion(output, y)) == [criterion]
+    True
+    """
+    if isinstance(loss, partial):
+        parts: Iterable[Any] = (loss.func, *loss.args, *loss.keywords.values())
+    elif isinstance(loss, FunctionType):
+        cells = (cell.cell_contents for cell in loss.__closure__ or () if cell != CellType())
+        parts = (*cells, *(loss.__globals__.get(name) for name in loss.__code__.co_names))
+    else:
+        parts = (loss, getattr(loss, "__self__", None), *getattr(loss, "__dict__", {}).values())
+    found = [module for part in parts if isinstance(part, nn.Module) for module in part.modules()]
+    return list(dict.fromkeys(found))
 
 
 class Reduction:
@@ -46,13 +72,11 @@ class Reduction:
     def _grows(self, output: Tensor, y: Any) -> bool:
         if not isinstance(y, Tensor) or y.dim() == 0 or len(y) != len(output):
             return False
-        drawn = random_states()
         try:
-            once, twice = (float(self._loss(torch.cat([output] * k), torch.cat([y] * k))) for k in (1, 2))
+            with undone(modules_of(self._loss)):
+                once, twice = (float(self._loss(torch.cat([output] * k), torch.cat([y] * k))) for k in (1, 2))
         except (IndexError, RuntimeError, TypeError, ValueError):
             return False
-        finally:
-            set_random_states(drawn)
         return abs(twice) > 1.5 * abs(once)
 
 

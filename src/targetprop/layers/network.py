@@ -11,14 +11,14 @@ from torch.utils._pytree import tree_map
 from targetprop.layers.collect import collect, differentiate, named_parameters
 from targetprop.layers.inputs import Stack, call
 from targetprop.layers.layer import Cut, Layer, Model
-from targetprop.layers.loss import evaluate_loss
+from targetprop.layers.loss import evaluate_loss, modules_of
 from targetprop.layers.plan import Plan
 from targetprop.layers.planning import Cutting, plan_model
 from targetprop.layers.record import Record
 from targetprop.layers.runner import Mirror, OtherPathError, Runner
 from targetprop.layers.sites import tensors_in
 from targetprop.layers.stage import whole_modules
-from targetprop.layers.undone import ForwardState, undone, without_hooks
+from targetprop.layers.undone import ForwardState, unseen, without_hooks
 from targetprop.peers import Peers
 
 _TRIES = 3
@@ -72,6 +72,7 @@ class Network:
             raise ValueError(f"{lazy} has no shape yet; call the model once on an input before")
         self.cutting = Cutting() if cutting is None else cutting
         self.loss: Callable[[Any, Any], Any] = _nothing if loss is None else loss
+        self._beside = modules_of(self.loss)
         self.root = self.model if root is None else root
         self._plans: dict[Any, Plan] = {}
         self.layers: tuple[Layer, ...] = ()
@@ -132,13 +133,13 @@ class Network:
             The record, up to the loss if the model computes that from its inputs.
         """
         wanted = Pass(repeats=not self.cutting.derivatives, labelled=self._knows_loss(x))
-        with undone(self.model), without_hooks(self.model):
-            return self.run(x, None, wanted, Peers())
+        return unseen(self.model, lambda: self.run(x, None, wanted, Peers()), self._beside)
 
     def _knows_loss(self, x: Any) -> bool:
         """Try whether the loss needs no labels beside the inputs."""
         try:
-            self.plan(x)
+            with without_hooks(self.model, before=True):
+                self.plan(x)
         except Exception:  # whatever the user's loss raises for labels that are None
             return False
         return True
@@ -164,6 +165,12 @@ class Network:
         if own.start > 0 or wanted.from_input:
             x = x.detach().requires_grad_()
         modules = dict(self.model.named_modules())
+        for name, module in modules.items():
+            if module._backward_hooks or module._backward_pre_hooks:
+                raise ValueError(
+                    f"{f'module {name}' if name else 'the model'} has a backward hook, which would be called with the"
+                    " changes of target propagation; remove it, or register it on parameters"
+                )
         parameters = named_parameters(modules if self.root is self.model else dict(self.root.named_modules()))
         modes = tuple(module.training for module in modules.values())
         key = (wanted.labelled, wanted.from_input, modes, tuple(p.requires_grad for p in parameters.values()))
@@ -176,7 +183,7 @@ class Network:
             trained = {**parameters, **plan.beside}
             connected = wanted.connected and not plan.reached_twice
             runner = Runner(plan, wanted.mirror, trained, closed, repeats=wanted.repeats, connected=connected)
-            before = ForwardState(modules.values())
+            before = ForwardState({*modules.values(), *self._beside})
             try:
                 value = self._run(plan, runner, x, y, wanted.labelled)
                 break
@@ -193,7 +200,7 @@ class Network:
             peers.send_output(rest.x),
             batch,
             from_first=own.start == 0,
-            loss=differentiate(rest, value) if wanted.labelled and value is not None else None,
+            loss=None if value is None else differentiate(rest, value, runner.leaves() | set(trained.values())),
             derived=tuple(runner.derived.values()),
             rest=rest.maps,
             connected=connected,

@@ -50,7 +50,7 @@ class Plan:
         segments: the layers, and the stretch from the last of them to the loss.
         actions: by index of the torch call.
         repeated: the calls that lead through a layer above the first, by index.
-        plain: whether the model's output is the last layer's, and the loss is a function of it alone.
+        plain: whether the model's output is the last layer's, and the loss uses nothing else of the model.
         total: how many torch calls are to be made: the model's, or where it is not plain those of the loss as well.
         signature: a hash of their names.
         custom: whether autograd functions of the user's are among them.
@@ -99,7 +99,8 @@ def make_plan(
     segments = cut(tape, style, ends, derivatives=derivatives)
     last = segments[-1]
     end = segments[-2].end if len(segments) > 1 else None
-    plain = end is not None and tape.output is end and not (last.parameters or last.sites)
+    of_model = [name for name in last.parameters if name not in tape.beside]  # the loss may have some of its own
+    plain = end is not None and tape.output is end and not (of_model or last.sites)
     actions: dict[int, Action] = {}
     shared = {id(value) for segment in segments for value in segment.derived}
     for number, segment in enumerate(segments):

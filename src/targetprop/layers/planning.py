@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
+from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
@@ -10,12 +11,12 @@ from torch.utils._pytree import tree_map
 
 from targetprop.layers.inputs import Stack, call, split_labels
 from targetprop.layers.layer import Cut
-from targetprop.layers.loss import evaluate_loss
+from targetprop.layers.loss import evaluate_loss, modules_of
 from targetprop.layers.plan import Plan, make_plan
 from targetprop.layers.recorder import record
 from targetprop.layers.sites import tensors_in
 from targetprop.layers.tape import Tape
-from targetprop.layers.undone import undone, without_hooks
+from targetprop.layers.undone import undone, unseen
 
 
 @dataclass(frozen=True)
@@ -71,8 +72,12 @@ def plan_model(
     given = [*labels, *tensors_in(y)]
     closed = {name: m for name, m in model.named_modules() if isinstance(m, cutting.own)}
     while True:
-        with undone(model), without_hooks(model if silent else None):
-            tape = record([model, root], lambda: call(model, x), inputs, finish, given, closed)
+        run = partial(record, [model, root], lambda: call(model, x), inputs, finish, given, closed)
+        if silent:
+            tape = unseen(model, run, modules_of(loss))
+        else:
+            with undone([*model.modules(), *modules_of(loss)]):
+                tape = run()
         found = {} if cutting.derivatives else _innermost(tape.opaque, model)
         if found.keys() <= closed.keys():
             break

@@ -22,7 +22,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.nn.modules import module as module_hooks
 
 from targetprop.layers.closed import Closed
-from targetprop.layers.counted import CUSTOM, CountedMode
+from targetprop.layers.counted import CUSTOM, CountedMode, Uses
 from targetprop.layers.random_states import random_states
 from targetprop.layers.sites import (
     as_autocast,
@@ -36,9 +36,9 @@ from targetprop.layers.sites import (
 )
 from targetprop.layers.tape import LOOKUPS, Call, Tape, Value
 
-_HOOK, _CHECKPOINT = "BackwardHookFunction.apply", "CheckpointFunction.apply"  # torch's own
+_HOOK = "BackwardHookFunction.apply"  # torch's own
 _NO_DERIVATIVE = "torch::autograd::WarnNotImplemented"  # torch's name for the backward pass of calls that have none
-_HOOKED = (
+_CHECKPOINTING = (
     "gradient checkpointing, or another hook on saved tensors, is active; turn it off, such as by"
     " model.gradient_checkpointing_disable()"
 )
@@ -103,6 +103,7 @@ class Recorder(CountedMode):
         self._path = [""]
         self._transformed = False  # whether torch.func made calls, of which nothing is known
         self._values: dict[int, Value] = {}
+        self._kept: set[int] = set()  # memory of what was there before the pass, such as buffers
         self._old: set[int] = set()  # tensors written in place that go by another name since
         self._sharing: dict[int, list[Tensor]] = {}  # tensors by memory; also keeps them, so that no id is used twice
         for t in inputs:
@@ -124,6 +125,7 @@ class Recorder(CountedMode):
                 )
             value = Value(t.shape, data=False, trained=t.requires_grad, parameter=self._name(t))
             self._add(t, value)
+            self._kept.add(memory(t))
         elif id(t) in self._old:
             value.fixed = False
         elif t.requires_grad and not value.trained and value.made is not None:
@@ -162,6 +164,8 @@ class Recorder(CountedMode):
             self._transformed = True
         if index < 0 or torch._C._are_functorch_transforms_active():
             return func(*args, **kwargs)
+        if name.endswith(CUSTOM):
+            func = self._watched(func)
         placed = list(placed_tensors((args, kwargs)))
         given = [t for _, t in placed]
         call = Call(index, name, self._path[-1], [self.value(t) for t in given], [place for place, _ in placed])
@@ -199,8 +203,6 @@ class Recorder(CountedMode):
             )
         if call.name.endswith(CUSTOM):
             self.tape.custom = True
-            if call.name == _CHECKPOINT:
-                self._refuse(_HOOKED)
             if beside and data:
                 self._refuse(
                     f"{call.name.removesuffix(CUSTOM)} is an autograd.Function that takes parameters, which its"
@@ -209,7 +211,7 @@ class Recorder(CountedMode):
         if not (weights or beside):
             return func(*args, **kwargs)
         if torch._C._autograd._top_saved_tensors_default_hooks(False) is not None:  # pyright: ignore
-            self._refuse(_HOOKED)
+            self._refuse(_CHECKPOINTING)
         kept: set[int] = set()
 
         def pack(t: Tensor) -> Tensor:
@@ -230,6 +232,27 @@ class Recorder(CountedMode):
         if through and recurrent and not kept & weights.keys():
             self._refuse(f"{call.name} keeps copies of its weights that no mirror can stand in for")
         return out
+
+    def _watched(self, func: Callable[..., Any]) -> Callable[..., Any]:
+        """Let a custom autograd function run, and refuse it if it applies parameters that it was not given."""
+        name = func.__name__
+
+        def run(*args: Any, **kwargs: Any) -> Any:
+            with Uses(self._parameters) as uses:
+                out = func(*args, **kwargs)
+            given = {id(t) for t in tensors_in((args, kwargs))}
+            hidden = next((self._parameters[used] for used in uses.seen if used not in given), None)
+            if name == f"CheckpointFunction{CUSTOM}":
+                self._refuse(_CHECKPOINTING)
+            elif hidden is not None:
+                self._refuse(
+                    f"{name.removesuffix(CUSTOM)} is an autograd.Function that applies {hidden}, which is none of its"
+                    " arguments; apply parameters outside of it"
+                )
+            return out
+
+        run.__name__ = name
+        return run
 
     def _is_weight(self, t: Tensor) -> bool:
         value = self.value(t)
@@ -261,6 +284,7 @@ class Recorder(CountedMode):
                     self._refuse("nested tensors cannot be followed; pad the sequences, and mask what was padded")
                 self._add(t, value)
                 call.outputs.append(value)
+        call.moves = bool(written) and not call.outputs and all(memory(t) in self._kept for t in written)
         for t in {memory(t): t for t in reversed(written)}.values():  # views of one memory count their writes together
             out = self._write(call, t, out, data, labels)
         if call.outputs:
@@ -269,12 +293,13 @@ class Recorder(CountedMode):
 
     def _write(self, call: Call, t: Tensor, out: Any, data: bool, labels: bool) -> Any:
         """Note that a call wrote into the memory of a tensor: all that share it have another value now."""
-        if self.value(t).parameter:
+        mine = self._values[id(t)]  # what it was, though it may ask for a gradient since
+        if mine.parameter:
             return out
         known = {id(other): self._values[id(other)] for other in self._sharing[memory(t)]}
         old = list({id(before): before for before in known.values() if before.made != call.index}.values())
         data, trained = data or any(v.data for v in old), t.requires_grad or any(v.trained for v in old)
-        value, mine = Value(t.shape, data, trained, call.index, 0, labels), self.value(t)
+        value = Value(t.shape, data, trained, call.index, 0, labels)
         after = {id(v): value if v is mine else Value(v.shape, data, trained, call.index, 0, labels) for v in old}
         for before in old:
             before.fixed = after[id(before)].fixed = False

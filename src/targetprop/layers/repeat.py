@@ -1,10 +1,11 @@
 """Repeating a stretch of recorded calls on another input: ``f_l(h)`` again, with all else as it was in the pass.
 
-The random numbers are the pass' own, the statistics of a batch norm are held at the pass' values, and what feeds the
-stretch from beside is what it was. Only calls that lead from the stretch's input to its end are made.
+The random numbers are the pass' own, the statistics of a batch norm and moving buffers are held at the pass' values,
+and what feeds the stretch from beside is what it was. Only calls that lead from its input to its end are made.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,11 +30,13 @@ class Repeated:
         layer: number of the stretch.
         call: what the recording knows of it.
         moving: the arguments that change with the input of the stretch: the way to each, and its value.
+        held: the way to each other argument that is overwritten later.
     """
 
     layer: int
     call: Call
     moving: tuple[tuple[Place, Value], ...]
+    held: tuple[Place, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,11 +64,15 @@ def repeated_calls(layer: int, calls: Iterable[Call], start: Value, *, trained: 
     """Find the calls that lead on from the input of a stretch, of those that autograd follows or of all."""
     reached = {id(start)}
     for call in calls:
-        moving = tuple((p, v) for p, v in zip(call.places, call.inputs, strict=False) if id(v) in reached)
+        if call.moves:
+            continue
+        given = list(zip(call.places, call.inputs, strict=False))
+        moving = tuple((p, v) for p, v in given if id(v) in reached)
         made = [v for v in call.outputs if v.data and (v.trained or not trained)]
         if made and any(id(v) in reached for v in call.inputs):
+            held = tuple(p for p, v in given if id(v) not in reached and not (v.fixed or v.parameter))
             reached.update(map(id, made))
-            yield Repeated(layer, call, moving)
+            yield Repeated(layer, call, moving, held)
 
 
 def keep_step(
@@ -79,7 +86,7 @@ def keep_step(
     kept: Any = (list(args), dict(kwargs))
     moving = {place for place, _ in repeated.moving}
     fixed = tuple(place for place in writes if place not in moving)
-    for place in fixed:
+    for place in {*fixed, *(repeated.held if func is not functional.batch_norm else ())}:
         kept = _put(kept, place, _get(kept, place).detach().clone())
     for place in moving:
         kept = _put(kept, place, None)
@@ -117,11 +124,8 @@ def repeat(steps: Iterable[Step], start: Value, end: Value, x: Tensor) -> Tensor
             args = _put(args, place, values[id(value)])
         for place in step.writes:
             args = _put(args, place, _get(args, place).clone())
-        written = None
-        if call.name == "__setitem__":
-            written = args[0][0]
         out = _run(step, args)
-        made = [written] if written is not None else list(tensors_in(out))
+        made = [args[0][0]] if call.name == "__setitem__" else list(tensors_in(out))
         values |= {id(value): made[value.output] for value in call.outputs if value.output < len(made)}
         for before, after in call.rewritten:
             values.pop(id(after))
@@ -131,7 +135,9 @@ def repeat(steps: Iterable[Step], start: Value, end: Value, x: Tensor) -> Tensor
 
 
 def _run(step: Step, args: tuple[list[Any], dict[str, Any]]) -> Any:
-    with composite_kernels(step.repeated.call.sites):
+    call = step.repeated.call
+    followed = any(value.trained for value in call.outputs)  # or it ran under no_grad
+    with composite_kernels(call.sites), nullcontext() if followed else torch.no_grad():
         return _run_alike(step, args)
 
 

@@ -108,6 +108,10 @@ class Runner(CountedMode):
             raise OtherPathError
         return result
 
+    def leaves(self) -> set[Tensor]:
+        """Collect the leaves that the pass has made."""
+        return {leaf for leaf, _ in self.derived.values()} | {s.start for s in self.stretches if s.start is not None}
+
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:

@@ -1,37 +1,44 @@
-"""What a forward pass moves beside its output, random numbers and buffers, and how it is put back."""
+"""What a forward pass moves beside its output, random numbers, buffers and attributes, and how it is put back."""
 
 import random as python_random
-from collections import OrderedDict
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
-from typing import Any
+from collections import OrderedDict, deque
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
+from copy import copy
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
 
 from targetprop.layers.random_states import random_states, set_random_states
 
+T = TypeVar("T")
+_CONTAINERS = (list, dict, set, deque)
+_OWN = frozenset(vars(nn.Module()))
+
 
 class ForwardState:
-    """What a forward pass moves: random numbers and buffers, and plain values of Python if asked for.
+    """What a forward pass moves: random numbers, buffers, and what modules count or keep.
 
     Args:
-        modules: the modules that run.
-        random: whether random numbers are put back.
-        python: whether Python's random numbers are, and what modules count or list in attributes of their own.
+        modules: the modules.
+        random: whether to remember random numbers.
+        contents: whether to remember what is in lists and dictionaries that modules keep, and Python's random numbers.
     """
 
-    def __init__(self, modules: Iterable[nn.Module], *, random: bool = True, python: bool = False) -> None:
+    def __init__(self, modules: Iterable[nn.Module], *, random: bool = True, contents: bool = False) -> None:
         """Remember it."""
         modules = list(modules)
         self._random = random_states() if random else []
+        self._attributes = [(module, type(module), dict(vars(module))) for module in modules]
+        self._contents = _containers(modules) if contents else []
+        self._python = python_random.getstate() if contents else None
         self._buffers = [
             (module, name, buffer, buffer.clone())
             for module in modules
             for name, buffer in module._buffers.items()
             if buffer is not None
         ]
-        self._python = (python_random.getstate(), [(m, _plain(m)) for m in modules]) if python else None
 
     @torch.no_grad()
     def restore(self) -> None:
@@ -44,25 +51,30 @@ class ForwardState:
                 buffer.resize_(before.shape) if buffer.shape != before.shape else None
                 buffer.copy_(before)
         if self._python is not None:
-            python_random.setstate(self._python[0])
-            for module, attributes in self._python[1]:
-                for name, (value, before) in attributes.items():
-                    if isinstance(value, list):
-                        value[:] = before
-                    setattr(module, name, value)
+            python_random.setstate(self._python)
+        for module, kind, before in self._attributes:
+            if type(module) is kind:  # or it was lazy and has become what it is
+                for name in vars(module).keys() - before:
+                    del vars(module)[name]
+                vars(module).update(before)
+        for kept, before in self._contents:
+            kept.clear()
+            kept.update(before) if isinstance(kept, dict | set) else kept.extend(before)
 
 
-def _plain(module: nn.Module) -> dict[str, tuple[Any, Any]]:
-    """Find the numbers, texts and lists among the attributes of a module, and what lists hold."""
-    own = vars(module).items()
-    found = {name: value for name, value in own if isinstance(value, int | float | str | list)}
-    return {name: (value, list(value) if isinstance(value, list) else None) for name, value in found.items()}
+def _containers(modules: Iterable[nn.Module]) -> list[tuple[Any, Any]]:
+    return [
+        (value, copy(value))
+        for module in modules
+        for name, value in vars(module).items()
+        if isinstance(value, _CONTAINERS) and name not in _OWN
+    ]
 
 
 @contextmanager
-def undone(model: nn.Module) -> Iterator[None]:
-    """Put random numbers and buffers back afterwards."""
-    before = ForwardState(model.modules(), python=True)
+def undone(modules: Iterable[nn.Module]) -> Iterator[None]:
+    """Put back afterwards what a forward pass moves."""
+    before = ForwardState(modules, contents=True)
     try:
         yield
     finally:
@@ -70,16 +82,42 @@ def undone(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def without_hooks(model: nn.Module | None) -> Iterator[None]:
-    """Take the forward hooks away for a while, but not those that run before a module, which may make its weights."""
-    hooks = [] if model is None else [(module, module._forward_hooks) for module in model.modules()]
+def without_hooks(model: nn.Module | None, *, before: bool = False) -> Iterator[None]:
+    """Take the user's forward hooks away for a while, and those that run before a module if asked."""
+    hooks = [] if model is None else [(m, m._forward_hooks, m._forward_pre_hooks) for m in model.modules()]
     try:
-        for module, _ in hooks:
+        for module, _, first in hooks:
             module._forward_hooks = OrderedDict()
+            if before:
+                module._forward_pre_hooks = OrderedDict((k, hook) for k, hook in first.items() if not _foreign(hook))
         yield
     finally:
-        for module, kept in hooks:
-            module._forward_hooks = kept
+        for module, after, first in hooks:
+            module._forward_hooks, module._forward_pre_hooks = after, first
+
+
+def unseen(model: nn.Module, run: Callable[[], T], beside: Iterable[nn.Module] = ()) -> T:
+    """Run something of which nothing stays and no hook knows, but those that make what the model needs.
+
+    Args:
+        model: the model.
+        run: runs it.
+        beside: modules that run with it.
+
+    Returns:
+        What came out.
+    """
+    modules = [*model.modules(), *beside]
+    if any(_foreign(hook) for module in modules for hook in module._forward_pre_hooks.values()):
+        with suppress(Exception), undone(modules), without_hooks(model, before=True):
+            return run()
+    with undone(modules), without_hooks(model):
+        return run()
+
+
+def _foreign(hook: Any) -> bool:
+    """Say whether a hook is none of PyTorch's own, which make weights."""
+    return not str(getattr(hook, "__module__", "")).startswith("torch.")
 
 
 @contextmanager

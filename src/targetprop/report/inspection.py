@@ -20,6 +20,7 @@ _RC: Any = {
     "axes.titlesize": 10.5, "axes.titleweight": "bold", "axes.titlelocation": "left",
     "legend.fontsize": 8.5, "legend.frameon": False,
 }  # fmt: skip
+_ITERATIONS = ("input-space", "output-space")  # the other rules need no step that shrinks differences
 _CROWD = 14  # layers; beyond it their names stand upright
 _WIDE_RANGE = 4.0  # a contraction factor beyond which the axis is logarithmic
 Layer = dict[str, Any]
@@ -32,7 +33,7 @@ def draw_inspection(run: Path) -> Figure:
     with rc_context(_RC):
         figure = Figure(figsize=(WIDTH, 5 * _HEIGHT + 0.5), layout="constrained")
         axes = list(figure.subplots(5, 1))
-        _draw_contraction(axes[0], layers)
+        _draw_contraction(axes[0], layers, record["inversion"]["rule"] in _ITERATIONS)
         _draw_residuals(axes[1], layers, record["extra_steps"])
         _draw_shares(axes[2], layers, record["trial_steps"])
         _draw_angles(axes[3], layers)
@@ -47,7 +48,7 @@ def draw_inspection(run: Path) -> Figure:
     return figure
 
 
-def _draw_contraction(axes: Axes, layers: list[Layer]) -> None:
+def _draw_contraction(axes: Axes, layers: list[Layer], iterates: bool) -> None:
     places, (median, largest) = _of_inverses(layers, "contraction", "contraction_max")
     axes.vlines(places, median, largest, color=_BLUE, linewidth=1.2)
     axes.plot(places, largest, "_", color=_BLUE, markersize=11, label="largest")
@@ -57,7 +58,8 @@ def _draw_contraction(axes: Axes, layers: list[Layer]) -> None:
         _scale_by_decades(axes, [1.0, *median, *largest])
     else:
         axes.set_ylim(0.0, 1.1 * max(1.2, *largest, 0.0))
-    _name(axes, "Does iterating the inverse converge?", "norm of one step\n(id − α f∘g, or g∘f)")
+    title = "Does iterating the inverse converge?" if iterates else "Would a plain iteration converge? Not needed here"
+    _name(axes, title, "norm of one step\n(id − α f∘g, or g∘f)")
     _mark_first(axes)
 
 

@@ -165,10 +165,10 @@ class LinearUpdate(Update):
             a = torch.cat([a, torch.ones_like(a[:, :1])], dim=1)
         change = -self.solve(Regression(use.site.key, a, dz, scale * positions, batch), state)
         if use.bias is not None:
-            found.note(layer.name, [use.bias], [change[:, -1].to(use.bias.dtype)])
+            found.note(layer.name, [use.bias], [_through_hooks(use.bias, change[:, -1].to(use.bias.dtype))])
             change = change[:, :-1]
         change = change.T if use.site.kind == "matmul" else change.reshape(use.weight.shape)
-        found.note(layer.name, [use.weight], [change.to(use.weight.dtype)])
+        found.note(layer.name, [use.weight], [_through_hooks(use.weight, change.to(use.weight.dtype))])
 
     def _pull(
         self, layer: LayerRecord, delta: Tensor, rest: Sequence[Tensor]
@@ -214,6 +214,14 @@ def is_solved(use: MapUse) -> bool:
     if not trained or use.input is None:
         return False
     return use.site.kind in ("linear", "matmul") or (use.site.kind == "conv" and unfold(use) is not None)
+
+
+def _through_hooks(p: Tensor, gradient: Tensor) -> Tensor:
+    """Call the hooks that autograd calls with a gradient before it is added to ``.grad``."""
+    for hook in list((p._backward_hooks or {}).values()):
+        changed = hook(gradient)
+        gradient = gradient if changed is None else changed
+    return gradient
 
 
 def rows_of(use: MapUse, dz: Tensor) -> tuple[Tensor, Tensor, int]:

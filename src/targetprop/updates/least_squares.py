@@ -68,18 +68,23 @@ class LeastSquares(LinearUpdate):
             if is_solved(use) and times[use.site.key] == 1:
                 weight, matmul = use.weight.detach(), use.site.kind == "matmul"
                 width = (len(weight) if matmul else weight[0].numel()) + (use.bias is not None)
-                covariance = Covariance(width, self.decay, self.damping, self.every, self.shrinkage)
-                state[state_key(use.site.key)] = covariance.to(weight)
+                state[state_key(use.site.key)] = self._covariance(width, weight)
         return state
+
+    def _covariance(self, width: int, like: Tensor) -> Covariance:
+        with like.device:  # the default one may be another
+            return Covariance(width, self.decay, self.damping, self.every, self.shrinkage).to(like)
 
     def solves(self, use: MapUse, uses: Sequence[MapUse], state: nn.ModuleDict) -> bool:
         """Look for the map's covariance; see `LinearUpdate.solves`."""
-        return state_key(use.site.key) in state
+        return use.weight.requires_grad and state_key(use.site.key) in state
 
     def solve(self, asked: Regression, state: nn.ModuleDict) -> Tensor:
         """Solve the damped normal equations; see `LinearUpdate.solve`."""
         covariance, a, dz, batch = state[state_key(asked.name)], asked.a, asked.dz, asked.batch
         assert isinstance(covariance, Covariance)
+        if len(covariance.average) != a.shape[1]:  # the map has other inputs now, or its bias is gone or frozen
+            state[state_key(asked.name)] = covariance = self._covariance(a.shape[1], covariance.average)
         moments, scale = covariance.observe(a, batch, keep=True), asked.scale
         if self.unit_scale:
             size = batch.mean(dz.square()).sqrt() * (len(state) if self.shared else 1)

@@ -73,7 +73,7 @@ class Trial:
         """Differentiate each sample's loss in the activations."""
         values = activations(self.record())
         n = 1 if getattr(self.loss, "reduction", "mean") == "sum" else len(self.x)
-        seed = -n * loss_gradient(values[-1], self.y, self.loss)[1]
+        seed = -n * loss_gradient(values[-1], self.y, self.loss).output
         return list(torch.autograd.grad(values[-1], values[1:], seed))
 
     def _engine(self, method: tp.Method) -> tp.TargetPropagation:
