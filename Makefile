@@ -23,9 +23,9 @@ $(VENV)/installed: pyproject.toml constraints.txt
 	$(BIN)/python -m pip install -q -c constraints.txt --no-deps curvlinops-for-pytorch
 	@touch $@
 
-demo: env ## train on the embedded data; writes runs/demo with its summary and curves.png
+demo: env ## train on the embedded data by the paper's method; writes runs/demo with its summary and curves.png
 	@rm -rf runs/demo
-	$(BIN)/targetprop train --out runs/demo
+	$(BIN)/targetprop train --method iterated --out runs/demo
 
 test: env lint types check ## linters, types, doctests, examples and tests
 
@@ -43,7 +43,7 @@ bench: env ## step time and memory against back-propagation, and MNIST accuracy 
 	$(BIN)/python benchmarks/step_time.py --out benchmarks/results/step_time.json
 	$(BIN)/python benchmarks/conv_step_time.py --out benchmarks/results/conv_step_time.json
 	$(BIN)/python benchmarks/memory.py --out benchmarks/results/memory.json
-	$(if $(DATA),$(BIN)/python benchmarks/mnist.py --root $(DATA) --out benchmarks/results/mnist.json)
+	$(if $(DATA),cd benchmarks && ../$(BIN)/python -m accuracy table --root $(DATA) --out results/accuracy.json)
 
 bench-optimiser: env ## tuned optimisers on a small autoencoder, of MNIST if DATA=DIR is given
 	$(BIN)/targetprop bench $(if $(DATA),autoencoder-small --root $(DATA),autoencoder-digits) --trials 10 --seeds 5 --length 0.5

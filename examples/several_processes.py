@@ -28,7 +28,7 @@ net = nn.Sequential(nn.Linear(64, 128), nn.Tanh(), nn.Linear(128, 128), nn.Tanh(
 engine = tp.TargetPropagation(net, nn.CrossEntropyLoss(), example_input=x[:2], process_group=group)
 optimizer = torch.optim.Adam(net.parameters(), lr=4e-3)
 
-for epoch in range(6):
+for epoch in range(10):
     sampler.set_epoch(epoch)
     for inputs, labels in loader:
         optimizer.zero_grad()

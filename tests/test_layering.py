@@ -108,7 +108,7 @@ def test_public_names_are_pinned() -> None:
         "DirectFeedback", "Exact", "Fixed", "GaussNewtonStep", "GlobalReconstruction", "Gradient", "GradientStep",
         "Influence", "InputSpace", "Krylov", "LabelTarget", "LeastSquares", "Method", "NoDecoder", "OutputSpace",
         "Placement", "Regularised", "Residual", "Ridge", "Solution", "Status", "StepReport", "TargetPropagation",
-        "WeightMirror", "check", "invert", "method", "normalise", "register_decoder",
+        "WeightInverse", "WeightMirror", "check", "invert", "method", "normalise", "register_decoder",
     ]  # fmt: skip
     assert all(hasattr(targetprop, name) for name in targetprop.__all__)
 

@@ -84,7 +84,7 @@ class Method:
 
     @property
     def straight(self) -> bool:
-        """Whether layers ask of those below nothing but transposes of changes, so that one backward pass is all."""
+        """Whether layers ask of those below nothing but pulled-back changes: one backward pass is all, none inverts."""
         plain = isinstance(self.inversion, Difference) and self.propagation == "layerwise"
         return plain and not self.influence.normalise and isinstance(self.update, Gradient)
 

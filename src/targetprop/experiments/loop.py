@@ -46,7 +46,7 @@ def run_epoch(state: TrainState, data: Dataset, batch_size: int, log_every: int,
         measure = state.step == 1 or state.step % log_every == 0
         state.optimizer.zero_grad()
         with casting(device, state.precision):
-            report = state.engine.backward(x, y, measure=measure)
+            report = state.engine.backward(x, y, measure=measure and not state.engine.method.straight)
         state.seconds, record = before + perf_counter() - start, None
         if report.skipped is None:
             record = _take_step(state, progress, report, y, len(batch), measure)
