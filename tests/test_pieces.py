@@ -312,3 +312,38 @@ def test_a_layer_that_makes_other_calls_than_its_decoder_was_made_for_is_named()
     layer = engine.record(rand(3, 4)).layers[1]
     with pytest.raises(ValueError, match="layer layer makes other calls now than when its decoder was made"):
         engine.bank.inverse(layer)(layer.h)
+
+
+@pytest.mark.parametrize("activation", [nn.Tanh(), nn.ELU()])
+def test_the_forward_style_uses_the_activation_before_the_learned_map(activation: nn.Module) -> None:
+    """``g(y) = Ω σ(y) + c`` where the activation stands before the map, and where it stands after it."""
+    for module, width in (
+        (nn.Sequential(activation, nn.Linear(4, 3)), 3),
+        (nn.Sequential(nn.Linear(4, 3), activation), 3),
+    ):
+        found = bind(module, rand(6, 4), "forward")
+        y, (V, c) = rand(6, width, seed=3), found.engine.bank.parameters()
+        assert torch.allclose(found.g(y), activation(y) @ V.T + c, rtol=1e-12)
+
+
+def test_reconstruction_without_noise_compares_with_the_input_itself() -> None:
+    found = bind(nn.Linear(4, 3), rand(6, 4), tp.Denoising(noise=0.0))
+    loss = found.engine.method.decoder.layer_loss(*found.given, found.noise())
+    assert torch.allclose(loss, (found.g(found.layer.h) - found.layer.x).square().sum() / 6, rtol=1e-12)
+
+
+class Sums(nn.Module):
+    """Adds up in place, in memory that it makes."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        total = torch.ones(x.shape, dtype=DTYPE)
+        total += x.tanh()
+        total[:, 0] *= 2.0
+        return total * x
+
+
+def test_what_is_written_in_place_is_written_anew_at_every_repetition() -> None:
+    found, x = bind(Sums(), rand(6, 4), "identity"), rand(6, 4, seed=5)
+    expected = Sums()(x)
+    for _ in range(3):
+        assert torch.equal(found.layer.f(x), expected)
