@@ -118,7 +118,7 @@ def test_no_weight_is_read_between_the_forward_pass_and_the_gradient(name: str) 
         assert torch.equal(gradient, found[1][key]), key
 
 
-@pytest.mark.parametrize("method", ["l-drl", "krylov", "least-squares"])
+@pytest.mark.parametrize("method", ["l-drl", "iterated", "krylov", "least-squares"])
 @pytest.mark.parametrize("name", ["cnn_tutorial", "resnet", "gpt_fused", "lstm_cell", "unet", "weight_norm", "hf_bert"])
 def test_check_and_engine_agree_and_every_parameter_is_trained(name: str, method: str) -> None:
     case = cases()[name]

@@ -194,3 +194,29 @@ def test_layers_see_their_own_inversion_in_the_report() -> None:
         if propagation == "composite":  # every layer's inversion is asked for the output's change
             expected = float(report.outcomes["2"].forward_residual.square().sum().sqrt() / delta.norm())
             assert report.residuals()["2"] == pytest.approx(expected, rel=1e-10)
+
+
+class Folded(nn.Module):
+    """Folds positions into samples after its map."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.map = nn.Linear(3, 3, dtype=torch.float64)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.map(x).reshape(-1, 3)
+
+
+@pytest.mark.parametrize("propagation", ["joint", "top-down"])
+def test_sweeps_through_layers_that_fold_positions_into_samples_reach_the_layer_wise_fixed_point(
+    propagation: str,
+) -> None:
+    torch.manual_seed(0)
+    x, layers = rand(4, 2, 3), [nn.Linear(3, 3), nn.Tanh(), Folded(), nn.Linear(3, 3)]
+    model, delta = nn.Sequential(*layers).double(), 0.01 * rand(8, 3, seed=2)
+    for linear in (m for m in model.modules() if isinstance(m, nn.Linear)):
+        linear.weight.data = torch.eye(3, dtype=torch.float64) + 0.1 * linear.weight.data
+    _, layerwise = spread(model, delta, "layerwise", x=x, steps=60)
+    _, swept = spread(model, delta, propagation, x=x, steps=60)
+    assert [d.shape for d in swept.deltas] == [d.shape for d in layerwise.deltas]
+    assert distance(layerwise, swept) < 1e-9

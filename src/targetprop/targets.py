@@ -6,14 +6,13 @@ r"""From the output's target to every layer's: ``ĥ_L → ĥ_{L-1} → … → �
 """
 
 from functools import reduce
-from math import gcd
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from targetprop.decoders import Bank, Inverse
-from targetprop.inversion import InputSpace, Inversion, Map, Outcome, Problem, solve
+from targetprop.decoders import Bank
+from targetprop.inversion import InputSpace, Inversion, Map, Outcome, Problem, by_sample, solve
 from targetprop.joint import Targets, joint, top_down
 from targetprop.layers import Pulled, Record
 from targetprop.peers import Peers
@@ -80,34 +79,13 @@ def _layerwise(
     outcomes: dict[str, Outcome] = {}
     for layer in reversed(record.inverted):
         g = bank.inverse(layer) if inversion.needs_decoder else _no_decoder
-        problem = _by_sample(Problem(layer.f, g, deltas[-1], layer.x, layer.h))
+        problem = by_sample(Problem(layer.f, g, deltas[-1], layer.x, layer.h))
         solution = solve(problem, inversion, measure=measure)
         deltas.append(solution.delta.reshape(layer.x.shape))
         outcomes[layer.name] = solution.outcome
     if not record.from_first:
         peers.send_change(deltas.pop())
     return Targets(deltas[::-1], outcomes)
-
-
-def _by_sample(problem: Problem) -> Problem:
-    """Pose an inversion with as many samples at its input as at its output, of which each may have several rows."""
-    f, g, x, h = problem.f, problem.g, problem.x0, problem.y0
-    if len(x) == len(h) and min(x.dim(), h.dim()) > 1:
-        return problem
-    n = gcd(len(x), len(h))
-
-    def forward(values: Tensor) -> Tensor:
-        return f(values.reshape(x.shape)).reshape(n, -1)
-
-    def decode(y: Tensor) -> Tensor:
-        return g(y.reshape(h.shape)).reshape(n, -1)
-
-    def difference(y: Tensor, moved: Tensor) -> Tensor:
-        found = g.difference(y.reshape(h.shape), moved.reshape(h.shape)) if isinstance(g, Inverse) else None
-        return (g((y + moved).reshape(h.shape)) - g(y.reshape(h.shape)) if found is None else found).reshape(n, -1)
-
-    change = problem.change.reshape(n, -1)
-    return Problem(forward, Inverse(decode, difference), change, x.reshape(n, -1), h.reshape(n, -1))
 
 
 def _composite(record: Record, bank: Bank, delta: Tensor, inversion: Inversion, *, measure: bool) -> Targets:
@@ -119,7 +97,7 @@ def _composite(record: Record, bank: Bank, delta: Tensor, inversion: Inversion, 
             return reduce(lambda value, f: f(value), maps, x)
 
         g = bank.composite(above) if inversion.needs_decoder else _no_decoder
-        problem = _by_sample(Problem(forward, g, delta, layer.x, record.output))
+        problem = by_sample(Problem(forward, g, delta, layer.x, record.output))
         solution = solve(problem, inversion, measure=measure)
         deltas.append(solution.delta.reshape(layer.x.shape))
         outcomes[layer.name] = solution.outcome

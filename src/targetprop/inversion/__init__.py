@@ -1,5 +1,6 @@
 """Inversion of one layer, or of several: one loop, one short file per rule. Sees callables and tensors only."""
 
+from targetprop.inversion.by_sample import by_sample
 from targetprop.inversion.columns import Columns
 from targetprop.inversion.difference import Difference
 from targetprop.inversion.direct import Direct
@@ -32,6 +33,7 @@ __all__ = [
     "Regularised",
     "Solution",
     "Status",
+    "by_sample",
     "invert",
     "iterate",
     "per_sample",
