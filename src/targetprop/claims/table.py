@@ -14,8 +14,11 @@ _NARROWEST = 96
 _RULES = Box("────\n    \n────\n    \n────\n────\n    \n────\n")
 _KEY_NUMBERS = {  # what the README shows of a claim; of the others, the first number
     "convergence": "largest error / ρᵏ e_0",
+    "joint-sweeps": "last factor per sweep / ρ, smallest",
     "gauss-newton": "smallest cosine of weight changes after 64 steps",
     "normalisation": "activations, normalised: rank correlation of sizes with back-propagation's",
+    "local-learning": "together, denoising: largest median contraction factor",
+    "damped-inverses": "together, weight inverse: largest median contraction factor",
     "optimiser": "least squares: steps to back-propagation's final loss, in units of its",
 }
 

@@ -23,7 +23,7 @@ from targetprop.targets import propagate
 
 Order = Literal["joint", "top-down"]
 _SCALE = 0.25  # of inputs and of what is asked for: tanh is bent and not flat
-_FAR = tp.InputSpace(steps=20_000, tolerance=1e-13)
+_FAR = tp.InputSpace(steps=3_000, tolerance=1e-13)
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,11 +80,11 @@ class Sweeps:
     def against_bound(self, floor: float) -> float:
         """Largest error over its bound, of all layers, samples and sweeps ``≥ 1`` at which it is above the floor."""
         above = self.errors[1:] > floor * self.errors[0].amax(0)
-        return float((self.errors[1:] / self.bound[1:])[above].max())
+        return float((self.errors[1:] / self.bound[1:])[above].max()) if bool(above.any()) else float("nan")
 
     def last(self, floor: float) -> Tensor:
         """Find the last sweep whose error, that of all layers, is above the floor, by sample, shape ``(n,)``."""
-        return (self.whole > floor * self.whole[0]).long().cumprod(0).sum(0) - 1
+        return ((self.whole > floor * self.whole[0]).long().cumprod(0).sum(0) - 1).clamp_min(1)
 
     def factor(self, at: Tensor) -> Tensor:
         """Measure by how much a sweep shrinks the error, from the sweep before to the given one of each sample."""
