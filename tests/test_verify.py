@@ -92,7 +92,7 @@ def test_markdown_shows_the_key_number_and_the_details_all_of_them() -> None:
     assert r"| A < B & C \| D | x: 0.5 (≤ 1) | **holds** |" in format_markdown([made_up()])
     chosen = Number("smallest cosine of weight changes after 64 steps", (0.5,))
     claim = replace(made_up(name="gauss-newton"), measured=(*made_up().measured, chosen))
-    assert "| smallest cosine of weight changes after 64 steps: 0.5 |" in format_markdown([claim])
+    assert "| cosine of weight changes: 0.5 |" in format_markdown([claim])
     details = format_details(made_up())
     assert "| x | 0.5 | ≤ 1 |\n| y | 0.5 |  |" in details
     assert "Seeds 0: **holds**" in details and "(seed 0): Nowhere." in details
@@ -140,7 +140,9 @@ def test_all_claims_run_and_one_that_should_hold_and_fails_sets_the_exit_status(
     assert [record["name"] for record in json.loads((tmp_path / "claims.json").read_text())] == list(CLAIMS)
     assert "These fail where they should hold: bridge\n" in capsys.readouterr().out
     monkeypatch.setitem(measured, "finding", "bridge")
-    assert main(["verify", "--out", str(tmp_path)]) == 0  # it fails, and nothing promised that it should hold
+    assert (
+        main(["verify", "--claim", "bridge", "--out", str(tmp_path)]) == 0
+    )  # it fails, and nothing promised that it should hold
     measured["bridge"] = 0.5
     assert main(["verify", "--out", str(tmp_path)]) == 0  # what an earlier verify wrote is replaced
 
