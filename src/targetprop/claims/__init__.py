@@ -17,17 +17,20 @@ from targetprop.claims.claim import Claim, Number, Table, merge
 from targetprop.claims.convergence import convergence
 from targetprop.claims.differential import differential
 from targetprop.claims.gauss_newton import gauss_newton
-from targetprop.claims.local_learning import local_learning
+from targetprop.claims.joint_sweeps import joint_sweeps
+from targetprop.claims.local_learning import damped_inverses, local_learning
 from targetprop.claims.normalisation import normalisation
 from targetprop.claims.optimiser import optimiser
 
 CLAIMS: dict[str, Callable[[int], Claim]] = {
     "convergence": convergence,
+    "joint-sweeps": joint_sweeps,
     "gauss-newton": gauss_newton,
     "differential": differential,
     "normalisation": normalisation,
     "bridge": bridge,
     "local-learning": local_learning,
+    "damped-inverses": damped_inverses,
     "optimiser": optimiser,
 }
 
@@ -38,8 +41,10 @@ __all__ = [
     "Table",
     "bridge",
     "convergence",
+    "damped_inverses",
     "differential",
     "gauss_newton",
+    "joint_sweeps",
     "local_learning",
     "merge",
     "normalisation",

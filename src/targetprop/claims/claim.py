@@ -78,6 +78,7 @@ class Claim:
     limits: tuple[Number, ...] = ()  # the numbers behind that
     tables: tuple[Table, ...] = ()
     data: dict[str, Any] = field(default_factory=dict)  # what the figure draws, as plain values
+    should_hold: bool = True  # whether mathematics promises it; if not, a verdict of "fails" is a finding, no fault
     seeds: tuple[int, ...] = (0,)
     seconds: float = 0.0
 
@@ -116,10 +117,10 @@ def _join(columns: Sequence[tuple[Number, ...]]) -> tuple[Number, ...]:
 
 
 def format_number(value: float | str) -> str:
-    """Write a number for reading: three digits, powers of ten where they are needed.
+    """Write a number for reading: three digits, more just below 1, powers of ten where they are needed.
 
-    >>> [format_number(v) for v in (0.99973, 2.0, 1234, 3.1e-06, float("nan"))]
-    ['0.9997', '2', '1234', '3.1e-6', 'none']
+    >>> [format_number(v) for v in (0.99973, 0.99999, 2.0, 1234, 3.1e-06, float("nan"))]
+    ['0.9997', '0.99999', '2', '1234', '3.1e-6', 'none']
     """
     if isinstance(value, str):
         return value
@@ -127,5 +128,6 @@ def format_number(value: float | str) -> str:
         return "none"
     if value == int(value) and abs(value) < 1e5:
         return str(int(value))
-    text = f"{value:.4g}" if 0.99 <= abs(value) < 1 else f"{value:.3g}"
+    near_one = 0.99 <= abs(value) < 1
+    text = f"{value:.6g}" if near_one and abs(value) >= 0.99995 else f"{value:.4g}" if near_one else f"{value:.3g}"
     return text.replace("e-0", "e-").replace("e+0", "e").replace("e+", "e")

@@ -1,13 +1,18 @@
 r"""Approximate inverses can be learned locally from noise (Bengio 2020, arXiv:2007.15139).
 
-A decoder that minimises ``ℓ(1, λ)`` has ``J_f J_g = J_f J_fᵀ (J_f J_fᵀ + λ I)⁻¹``, so ``‖J_f J_g − I‖ =
-λ / (s_min² + λ) < 1``: output-space iteration contracts by construction, and so it does with ridge regression, where
-the covariance of ``f`` takes the place of ``J_f J_fᵀ``.
+Two claims. `local_learning` is the paper's, with its kind of decoder: auto-encoders of layers, denoising ones, which
+learn to rebuild a layer's noisy input from its output. Nothing promises that ``g∘f − id`` then contracts.
+
+`damped_inverses` is this project's. A decoder that minimises ``ℓ(1, λ)`` has ``J_f J_g = J_f J_fᵀ (J_f J_fᵀ + λ I)⁻¹``,
+so ``‖J_f J_g − I‖ = λ / (s_min² + λ) < 1``: output-space iteration contracts by construction, and so it does with ridge
+regression, where the covariance of ``f`` takes the place of ``J_f J_fᵀ``. That is so while the network rests. While it
+trains, slopes of tanh differ from sample to sample; `targetprop.WeightInverse` reads them off the pass and learns no
+more than the inverse of the map.
 
 On digits, decoders learn alone, with the network at its random start, and together with it. At checkpoints, held-out
 samples give the contraction factor on the smaller side of every layer, ``‖J(f∘g̃) − I‖₂`` with
 ``g̃(u) = x₀ + g(u) − g(y₀)`` or ``‖J(g∘f) − I‖₂``, and ``‖t − f(x)‖ / ‖t − y₀‖`` for small random targets. Decoders are
-one affine map each, as ridge regression needs it; only "slopes known" multiplies by tanh's slopes too.
+one affine map each, as ridge regression needs it; "slopes known" and weight inverses multiply by tanh's slopes too.
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -22,43 +27,81 @@ from targetprop.diagnostics import DenseInverse
 REST = 0.25  # steps that the decoders train on with the weights at rest, as a share of those before
 CHECKPOINTS = (0.0, 0.02, 0.05, 0.1, 0.2, 0.35, 0.5, 0.75, 1.0)
 EXACT, PLAIN = "exact damped inverse", "damped inverse"
-SLOPES, RIDGE = "damped inverse, slopes known", "ridge regression"
-PROMISED = (PLAIN, SLOPES, RIDGE)
+SLOPES, RIDGE, WEIGHT = "damped inverse, slopes known", "ridge regression", "weight inverse"
+PROMISED = (PLAIN, SLOPES, RIDGE, WEIGHT)
+MOST = 0.95  # of the samples
+_WIDTHS, _STEPS = (48, 24), 600
+_LEFT = f"residual after {ITERATIONS} steps more"
 
 
 def local_learning(
     seed: int = 0,
     *,
-    widths: Sequence[int] = (48, 24),
-    steps: int = 600,
+    widths: Sequence[int] = _WIDTHS,
+    steps: int = _STEPS,
+    objectives: Mapping[str, Objective] | None = None,
+) -> Claim:
+    """Measure whether auto-encoders become inverses, by themselves and while the network learns."""
+    objectives = _auto_encoders() if objectives is None else objectives
+    alone, together, marks = _learn(objectives, widths, steps, seed)
+    names = list(objectives)
+    return Claim(
+        name="local-learning",
+        statement="Auto-encoders of layers learn inverses locally, while everything trains",
+        prediction="none by mathematics; the paper builds on Lip(g∘f − id) < 1",
+        measured=(*_contracts("alone", alone, names), *_contracts("together", together, names)),
+        stops=_unkept(alone, together, names),
+        limits=(
+            *(Number(f"then with weights at rest, {name}", (_worst(together[name], at=-1),)) for name in names),
+            *(Number(f"together, {name}, {_LEFT}", (_worst(together[name], "last"),)) for name in names),
+        ),
+        tables=(_table(alone, together, widths),),
+        data={"steps": marks, "alone": alone, "together": together, "iterations": ITERATIONS},
+        should_hold=False,
+        seeds=(seed,),
+    )
+
+
+def damped_inverses(
+    seed: int = 0,
+    *,
+    widths: Sequence[int] = _WIDTHS,
+    steps: int = _STEPS,
     objectives: Mapping[str, Objective] | None = None,
     promised: Collection[str] = PROMISED,
+    promised_together: Collection[str] = (WEIGHT,),
 ) -> Claim:
-    """Measure how far decoders become inverses, by themselves and while the network learns."""
+    """Measure how far damped decoders become inverses, by themselves and while the network learns."""
     objectives = _objectives() if objectives is None else objectives
-    marks, rest = [round(steps * share) for share in CHECKPOINTS], round(steps * REST)
     bounded = [name for name in objectives if name in promised]
     if not bounded:
         raise ValueError(f"none of {', '.join(objectives)} is promised to contract; name one of them in promised")
-    alone = {name: learn(objective, widths, marks, seed) for name, objective in objectives.items()}
-    together = {name: learn(objective, widths, marks, seed, rest) for name, objective in objectives.items()}
-    square = learn(objectives[bounded[0]], (widths[0], *widths), marks, seed)
+    alone, together, marks = _learn(objectives, widths, steps, seed)
+    square = learn(objectives[bounded[0]], (widths[0], *widths), _marks(steps), seed)
+    always = [name for name in objectives if name in promised_together]
     limits = (
         Number("decoders alone, a square layer: median contraction factor", (square["factor"][-1][0],)),
         *(Number(f"everything together, {name}: contraction factor", (_worst(together[name]),)) for name in objectives),
         *(Number(f"then with weights at rest, {name}", (_worst(together[name], at=-1),)) for name in bounded),
     )
     return Claim(
-        name="local-learning",
-        statement="Approximate inverses can be learned locally: from a layer's own input, output and noise",
+        name="damped-inverses",
+        statement="Damped inverses learned locally contract, with known slopes also while everything trains",
         prediction="‖J_f J_g − I‖ = λ / (s_min² + λ) < 1 at the minimum of ℓ(1, λ); iterating takes the residual to 0",
-        measured=_measured(alone, together, bounded),
+        measured=(*_measured(alone, together, bounded), *_contracts("together", together, always)),
         stops=_stops(alone, together, bounded, square["factor"][-1][0]),
         limits=limits,
         tables=(_table(alone, together, widths),),
-        data={"steps": [*marks, steps + rest], "alone": alone, "together": together, "iterations": ITERATIONS},
+        data={"steps": marks, "alone": alone, "together": together, "iterations": ITERATIONS},
         seeds=(seed,),
     )
+
+
+def _auto_encoders() -> dict[str, Objective]:
+    return {
+        "denoising": tp.Denoising(noise=0.5, lr=5e-3),
+        "denoising, Ωσ(y)": tp.Denoising(noise=0.1, activation="forward", lr=5e-3),
+    }
 
 
 def _objectives() -> dict[str, Objective]:
@@ -67,11 +110,46 @@ def _objectives() -> dict[str, Objective]:
         PLAIN: tp.DifferenceReconstruction(**damped),
         SLOPES: tp.DifferenceReconstruction(**damped, activation="transpose"),
         RIDGE: tp.Ridge(),
-        "denoising": tp.Denoising(noise=0.5, lr=5e-3),
+        WEIGHT: tp.WeightInverse(damping=0.1),
         "transpose": tp.DifferenceReconstruction(w=0.0, damping=1.0, lr=5e-3),
         "global reconstruction": tp.GlobalReconstruction(lr=5e-3),
         EXACT: DenseInverse(w=1.0, damping=0.1, relative=True),
     }
+
+
+def _marks(steps: int) -> list[int]:
+    return [round(steps * share) for share in CHECKPOINTS]
+
+
+def _learn(
+    objectives: Mapping[str, Objective], widths: Sequence[int], steps: int, seed: int
+) -> tuple[dict[str, Series], dict[str, Series], list[int]]:
+    """Learn alone and together; the last of the steps at which it was looked is at rest."""
+    marks, rest = _marks(steps), round(steps * REST)
+    alone = {name: learn(objective, widths, marks, seed) for name, objective in objectives.items()}
+    together = {name: learn(objective, widths, marks, seed, rest) for name, objective in objectives.items()}
+    return alone, together, [*marks, steps + rest]
+
+
+def _contracts(when: str, found: dict[str, Series], names: Sequence[str]) -> list[Number]:
+    """Ask of decoders by name, in every layer, for a factor below 1 in the middle and at nearly all samples."""
+    numbers = []
+    for name in names:
+        factor, share = _worst(found[name]), _worst(found[name], "share")
+        numbers.append(Number(f"{when}, {name}: largest median contraction factor", (factor,), at_most=1.0))
+        numbers.append(Number(f"{when}, {name}: smallest share with a factor < 1", (share,), at_least=MOST))
+    return numbers
+
+
+def _unkept(alone: dict[str, Series], together: dict[str, Series], names: Sequence[str]) -> str:
+    def ends(found: dict[str, Series], at: int = len(CHECKPOINTS) - 1) -> str:
+        return ", ".join(f"{name} {format_number(_worst(found[name], at=at))}" for name in names)
+
+    left = ", ".join(f"{name} {_worst(together[name], 'last'):.0%}" for name in names)
+    return (
+        f"While the network rests: {ends(alone)}. While it trains: {ends(together)}; then with weights at rest:"
+        f" {ends(together, at=-1)}. {ITERATIONS} steps of iteration leave of what is asked: {left}."
+    )
 
 
 def _worst(series: Series, key: str = "factor", at: int = len(CHECKPOINTS) - 1) -> float:
@@ -105,8 +183,10 @@ def _stops(alone: dict[str, Series], together: dict[str, Series], bounded: list[
     if stuck:
         rest = " and ".join(f"{name} at {format_number(_worst(together[name], at=-1))}" for name in stuck)
         text += f" Lag is not why: with the weights at rest, {rest}."
-    if stuck and SLOPES in together and _worst(together[SLOPES]) < 1:
-        text += f" Decoders told each sample's slopes of tanh contract, at {format_number(_worst(together[SLOPES]))}."
+    told = [name for name in (SLOPES, WEIGHT) if name in together and _worst(together[name]) < 1]
+    if stuck and told:
+        ends = ", ".join(f"{name} {format_number(_worst(together[name]))}" for name in told)
+        text += f" Decoders told each sample's slopes of tanh contract: {ends}."
     return text
 
 

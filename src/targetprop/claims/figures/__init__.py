@@ -10,6 +10,7 @@ from targetprop.claims.figures import (
     convergence,
     differential,
     gauss_newton,
+    joint_sweeps,
     local_learning,
     normalisation,
     optimiser,
@@ -17,10 +18,12 @@ from targetprop.claims.figures import (
 
 FIGURES: dict[str, Callable[[Claim], Figure]] = {
     "convergence": convergence.draw,
+    "joint-sweeps": joint_sweeps.draw,
     "gauss-newton": gauss_newton.draw,
     "differential": differential.draw,
     "normalisation": normalisation.draw,
     "bridge": bridge.draw,
     "local-learning": local_learning.draw,
+    "damped-inverses": local_learning.draw,
     "optimiser": optimiser.draw,
 }

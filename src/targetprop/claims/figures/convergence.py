@@ -29,8 +29,10 @@ def draw(claim: Claim) -> Figure:
 
 
 def _draw_decay(axes: Axes, decays: list[dict[str, Any]]) -> None:
-    chosen = [d for d in decays if d["space"] == "input-space" and d["name"].endswith(decays[-3]["name"].split()[-1])]
-    for i, decay in enumerate((*chosen, decays[-2])):
+    random, trained = ([d for d in decays if d["name"].startswith("digits") is digits] for digits in (False, True))
+    widest = random[-1]["name"].split()[-1]
+    chosen = [d for d in random if d["space"] == "input-space" and d["name"].endswith(widest)]
+    for i, decay in enumerate((*chosen, *trained[::2])):  # of each trained network the output layer
         steps = range(len(decay["worst"]))
         seen = [k for k in steps if decay["worst"][k] > 1e-9]
         axes.plot(seen, [decay["worst"][k] for k in seen], **look(i), markevery=3, ms=4.5, label=decay["name"])

@@ -24,9 +24,14 @@ _SHARES = (0.0, 0.05, 0.15, 0.3, 0.5, 0.75, 1.0)
 class Decay:
     """An iteration, watched."""
 
-    rho: float  # ``ρ``, the largest ``‖J_D‖`` found on the ball visited, over all samples
+    norms: Tensor  # the largest ``‖J_D‖`` found on the ball that each sample visited, shape ``(n,)``
     errors: Tensor  # ``‖z_k − z*‖``, shape ``(steps + 1, n)``
     moves: Tensor  # ``‖z_k − z_{k−1}‖``, shape ``(steps, n)``
+
+    @property
+    def rho(self) -> float:
+        """``ρ``, the largest of all samples."""
+        return float(self.norms.max())
 
     @property
     def above(self) -> Tensor:
@@ -71,7 +76,7 @@ def measure_decay(pair: Pair, space: str, steps: int) -> Decay:
         points = points[: steps + 1]
         errors = torch.stack([sample_norm(z - solution) for z in points])
         moves = torch.stack([sample_norm(b - a) for a, b in zip(points, points[1:], strict=False)])
-        return Decay(_lipschitz(_deviation(pair, space), points, solution), errors, moves)
+        return Decay(lipschitz_on_ball(_deviation(pair, space), points, solution), errors, moves)
 
 
 def _fed(pair: Pair, points: list[Tensor]) -> list[Tensor]:
@@ -89,8 +94,20 @@ def _deviation(pair: Pair, space: str) -> Map:
     return lambda u: pair.f(pair.x0 + pair.g.difference(y0, u - y0)) - u
 
 
-def _lipschitz(deviation: Map, points: list[Tensor], solution: Tensor) -> float:
-    """Look at segments between iterates and solution, and at random points of the ball; refine where it is largest."""
+def lipschitz_on_ball(deviation: Map, points: list[Tensor], solution: Tensor) -> Tensor:
+    """Find the largest ``‖J‖`` of a map on the ball around a solution that reaches to all of some points, by sample.
+
+    Segments between points and solution are looked at, and random points of the ball; then each sample's largest two
+    again, with more steps of the power iteration.
+
+    Args:
+        deviation: the map, each sample by itself.
+        points: shape ``(n, d)`` each.
+        solution: shape ``(n, d)``.
+
+    Returns:
+        Shape ``(n,)``.
+    """
     radius = torch.stack([sample_norm(z - solution) for z in points]).amax(0)
     generator = torch.Generator().manual_seed(0)
     directions = [torch.randn(solution.shape, dtype=solution.dtype, generator=generator) for _ in range(6)]
@@ -98,8 +115,9 @@ def _lipschitz(deviation: Map, points: list[Tensor], solution: Tensor) -> float:
     for z in points[:4]:
         candidates += [solution + share * (z - solution) for share in _SHARES]
     stacked = torch.stack(candidates)
-    rough = _norms(deviation, stacked, steps=8)
-    return float(_norms(deviation, stacked[rough.amax(1).topk(2).indices], steps=150).max())
+    chosen = _norms(deviation, stacked, steps=8).topk(2, dim=0).indices
+    largest = stacked[chosen, torch.arange(len(solution))]
+    return _norms(deviation, largest, steps=150).amax(0)
 
 
 def _norms(deviation: Map, candidates: Tensor, steps: int) -> Tensor:

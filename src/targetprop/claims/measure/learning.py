@@ -74,13 +74,14 @@ def _look(engine: tp.TargetPropagation, seed: int) -> list[dict[str, float]]:
 def _factor(layer: LayerRecord, g: Inverse) -> Tensor:
     """Measure the contraction factor of every sample, on the smaller side of the layer."""
     x0, y0 = layer.x, layer.h
-    if x0.shape[1] < y0.shape[1]:
-        at, pull = x0, torch.func.vjp(lambda x: g(layer.f(x)) - x, x0)[1]
-    else:
-        at, pull = y0, torch.func.vjp(lambda u: layer.f(x0 + g(u) - g(y0)) - u, y0)[1]
-    rows = torch.eye(at.shape[1]).unsqueeze(1).expand(-1, *at.shape)
-    jacobian = torch.func.vmap(lambda row: pull(row)[0])(rows).transpose(0, 1)
-    return torch.linalg.matrix_norm(jacobian, ord=2)
+    wide = x0.shape[1] < y0.shape[1]
+    at = (x0 if wide else y0).clone().requires_grad_()
+    with torch.enable_grad():
+        moved = (g(layer.f(at)) if wide else layer.f(x0 + g(at) - g(y0))) - at
+        # Inverses of some decoders are backward passes, which can be differentiated but not batched.
+        columns = moved.unbind(1)
+        rows = [torch.autograd.grad(column.sum(), at, retain_graph=True)[0] for column in columns]
+    return torch.linalg.matrix_norm(torch.stack(rows, dim=1), ord=2)
 
 
 def _residual(layer: LayerRecord, g: Inverse, change: Tensor, rule: tp.Difference | tp.OutputSpace) -> float:

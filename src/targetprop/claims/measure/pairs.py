@@ -15,7 +15,9 @@ import targetprop as tp
 from targetprop.claims.altered import Alter
 from targetprop.claims.networks import DTYPE, digits_network, load_digits, random_network, with_singular_values
 from targetprop.decoders import Inverse
+from targetprop.diagnostics import linear_inverse
 from targetprop.inversion import Map
+from targetprop.layers import LayerRecord
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,13 +67,13 @@ def random_pair(
         )
 
 
-def digits_layers(widths: tuple[int, ...], epochs: int, samples: int, seed: int, alter: Alter) -> list[Pair]:
-    """Train a network on digits by `learned-inverse`, and take its layers with the decoders that it learned.
+def digits_layers(name: str, widths: tuple[int, ...], epochs: int, samples: int, seed: int, alter: Alter) -> list[Pair]:
+    """Train a network on digits by a method, and take its layers with the decoders that it learned, the top one first.
 
     The targets are those of training: a layer's is the one that the layer above sent down.
     """
     data, network = load_digits(), digits_network(widths, seed)
-    method = tp.method("learned-inverse")
+    method = tp.method(name)
     loss, x = nn.CrossEntropyLoss(), data.train_x[:2]
     engine = tp.TargetPropagation(network, loss, example_input=x, method=method, seed=seed)
     optimizer = torch.optim.Adam(network.parameters(), lr=1e-3)
@@ -87,11 +89,12 @@ def digits_layers(widths: tuple[int, ...], epochs: int, samples: int, seed: int,
     with torch.no_grad():
         record = engine.record(x)
         change, pairs = method.output_target(record.output, y, loss).delta, []
-        for index in reversed(range(1, len(record.layers))):
-            layer = record.layers[index]
-            g = alter(engine.bank.inverse(layer))
-            name = f"digits, {layer.x.shape[1]} → {layer.h.shape[1]}"
-            pairs.append(Pair(name, layer.f, g, layer.x, layer.h + change))
+        for layer in reversed(record.inverted):
+            g = engine.bank.inverse(layer)
+            # As a matrix it can be looked at many points at once.
+            known = linear_inverse(decoder_matrix(layer, g), layer.x, layer.h)
+            shape = f"{layer.x.shape[1]} → {layer.h.shape[1]}"
+            pairs.append(Pair(f"digits, {name}, {shape}", layer.f, alter(known), layer.x, layer.h + change))
             change = g.difference(layer.h, change)
     return pairs
 
@@ -155,3 +158,17 @@ def noisy_inverse(damping: float, draws: int, samples: int, seed: int, width: in
 def plain_inverse(g: Map) -> Inverse:
     """Give a callable its differences."""
     return Inverse(g, lambda y, change: g(y + change) - g(y))
+
+
+def decoder_matrix(layer: LayerRecord, g: Inverse) -> Tensor:
+    """Go along every axis of the output of a decoder that is affine at each sample.
+
+    Args:
+        layer: the layer, whose outputs are vectors.
+        g: its decoder.
+
+    Returns:
+        ``J_g``, shape ``(n, d_{l-1}, d_l)``.
+    """
+    axes = torch.eye(layer.h.shape[1], dtype=layer.h.dtype)
+    return torch.stack([g.difference(layer.h, axis.expand_as(layer.h).contiguous()) for axis in axes], dim=2)
