@@ -52,7 +52,11 @@ def _draw_residuals(axes: Axes, steps: list[dict[str, Any]]) -> None:
     for index, name in enumerate(names):
         shade = 0.75 * index / max(1, len(names) - 1)
         values = [record["residuals"].get(name) for record in steps]
-        style: dict[str, Any] = {"color": (shade, 0.45, 1 - shade), "marker": _marker(values), "label": f"layer {name}"}
+        style: dict[str, Any] = {
+            "color": (shade, 0.45, 1 - shade),
+            "marker": _marker(values),
+            "label": "all layers" if name == "all" else f"layer {name}",
+        }
         axes.plot([record["step"] for record in steps], values, **style)
     axes.axhline(1.0, color="grey", linestyle=":", label="no inversion")
     axes.set_ylim(bottom=0)
