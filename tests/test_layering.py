@@ -14,7 +14,7 @@ ROOT = Path(targetprop.__file__).parent
 # From the bottom up: a module may import what stands above it in this list, and its own folder.
 ORDER = [
     "settings", "precision", "batch", "inversion", "peers", "finite", "layers", "output_target", "regression",
-    "decoders", "joint", "targets", "step_report", "influence", "updates", "methods", "checks", "forward",
+    "decoders", "joint", "targets", "step_report", "influence", "updates", "recipe", "methods", "checks", "forward",
     "generators", "step", "engine_state", "backprop", "parallel", "engine", "check", "lightning", "diagnostics",
     "testing", "runs", "report", "experiments", "bench", "claims", "__main__",
 ]  # fmt: skip

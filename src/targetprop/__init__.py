@@ -32,9 +32,10 @@ from targetprop.inversion import (
     invert,
 )
 from targetprop.layers import Residual
-from targetprop.methods import METHODS, Method, method
+from targetprop.methods import METHODS, method
 from targetprop.output_target import GaussNewtonStep, GradientStep, LabelTarget
 from targetprop.parallel import Placement
+from targetprop.recipe import Method
 from targetprop.step_report import StepReport
 from targetprop.updates import DeltaRule, Gradient, LeastSquares
 

@@ -14,10 +14,10 @@ from targetprop.layers import Model, Reduction, check_given, check_whereabouts, 
 from targetprop.layers.graph import leaves_of
 from targetprop.layers.inputs import call
 from targetprop.layers.sites import tensors_in
-from targetprop.methods import Method
 from targetprop.output_target import Loss, loss_gradient
 from targetprop.peers import Peers
 from targetprop.precision import warn_if_unscaled
+from targetprop.recipe import Method
 from targetprop.step_report import StepReport, settle
 from targetprop.updates import LocalGradients
 

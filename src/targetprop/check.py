@@ -23,8 +23,8 @@ from targetprop.inversion import Iteration, Krylov
 from targetprop.layers import Cut, LayerRecord, Model, Record
 from targetprop.layers.sites import tensors_in
 from targetprop.layers.undone import ForwardState
-from targetprop.methods import Method
 from targetprop.methods import method as find_method
+from targetprop.recipe import Method
 
 _TITLES = ("layer", "modules", "in", "out", "inverted by", "decoder parameters", "local")
 

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from targetprop.inversion import Iteration
 from targetprop.layers.sites import tensors_in
-from targetprop.methods import Method
+from targetprop.recipe import Method
 from targetprop.settings import whole
 
 

@@ -33,11 +33,11 @@ from targetprop.layers import (
 from targetprop.layers.loss import modules_of
 from targetprop.layers.sites import tensors_in
 from targetprop.layers.undone import evaluating
-from targetprop.methods import Method
 from targetprop.methods import method as find_method
 from targetprop.output_target import Loss
 from targetprop.parallel import Placement, connect
 from targetprop.precision import warn_if_unscaled
+from targetprop.recipe import Method
 from targetprop.step import Parts, learn, take_step
 from targetprop.step_report import StepReport, settle
 

@@ -6,8 +6,8 @@ from targetprop.decoders import Bank
 from targetprop.inversion import Difference, Direct
 from targetprop.layers import Network, Pass, Record, explained, whereabouts
 from targetprop.layers.sites import tensors_in
-from targetprop.methods import Method
 from targetprop.peers import Peers
+from targetprop.recipe import Method
 
 _NOTHING = object()
 

@@ -14,8 +14,8 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from targetprop.decoders import OptimizerFactory
 from targetprop.engine import TargetPropagation
 from targetprop.layers import Model
-from targetprop.methods import Method
 from targetprop.output_target import Loss
+from targetprop.recipe import Method
 from targetprop.step_report import StepReport
 
 try:

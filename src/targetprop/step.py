@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from targetprop.decoders import Bank
 from targetprop.finite import BAD_TARGET, Look, not_finite
 from targetprop.layers import Network, Record, Reduction
-from targetprop.methods import Method
 from targetprop.output_target import Loss
 from targetprop.peers import Peers
+from targetprop.recipe import Method
 from targetprop.step_report import StepReport, report_changes
 from targetprop.targets import propagate
 from targetprop.updates import from_top

@@ -23,7 +23,7 @@ from targetprop.decoders.registry import Style
 from targetprop.engine import TargetPropagation
 from targetprop.inversion import Inversion, Solution, Status, invert, sample_norm
 from targetprop.layers import LayerRecord
-from targetprop.methods import Method
+from targetprop.recipe import Method
 
 _LARGE = 1e3
 

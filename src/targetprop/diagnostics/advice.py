@@ -27,7 +27,7 @@ from targetprop.decoders import (
 from targetprop.diagnostics.inspection import LayerInspection
 from targetprop.diagnostics.inverse_quality import EXTRA_STEPS, InverseQuality
 from targetprop.inversion import Direct, InputSpace, Iteration, Krylov
-from targetprop.methods import Method
+from targetprop.recipe import Method
 
 MOST_DIVERGED = 0.05  # share of samples
 MOST_NORM = 1.05  # contraction factor; what exceeds 1 by less is noise of learned decoders

@@ -12,7 +12,7 @@ For each layer ``l``, with ``t = Ä¥_l`` what its inverse was asked for and ``(xâ
 >>> import torch
 >>> from torch import nn
 >>> from targetprop.decoders import Exact
->>> from targetprop.methods import Method
+>>> from targetprop.recipe import Method
 >>> _ = torch.manual_seed(0)
 >>> net = nn.Sequential(nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 3))
 >>> transposes = Method(decoder=Exact(w=0.0, damping=1.0))

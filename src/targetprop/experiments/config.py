@@ -13,8 +13,8 @@ from targetprop.experiments.networks import NETWORKS, Dense, Network
 from targetprop.experiments.optimizers import OPTIMIZERS, Adam, Optimizer
 from targetprop.experiments.schedules import SCHEDULES, Constant, Schedule
 from targetprop.inversion import RULES
-from targetprop.methods import Method
 from targetprop.output_target import OUTPUT_TARGETS
+from targetprop.recipe import Method
 from targetprop.settings import check_ranges, check_types
 from targetprop.updates import UPDATES
 

@@ -12,7 +12,8 @@ from targetprop.experiments.networks import OwnModel
 from targetprop.experiments.options import Option, convert, field_options, make_help, refusing
 from targetprop.experiments.values import Options, read_file, split_words
 from targetprop.layers import Cut
-from targetprop.methods import METHODS, Method, method
+from targetprop.methods import METHODS, method
+from targetprop.recipe import Method
 from targetprop.targets import Propagation
 
 _OF_METHOD = ("cut", "propagation", *PARTS)

@@ -14,7 +14,7 @@ from targetprop.experiments.epoch_progress import EpochProgress, restore_epoch
 from targetprop.experiments.errors import FAILURE, CommandError
 from targetprop.experiments.random_state import random_state, restore_random_state
 from targetprop.experiments.schedules import restore_schedule
-from targetprop.methods import Method
+from targetprop.recipe import Method
 
 Precision = Literal["fp32", "bf16", "fp64"]
 _COUNTERS = ("epoch", "step", "seconds", "best", "last", "skipped", "skipped_in_a_row")

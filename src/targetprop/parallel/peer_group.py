@@ -10,12 +10,12 @@ from torch import Tensor, nn
 
 from targetprop.batch import Batch
 from targetprop.inversion import Columns, Outcome
-from targetprop.methods import Method
 from targetprop.parallel.batch_shard import BatchShard
 from targetprop.parallel.group import Group
 from targetprop.parallel.layer_owners import LayerOwners, Placement, marks, room
 from targetprop.parallel.norm_statistics import check_norms
 from targetprop.peers import Peers
+from targetprop.recipe import Method
 from targetprop.step_report import StepReport
 
 

@@ -12,7 +12,7 @@ from targetprop.claims.measure.trial import Trial
 from targetprop.diagnostics import DenseInverse, damped_inverse, gauss_newton_steps, layer_jacobians
 from targetprop.diagnostics.angles import angle as directions_angle
 from targetprop.inversion import Inversion
-from targetprop.methods import Propagation
+from targetprop.targets import Propagation
 from targetprop.updates import Update
 
 _BETA = 1e-9
