@@ -46,6 +46,10 @@ def cases() -> dict[str, tuple[str, Any, str, str]]:
     mixed = tp.InputSpace(steps=9, anderson=3, alpha=0.5)
     return every | {
         "joint, Anderson": ("tanh", tp.method("l-drl", inversion=mixed, **sweeps), "squared error", "first alone"),
+        "joint, weight inverses": (
+            "tanh", tp.method("iterated", propagation="joint", inversion=tp.InputSpace(steps=9)), "squared error",
+            "first alone",
+        ),
         "two updates": (
             "tanh", tp.method("dtp", decoder=tp.Denoising(updates=2)), "cross-entropy", "first alone",
         ),
