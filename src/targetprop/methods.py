@@ -43,7 +43,8 @@ def _iterated() -> Method:
     ``ĥ_l ← ĥ_l + g_{l+1}(ĥ_{l+1}) − g_{l+1}(f_{l+1}(ĥ_l))`` in two sweeps from the top down, then
     ``Δ_l ← Δ_l ‖Δ_L‖²/‖Δ_l‖²``. Of the paper's body only what others took over was at hand; the form of the decoders,
     their damping and the limit are this project's. The delta rule for layers cut before their activations, which the
-    paper's derivation wants, is ``method("iterated", cut="pre-activation", update=DeltaRule())``; take SGD at 2.
+    paper's derivation wants: ``cut="pre-activation"``, ``update=DeltaRule(pullback="transpose")``, and SGD at 2. It
+    suits layers in a row; convolutions with pooling, and blocks that branch, it trains badly (docs/methods.md).
 
     Returns:
         The recipe.

@@ -12,7 +12,7 @@ from targetprop.decoders.objective import Learned, Objective, OptimizerFactory
 from targetprop.decoders.probes import unfold
 from targetprop.decoders.registry import Style, register_decoder, registered
 from targetprop.decoders.untrained import Exact, Fixed, NoDecoder, Ridge
-from targetprop.decoders.weight_inverse import InverseBank, WeightInverse
+from targetprop.decoders.weight_inverse import WeightInverse
 
 OBJECTIVES: dict[str, type[Objective]] = {
     objective.name: objective
@@ -33,7 +33,6 @@ __all__ = [
     "Fixed",
     "GlobalReconstruction",
     "Inverse",
-    "InverseBank",
     "LayerBank",
     "LayerDecoder",
     "Learned",

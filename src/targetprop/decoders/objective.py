@@ -145,7 +145,7 @@ class Learned(Objective):
         super().__post_init__()
         check_ranges(
             self, "decoder ",
-            noise=(self.noise > 0 or self.noise == 0 == self.least_noise, "a scale > 0" if self.least_noise else "≥ 0"),
+            noise=(self.noise >= self.least_noise, "a scale > 0" if self.least_noise else "a scale ≥ 0"),
             updates=(self.updates >= 0, "a number of updates ≥ 0"),
             share=(0 < self.share <= 1, "a share of the batch in (0, 1]"),
             lr=(self.lr > 0, "a learning rate > 0"),

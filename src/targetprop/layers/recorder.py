@@ -103,7 +103,6 @@ class Recorder(CountedMode):
         self._path = [""]
         self._transformed = False  # whether torch.func made calls, of which nothing is known
         self._values: dict[int, Value] = {}
-        self._kept: set[int] = set()  # memory of what was there before the pass, such as buffers
         self._old: set[int] = set()  # tensors written in place that go by another name since
         self._sharing: dict[int, list[Tensor]] = {}  # tensors by memory; also keeps them, so that no id is used twice
         for t in inputs:
@@ -125,7 +124,6 @@ class Recorder(CountedMode):
                 )
             value = Value(t.shape, data=False, trained=t.requires_grad, parameter=self._name(t))
             self._add(t, value)
-            self._kept.add(memory(t))
         elif id(t) in self._old:
             value.fixed = False
         elif t.requires_grad and not value.trained and value.made is not None:
@@ -284,7 +282,6 @@ class Recorder(CountedMode):
                     self._refuse("nested tensors cannot be followed; pad the sequences, and mask what was padded")
                 self._add(t, value)
                 call.outputs.append(value)
-        call.moves = bool(written) and not call.outputs and all(memory(t) in self._kept for t in written)
         for t in {memory(t): t for t in reversed(written)}.values():  # views of one memory count their writes together
             out = self._write(call, t, out, data, labels)
         if call.outputs:

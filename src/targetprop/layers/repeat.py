@@ -64,8 +64,6 @@ def repeated_calls(layer: int, calls: Iterable[Call], start: Value, *, trained: 
     """Find the calls that lead on from the input of a stretch, of those that autograd follows or of all."""
     reached = {id(start)}
     for call in calls:
-        if call.moves:
-            continue
         given = list(zip(call.places, call.inputs, strict=False))
         moving = tuple((p, v) for p, v in given if id(v) in reached)
         made = [v for v in call.outputs if v.data and (v.trained or not trained)]

@@ -56,7 +56,6 @@ class Call:
         closed: whether it is a module that counts as one call.
         writes: the way to each tensor that it was given and wrote into the memory of.
         rewritten: other views of that memory, before and after it.
-        moves: whether it did nothing but write into what was there before the pass, such as a buffer.
     """
 
     index: int
@@ -70,7 +69,6 @@ class Call:
     random: bool = False
     writes: tuple[Place, ...] = ()
     rewritten: list[tuple[Value, Value]] = field(default_factory=list)
-    moves: bool = False
     opaque: bool = False
     closed: bool = False
 
