@@ -12,10 +12,10 @@ mean squared singular value of ``M``.
 The decoder of a layer is its backward pass with ``V`` where that would read ``W``: activations are undone by their
 slopes at the sample at hand, pooling puts values back to where they came from. The eigenvalues of ``V W`` lie between 0
 and 1, below 1 by ``λ/(s² + λ)``, and slopes between 0 and 1 keep those of ``J_g J_f`` there, through one map or several
-in a row, whatever they have learned: then the iteration converges for small changes (Bengio 2020, arXiv:2007.15139, asks for a
-Lipschitz constant of ``g∘f − id`` below 1). Where a layer branches, as a residual block does, branches add up, and
-nothing promises it. A convolution's ``V`` is that of its kernel as a matrix on patches, divided by how many patches an
-input lies in.
+in a row, whatever they have learned: then the iteration converges for small changes (Bengio 2020, arXiv:2007.15139,
+asks for a Lipschitz constant of ``g∘f − id`` below 1). Where a layer branches, as a residual block does, branches add
+up, and nothing promises it. A convolution's ``V`` is that of its kernel as a matrix on patches, divided by how many
+patches an input lies in.
 
 Bengio's paper speaks of auto-encoders per layer; this form of them, damping included, is this project's.
 """
