@@ -98,21 +98,36 @@ def test_inspecting_twice_gives_the_same(run, inspected, no_picture):
     assert (run / "inspection.json").read_bytes() == (inspected[0] / "inspection.json").read_bytes()
 
 
+@pytest.mark.parametrize(
+    ("rule", "kind", "panels"),
+    [
+        ("difference", "mirrored", PANELS[3:]),  # transposes invert nothing, and take no steps
+        ("difference", "learned", [PANELS[1], *PANELS[3:]]),
+        ("krylov", "mirrored", PANELS[1:]),
+    ],
+)
+def test_the_figure_shows_what_says_something_about_the_method(inspected, tmp_path, rule, kind, panels):
+    record = json.loads((inspected[0] / "inspection.json").read_text())
+    layers = [layer | {"inverse": layer["inverse"] and layer["inverse"] | {"kind": kind}} for layer in record["layers"]]
+    (tmp_path / "inspection.json").write_text(json.dumps(record | {"inversion": {"rule": rule}, "layers": layers}))
+    assert [axes.get_ylabel() for axes in draw_inspection(tmp_path).axes] == panels
+
+
 def test_the_figure_is_drawn_from_the_record_alone(inspected, tmp_path):
-    run = tmp_path
-    shutil.copy(inspected[0] / "inspection.json", run)
+    run, record = tmp_path, json.loads((inspected[0] / "inspection.json").read_text())
+    iterated = json.dumps(record | {"inversion": {"rule": "input-space"}})
+    (run / "inspection.json").write_text(iterated)
     figure = draw_inspection(run)
     assert [axes.get_ylabel() for axes in figure.axes] == PANELS
     assert all(axes.get_xlabel() and axes.get_title(loc="left") for axes in figure.axes)
     assert [[text.get_text() for text in axes.get_xticklabels()] for axes in figure.axes] == [["1", "3", "5"]] * 5
-    record = json.loads((run / "inspection.json").read_text())
     (median,) = (line for line in figure.axes[0].lines if line.get_label() == "median")
     assert list(median.get_ydata()) == [layer["inverse"]["contraction"] for layer in record["layers"][1:]]
     (bound,) = (line for line in figure.axes[0].lines if line.get_label() == "converges below 1")
     assert list(bound.get_ydata()) == [1, 1] and bound.get_linestyle() == "--"
     assert {text.get_rotation() for text in figure.axes[0].get_xticklabels()} == {0}
     assert imread(inspected[0] / "inspection.png").shape[1] == 728
-    (run / "inspection.json").write_text(json.dumps(record | {"layers": 5 * record["layers"]}))
+    (run / "inspection.json").write_text(json.dumps(json.loads(iterated) | {"layers": 5 * record["layers"]}))
     crowd = draw_inspection(run).axes[0].get_xticklabels()
     assert len(crowd) == 15 and {text.get_rotation() for text in crowd} == {90}
 

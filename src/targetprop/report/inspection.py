@@ -1,6 +1,7 @@
 """``inspection.png``: what ``targetprop inspect`` measured of a run, from its folder."""
 
 import json
+from collections.abc import Callable
 from math import ceil, floor, log10
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ _RC: Any = {
     "legend.fontsize": 8.5, "legend.frameon": False,
 }  # fmt: skip
 _ITERATIONS = ("input-space", "output-space")  # the other rules need no step that shrinks differences
+_ONCE = ("difference", "direct")  # these take no steps
 _CROWD = 14  # layers; beyond it their names stand upright
 _WIDE_RANGE = 4.0  # a contraction factor beyond which the axis is logarithmic
 Layer = dict[str, Any]
@@ -31,14 +33,11 @@ def draw_inspection(run: Path) -> Figure:
     record = json.loads((run / INSPECTION).read_text(encoding="utf-8"))
     layers, names = record["layers"], [layer["name"] for layer in record["layers"]]
     with rc_context(_RC):
-        figure = Figure(figsize=(WIDTH, 5 * _HEIGHT + 0.5), layout="constrained")
-        axes = list(figure.subplots(5, 1))
-        _draw_contraction(axes[0], layers, record["inversion"]["rule"] in _ITERATIONS)
-        _draw_residuals(axes[1], layers, record["extra_steps"])
-        _draw_shares(axes[2], layers, record["trial_steps"])
-        _draw_angles(axes[3], layers)
-        _draw_influence(axes[4], layers)
-        for ax in axes:
+        panels = _panels(record, layers)
+        figure = Figure(figsize=(WIDTH, len(panels) * _HEIGHT + 0.5), layout="constrained")
+        axes = list(figure.subplots(len(panels), 1))
+        for ax, draw in zip(axes, panels, strict=True):
+            draw(ax)
             ax.set_xticks(range(len(names)), names, rotation=90 if len(names) > _CROWD else 0)
             ax.set_xlim(-0.5, len(names) - 0.5)
             ax.set_xlabel("layer, from input to output")
@@ -48,7 +47,21 @@ def draw_inspection(run: Path) -> Figure:
     return figure
 
 
-def _draw_contraction(axes: Axes, layers: list[Layer], iterates: bool) -> None:
+def _panels(record: dict[str, Any], layers: list[Layer]) -> list[Callable[[Axes], None]]:
+    """Choose what says something about the method: of steps where it takes some, of residuals where it inverts."""
+    rule = record["inversion"]["rule"]
+    transposes = rule in _ONCE and all(layer["inverse"]["kind"] == "mirrored" for layer in layers if layer["inverse"])
+    panels: list[Callable[[Axes], None]] = []
+    if rule in _ITERATIONS:
+        panels.append(lambda ax: _draw_contraction(ax, layers))
+    if not transposes:
+        panels.append(lambda ax: _draw_residuals(ax, layers, record["extra_steps"]))
+    if rule not in _ONCE:
+        panels.append(lambda ax: _draw_shares(ax, layers, record["trial_steps"]))
+    return [*panels, lambda ax: _draw_angles(ax, layers), lambda ax: _draw_influence(ax, layers)]
+
+
+def _draw_contraction(axes: Axes, layers: list[Layer]) -> None:
     places, (median, largest) = _of_inverses(layers, "contraction", "contraction_max")
     axes.vlines(places, median, largest, color=_BLUE, linewidth=1.2)
     axes.plot(places, largest, "_", color=_BLUE, markersize=11, label="largest")
@@ -58,8 +71,7 @@ def _draw_contraction(axes: Axes, layers: list[Layer], iterates: bool) -> None:
         _scale_by_decades(axes, [1.0, *median, *largest])
     else:
         axes.set_ylim(0.0, 1.1 * max(1.2, *largest, 0.0))
-    title = "Does iterating the inverse converge?" if iterates else "Would a plain iteration converge? Not needed here"
-    _name(axes, title, "norm of one step\n(id − α f∘g, or g∘f)")
+    _name(axes, "Does iterating the inverse converge?", "norm of one step\n(id − α f∘g, or g∘f)")
     _mark_first(axes)
 
 
