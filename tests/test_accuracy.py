@@ -52,6 +52,26 @@ def test_every_side_has_as_many_trials() -> None:
     assert all(run.held_out for run in command.trials(list(command.GRID)))
 
 
+def test_what_a_result_file_holds_is_not_trained_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[Run] = []
+
+    def pretend(runs: list[Run], *_: object) -> None:
+        made.extend(runs)
+        for run in runs:
+            _[-1](run.described() | {"losses": [1.0], "accuracy": 1.0, "seconds_per_step": 1.0})  # pyright: ignore
+
+    monkeypatch.setattr(command, "train_all", pretend)
+    out, line = tmp_path / "found.json", ["table", "--tasks", "digits", "--out"]
+    monkeypatch.setattr(sys, "argv", ["accuracy", *line, str(out), "--seeds", "1"])
+    command.main()
+    first = json.loads(out.read_text())["runs"]
+    assert len(first) == len(made) == len(list(command.table(["digits"], 1)))
+    monkeypatch.setattr(sys, "argv", ["accuracy", *line, str(out), "--seeds", "2"])
+    command.main()
+    assert {run.seed for run in made[len(first) :]} == {1}
+    assert len(json.loads(out.read_text())["runs"]) == 2 * len(first) == len(made)
+
+
 @pytest.mark.parametrize("name", ["accuracy", "tuned"])
 def test_what_is_recorded_is_what_the_docs_show(name: str) -> None:
     root = Path(__file__).parents[1]

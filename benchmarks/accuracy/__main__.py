@@ -10,7 +10,8 @@ the training set that is held out. The best of each by accuracy there is trained
 and the convolutional ones once more without crops and flips.
 
 DIR holds MNIST/raw and cifar-10-batches-bin. A run is one process on one thread; with an accelerator, the
-convolutional ones run there, several at a time, so their times say nothing.
+convolutional ones run there, several at a time, so their times say nothing. Runs that the result file holds already,
+with the same settings, are kept and not made again.
 """
 
 import argparse
@@ -22,7 +23,7 @@ from pathlib import Path
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import targetprop as tp
-from accuracy.runs import Run, describe, header, train_all, write
+from accuracy.runs import Run, describe, header, read, train_all, write
 from accuracy.tasks import TASKS
 
 METHODS = ["backprop", "l-drl", "iterated", "krylov", "dtp", "learned-inverse", "autoencoder"]
@@ -94,7 +95,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="write the result as JSON here")
     a = parser.parse_args()
     limit, epochs, seeds = (256, 1, 1) if a.tiny else (None, None, a.seeds)
-    content: dict = {**header(), "trials": [], "runs": []}
+    content = read(a.out) if a.out is not None and a.out.exists() else {**header(), "trials": [], "runs": []}
 
     def keep(kind: str, runs: list[Run]) -> list[dict]:
         def note(result: dict) -> None:
@@ -102,8 +103,12 @@ def main() -> None:
             if a.out is not None:  # what is there stays if the rest is cut off
                 write(a.out, content)
 
-        content[kind] = train_all(runs, a.processes, a.root, limit, epochs, note) if runs else []
-        return content[kind]
+        missing = [run for run in runs if run.result_in(content[kind]) is None]
+        train_all(missing, a.processes, a.root, limit, epochs, note)
+        found = [run.result_in(content[kind]) for run in runs]
+        rest = [result for result in content[kind] if all(result is not one for one in found)]
+        content[kind] = rest + found
+        return found
 
     if a.what == "table":
         keep("runs", list(table(a.tasks or ["lenet", *(task for task in TASKS if "lenet" not in task)], seeds)))

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -48,6 +49,11 @@ class Run:
     def described(self) -> dict[str, Any]:
         """List the settings as JSON takes them."""
         return asdict(replace(self, method=None)) | {"method": str(self.method).splitlines()}  # pyright: ignore
+
+    def result_in(self, results: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
+        """Find the result of these settings, or nothing."""
+        settings = self.described()
+        return next((r for r in results if all(r[key] == value for key, value in settings.items())), None)
 
 
 def train(run: Run, root: str, limit: int | None, epochs: int | None) -> dict[str, Any]:
@@ -138,7 +144,12 @@ def header() -> dict[str, str]:
     return {"torch": torch.__version__, "machine": platform.machine(), "processors": str(os.cpu_count())}
 
 
-def write(path: Any, content: dict[str, Any]) -> None:
+def read(path: Path) -> dict[str, Any]:
+    """Read what `write` wrote."""
+    return json.loads(path.read_text())
+
+
+def write(path: Path, content: dict[str, Any]) -> None:
     """Write JSON, floats of four digits."""
 
     def shorten(value: Any) -> Any:
