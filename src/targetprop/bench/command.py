@@ -103,7 +103,7 @@ def read_contest(argv: list[str]) -> Contest:
 
 def _compete(contest: Contest) -> int:
     start, problem, entries = perf_counter(), contest.problem, contest.entries
-    task, reference = problem.load(), reference_of([entry.label for entry in entries])
+    task, reference = problem.load().to(problem.device), reference_of([entry.label for entry in entries])
     tuned = {entry.label: _tune(contest, task, entry) for entry in entries}
     outcomes = {
         entry.label: Outcome(tuned[entry.label], _confirm(contest, task, entry, tuned[entry.label]))
@@ -145,7 +145,7 @@ def _confirm(contest: Contest, task: Task, entry: Entry, competitor: Competitor)
     known, found = _read_runs(contest.out / RUNS), []
     problem = replace(contest.problem, steps=entry.steps(contest.problem))
     for seed in range(contest.request.seeds):
-        settings = {"problem": {**asdict(problem), "root": None}, **competitor.settings()}
+        settings = {"problem": {**asdict(problem), "root": None, "device": None}, **competitor.settings()}
         key = json.dumps([entry.name, seed, settings], sort_keys=True)
         if key not in known:
             with Steps(f"{entry.label}: seed {seed}") as progress:

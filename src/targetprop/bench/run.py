@@ -46,7 +46,7 @@ def train(
     problem: Problem, task: Task, competitor: Competitor, seed: int, steps: int, progress: Progress | None = None
 ) -> History:
     """Train from the start; weights, batch order and schedule depend on nothing but problem, seed and steps."""
-    network = problem.network(seed)
+    network = problem.network(seed).to(problem.device)
     stepper = competitor.start(network, task.loss, task.x[:2], seed)
     schedules = [problem.schedule.make(optimizer, steps) for optimizer in stepper.optimizers]
     batches, losses, seconds = task.batches(problem.batch, seed), [], []

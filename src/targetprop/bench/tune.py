@@ -76,5 +76,5 @@ def _loss(trial: FrozenTrial) -> float:
 
 def _plain(values: dict[str, Any]) -> dict[str, Any]:
     """Leave out what does not change the numbers, the place of the data."""
-    settings = {k: v for k, v in values["problem"].items() if k != "root"}
+    settings = {k: v for k, v in values["problem"].items() if k not in ("root", "device")}
     return {**values, "problem": {**settings, "files": values["problem"]["root"] is not None}}

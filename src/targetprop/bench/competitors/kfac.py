@@ -75,7 +75,8 @@ class FactoredStepper(Stepper):
     ) -> None:
         """Give every map factors like those given."""
         super().__init__([optimizer])
-        self._network, self._loss, self._generator = network, loss, torch.Generator().manual_seed(seed)
+        device = next(network.parameters()).device
+        self._network, self._loss, self._generator = network, loss, torch.Generator(device).manual_seed(seed)
         self.factors = [deepcopy(factors) for module in network if isinstance(module, nn.Linear)]
 
     def observe(

@@ -2,9 +2,9 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, Literal, Self
 
 import torch
 from torch import Tensor, nn
@@ -29,6 +29,13 @@ class Task:
     test_y: Tensor
     loss: SampledLoss
     measures: Mapping[str, Measure]  # further means over samples, by name, of output and ``y``
+
+    def to(self, device: str) -> Self:
+        """Put the data on a device."""
+        if device == "cuda" and not torch.cuda.is_available():
+            raise CommandError("--device cuda: there is no GPU that PyTorch can use; leave it out")
+        data = {name: getattr(self, name).to(device) for name in ("x", "y", "test_x", "test_y")}
+        return replace(self, **data)
 
     def batches(self, size: int, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Draw batches without end, every sample once per epoch."""
@@ -64,6 +71,7 @@ class Problem(ABC):
         warmup: share of the steps in which the learning rate rises; it falls to 0 in a line after that.
         weight_decay: share of the weights that each step at rate 1 takes away, the same for all competitors.
         root: folder that holds MNIST; null where the problem needs no files, or takes the embedded digits instead.
+        device: where data and network are.
     """
 
     steps: int = 1000
@@ -71,6 +79,7 @@ class Problem(ABC):
     warmup: float = 0.05
     weight_decay: float = 0.0
     root: str | None = None
+    device: Literal["cpu", "cuda"] = "cpu"
     name: ClassVar[str]
 
     def __post_init__(self) -> None:
