@@ -11,6 +11,7 @@ import yaml
 
 import library_alone
 import targetprop
+from targetprop.experiments import main as main_module
 from test_layering import FILES, imports, part
 
 ROOT = Path(__file__).parents[1]
@@ -60,3 +61,8 @@ def test_there_is_one_version():
     assert "version" in PROJECT["dynamic"] and "version" not in PROJECT
     assert str(citation["version"]) == targetprop.__version__
     assert f"## [{targetprop.__version__}]" in (ROOT / "CHANGELOG.md").read_text()
+
+
+def test_a_missing_package_is_told_with_an_extra_that_has_it():
+    for module, extras in main_module._EXTRAS.items():
+        assert PACKAGES.get(module, module) in set().union(*(packages(EXTRAS[extra]) for extra in extras.split(",")))
