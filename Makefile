@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 export OMP_WAIT_POLICY := PASSIVE
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help demo test env lint types check bench bench-optimiser reliability compatibility clean
+.PHONY: help demo test env lint types check bench bench-optimiser reliability compatibility package clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
@@ -18,7 +18,7 @@ $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	@echo "installing into $(VENV) (a few minutes the first time)"
 	$(BIN)/python -m pip install -q -c constraints.txt torch==2.13.0
-	$(BIN)/python -m pip install -q -c constraints.txt -e '.[experiments,lightning,bench,dev]'
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[experiments,lightning,csv,tensorboard,bench,dev]'
 	$(BIN)/python -m pip install -q -c constraints.txt einops einconv linear_operator jaxtyping opt-einsum scipy tqdm
 	$(BIN)/python -m pip install -q -c constraints.txt --no-deps curvlinops-for-pytorch
 	@touch $@
@@ -53,6 +53,9 @@ reliability: env ## kills, stops, full disks, damaged files, odd input, memory: 
 
 compatibility: env ## every module, loss, utility and optimiser of torch, into docs/compatibility.md: 5 minutes
 	cd benchmarks && OMP_NUM_THREADS=1 ../$(BIN)/python -m compatibility --out ../docs/compatibility.md
+
+package: ## build the package, check it, and train from its wheel in an empty environment: some minutes
+	PYTHON=$(PYTHON) .ci/package
 
 clean: ## remove the environment and caches
 	rm -rf $(VENV) .pytest_cache .ruff_cache build dist

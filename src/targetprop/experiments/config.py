@@ -60,6 +60,8 @@ class LoopSettings:
         precision: fp64 trains everything in float64. With bf16, products and activations are in bfloat16; weights,
             gradients, optimisers, the loss and differences of nearly equal activations stay in float32.
         checkpoint_minutes: minutes between two checkpoints within an epoch; every epoch ends with one in any case.
+        logger: where metrics go beside metrics.jsonl: into a CSV file, TensorBoard's files, or to Weights & Biases;
+            each is an extra of its name, as in pip install 'targetprop[csv]'.
         deterministic: use PyTorch's deterministic algorithms only, so that the same seed on the same machine gives the
             same result bit for bit on a GPU too; an operation that has none ends the run.
     """
@@ -72,6 +74,7 @@ class LoopSettings:
     max_skipped: int = 10
     precision: Precision = "fp32"
     checkpoint_minutes: float = field(default=5.0, metadata={"finite": False})
+    logger: Literal["none", "csv", "tensorboard", "wandb"] = "none"
     deterministic: bool = False
 
     def __post_init__(self) -> None:

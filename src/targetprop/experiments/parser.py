@@ -21,7 +21,7 @@ _WAYS = tuple(way for way in get_args(Propagation) if way != "backprop")
 _FILES = [
     Option("config", str, SUPPRESS, "YAML file of options; the command line wins"),
     Option("print_config", None, SUPPRESS, "print the complete configuration and exit"),
-    Option("resume", str, SUPPRESS, "folder of a run that goes on; only --epochs and --device fit beside it"),
+    Option("resume", str, SUPPRESS, "folder of a run that goes on; only --epochs, --device and --logger fit beside it"),
 ]
 
 

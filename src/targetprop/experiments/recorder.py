@@ -10,6 +10,8 @@ from typing import Any
 from targetprop.experiments.config import RunConfig
 from targetprop.experiments.data import Dataset
 from targetprop.experiments.errors import FAILURE, CommandError
+from targetprop.experiments.live import NotebookFigure, Pace
+from targetprop.experiments.loggers import RunLogger
 from targetprop.experiments.progress import TrainingProgress, say, show_summary
 from targetprop.experiments.same_config import fixed_values
 from targetprop.experiments.signals import Stopped, StopSignals
@@ -35,6 +37,8 @@ class RunRecorder:
         self._data, self._folder, self._fixed = data, folder, fixed_values(config)
         self._patience, self._saved_at = 60 * config.loop.checkpoint_minutes, monotonic()
         self.signals = StopSignals()
+        self._logger = RunLogger(config, None if folder is None else folder.path)
+        self._pace, self._figure = Pace(), NotebookFigure()
         steps = ceil(len(data.train_x) / config.loop.batch_size)
         self.progress = TrainingProgress(config.loop.epochs, steps, state.epoch, state.step)
 
@@ -55,24 +59,28 @@ class RunRecorder:
         self._log(record)
 
     def on_epoch(self, record: dict[str, Any]) -> None:
-        """Log an epoch, save the run, and stop if a rank was asked to."""
+        """Log an epoch, save the run, stop if a rank was asked to, and redraw the curves if that is cheap."""
         self.progress.on_epoch(record)
         self._log(record)
         stop, _ = self._agree()
         self._save()
         if stop and self.state.epoch < self.config.loop.epochs:
             raise Stopped
+        if self.state.epoch < self.config.loop.epochs:
+            self._pace(self.draw)
 
     def write(self, status: str, reason: str | None = None) -> None:
         """Write the summary."""
         if self._folder is not None:
             summary = summarise(self.config, self.state, self._data, status, reason, self._saved)
             self._folder.write_summary(summary)
+        if status != "running":
+            self._logger.close(status)
 
     def draw(self) -> None:
         """Draw the curves, where an epoch is done."""
         if self._folder is not None and self.state.epoch:
-            draw_curves(self._folder.path)
+            self._figure.show(draw_curves(self._folder.path))
 
     def finish(self) -> None:
         """Write that the run is finished, and where its loss has grown, that too."""
@@ -119,6 +127,7 @@ class RunRecorder:
     def _log(self, record: dict[str, Any]) -> None:
         if self._folder is not None:
             self._folder.log(record)
+        self._logger.log(record)
 
     def _save(self) -> None:
         """Write a checkpoint, and the summary that belongs to it."""

@@ -13,7 +13,8 @@ from targetprop.runs.checkpoint import has_checkpoint, load_checkpoint
 from targetprop.runs.folder import CONFIG, RunFolder, writing
 from targetprop.runs.status import RunStatus, read_status
 
-_BESIDE_RESUME = {"epochs", "device"}
+_KEPT = ("epochs", "logger")  # written into the run's file
+_BESIDE_RESUME = {*_KEPT, "device"}
 
 
 @dataclass(frozen=True)
@@ -63,8 +64,9 @@ def read_stored_run(run: Path, arguments: Options) -> StoredRun:
         raise CommandError(f"--resume keeps the run's own configuration; leave {', '.join(refused)} out")
     stored, status = read_stored_values(run, "--resume"), read_status(run)
     before = after = config = parse_stored(run, stored)
-    if "epochs" in arguments.values:
-        after = config = build_config({**stored, "epochs": arguments.values["epochs"]})
+    kept = {name: arguments.values[name] for name in _KEPT if name in arguments.values}
+    if kept:
+        after = config = build_config({**stored, **kept})
     if "device" in arguments.values:
         config = build_config({**stored, **arguments.values})
     return StoredRun(run, config, before, after, status)

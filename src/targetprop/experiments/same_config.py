@@ -8,7 +8,7 @@ from targetprop.experiments.errors import FAILURE, CommandError
 from targetprop.experiments.values import read_values
 
 # What may change in a run that goes on: it does not alter the steps done, or says where the same data is now.
-_FREE = {"epochs", "device", "checkpoint_minutes", "data.root"}
+_FREE = {"epochs", "device", "checkpoint_minutes", "logger", "data.root"}
 
 
 def fixed_values(config: RunConfig) -> dict[str, str]:

@@ -10,6 +10,7 @@ from targetprop.experiments.config import RunConfig
 from targetprop.experiments.deterministic import COST, deterministic
 from targetprop.experiments.distributed import Processes, connect, on_every_rank
 from targetprop.experiments.epochs import train_epochs
+from targetprop.experiments.loggers import check_logger
 from targetprop.experiments.parser import build_config, format_help, read_options
 from targetprop.experiments.progress import say
 from targetprop.experiments.recorder import RunRecorder
@@ -59,6 +60,7 @@ def _resume(run: Path, arguments: Options, processes: Processes) -> int:
 @contextmanager
 def _together(config: RunConfig, processes: Processes) -> Iterator[Processes]:
     """Connect the processes, and compute as the configuration asks for."""
+    check_logger(config.loop.logger)
     device = find_device(config.loop.device, processes)
     with deterministic(config.loop.deterministic), connect(processes, device) as connected:
         yield connected
