@@ -32,7 +32,9 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
         files.append(File.generated(config, name, content=(root / name).read_text()))
     for script in sorted((root / "examples").glob("*.py")):
         files.append(File.generated(config, f"examples/{script.stem}.md", content=_example(script)))
-    linked = {name for file in list(files) if file.is_documentation_page() for name in OUTSIDE.findall(file.content_string)}
+    linked = {
+        name for file in list(files) if file.is_documentation_page() for name in OUTSIDE.findall(file.content_string)
+    }
     for name in sorted(linked):
         files.append(File.generated(config, name, abs_src_path=str(root / name)))
     return files
