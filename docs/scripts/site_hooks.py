@@ -57,6 +57,12 @@ def on_page_markdown(markdown: str, page: Page, **_: object) -> str:
     return LINK.sub(turned, markdown)
 
 
+def on_post_page(output: str, **_: object) -> str:
+    """Name the search dialog, which the theme leaves without a name for screen readers."""
+    dialog = 'data-md-component="search" role="dialog"'
+    return output.replace(dialog, f'{dialog} aria-label="Search"')
+
+
 def _example(script: Path) -> str:
     source = script.read_text()
     docstring = ast.get_docstring(ast.parse(source)) or ""
