@@ -74,7 +74,7 @@ def test_the_tutorial_prints_what_it_shows(page: Path, capsys) -> None:
     scope: dict[str, object] = {}
     for code, shown in blocks:
         exec(compile(code, str(page), "exec"), scope)
-        printed, expected = NUMBER.split(capsys.readouterr().out), NUMBER.split(shown)
+        printed, expected = [NUMBER.split(" ".join(text.split())) for text in (capsys.readouterr().out, shown)]
         assert printed[::2] == expected[::2]
         figures, quoted = [[float(n) for n in parts[1::2]] for parts in (printed, expected)]
         assert figures == pytest.approx(quoted, rel=0.05, abs=0.02)  # training amplifies how a processor rounds
