@@ -1,6 +1,7 @@
 """The site: its navigation and its reference have everything, headings are in order, and images say what they show."""
 
 import re
+import runpy
 from pathlib import Path
 
 import pytest
@@ -51,3 +52,12 @@ def test_headings_are_in_order(page: Path) -> None:
 @pytest.mark.parametrize("page", PAGES, ids=NAMES)
 def test_images_say_what_they_show(page: Path) -> None:
     assert all(len(alt.split()) >= 3 for alt in re.findall(r"!\[(.*?)\]\(", page.read_text()))
+
+
+def test_the_diagrams_are_those_that_the_script_draws(tmp_path) -> None:
+    script = runpy.run_path(str(DOCS / "scripts" / "diagrams.py"))
+    script["Drawing"].write.__globals__["IMAGES"] = tmp_path
+    script["idea"]()
+    script["architecture"]()
+    drawn = {file.name: file.read_text() for file in tmp_path.iterdir()}
+    assert drawn == {file.name: file.read_text() for file in (DOCS / "images").glob("*.svg")}
