@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 export OMP_WAIT_POLICY := PASSIVE
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help demo test env lint types check bench bench-optimiser reliability compatibility package clean
+.PHONY: help demo test env lint types check bench bench-optimiser reliability compatibility package docs clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
@@ -57,5 +57,13 @@ compatibility: env ## every module, loss, utility and optimiser of torch, into d
 package: ## build the package, check it, and train from its wheel in an empty environment: some minutes
 	PYTHON=$(PYTHON) .ci/package
 
+docs: $(VENV)/docs-installed ## build the site into site/; a broken link or reference fails
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+	@echo "open site/index.html"
+
+$(VENV)/docs-installed: $(VENV)/installed
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[docs]'
+	@touch $@
+
 clean: ## remove the environment and caches
-	rm -rf $(VENV) .pytest_cache .ruff_cache build dist
+	rm -rf $(VENV) .pytest_cache .ruff_cache build dist site

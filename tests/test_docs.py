@@ -11,8 +11,10 @@ from targetprop.experiments.main import main
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
-PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))]
 NAMES = [str(page.relative_to(ROOT)) for page in PAGES]
+TUTORIAL = sorted((ROOT / "docs" / "tutorial").glob("*.md"))
+NUMBER = re.compile(r"(\d+(?:\.\d+)?)")
 
 
 def cells(page: Path) -> list[str]:
@@ -49,11 +51,13 @@ def test_relative_links_lead_somewhere(page: Path) -> None:
 
 
 def test_the_readme_leads_to_every_page() -> None:
+    # The home page, the tutorial and the reference are the site's own; its navigation has all (test_site.py).
     text = README.read_text()
-    assert [name for name in NAMES if name != "README.md" and f"({name})" not in text] == []
+    named = [name for name in NAMES if name.count("/") < 2 and name not in {"README.md", "docs/index.md"}]
+    assert [name for name in named if f"({name})" not in text] == []
 
 
-@pytest.mark.parametrize("page", PAGES, ids=NAMES)
+@pytest.mark.parametrize("page", [p for p in PAGES if p not in TUTORIAL], ids=[n for n in NAMES if "tutorial" not in n])
 def test_python_blocks_run(page: Path, monkeypatch) -> None:
     blocks = re.findall(r"```python\n(.*?)```", page.read_text(), flags=re.S)
     assert blocks or page != README
@@ -61,6 +65,19 @@ def test_python_blocks_run(page: Path, monkeypatch) -> None:
     monkeypatch.setattr(registry, "_BUILDERS", dict(registry._BUILDERS))
     for block in blocks:
         exec(compile(block, str(page), "exec"), {})
+
+
+@pytest.mark.parametrize("page", TUTORIAL, ids=[page.stem for page in TUTORIAL])
+def test_the_tutorial_prints_what_it_shows(page: Path, capsys) -> None:
+    blocks = re.findall(r"```python\n(.*?)```(?:\n\n```text\n(.*?)```)?", page.read_text(), flags=re.S)
+    assert sum(bool(shown) for _, shown in blocks) >= 1
+    scope: dict[str, object] = {}
+    for code, shown in blocks:
+        exec(compile(code, str(page), "exec"), scope)
+        printed, expected = [NUMBER.split(" ".join(text.split())) for text in (capsys.readouterr().out, shown)]
+        assert printed[::2] == expected[::2]
+        figures, quoted = [[float(n) for n in parts[1::2]] for parts in (printed, expected)]
+        assert figures == pytest.approx(quoted, rel=0.05, abs=0.02)  # training amplifies how a processor rounds
 
 
 def test_every_train_command_is_understood(monkeypatch, capsys) -> None:

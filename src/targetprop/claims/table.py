@@ -64,10 +64,10 @@ def format_markdown(claims: Sequence[Claim]) -> str:
 def format_details(claim: Claim) -> str:
     """Write all that was measured of a claim in Markdown, for docs/claims.md."""
     seeds = ", ".join(map(str, claim.seeds))
-    lines = [f"Prediction: {claim.prediction}.", "", f"Seeds {seeds}: **{claim.verdict}**.", ""]
+    lines = [f"Prediction: {_literal(claim.prediction)}.", "", f"Seeds {seeds}: **{claim.verdict}**.", ""]
     lines += ["| measured | value | bound |", "|---|---|---|"]
-    lines += [_markdown_row(number.what, number.spread, number.allowed) for number in claim.measured]
-    return "\n".join([*lines, "", f"Where it stops holding (seed {claim.seeds[0]}): {claim.stops}"])
+    lines += [_markdown_row(_literal(number.what), number.spread, number.allowed) for number in claim.measured]
+    return "\n".join([*lines, "", f"Where it stops holding (seed {claim.seeds[0]}): {_literal(claim.stops)}"])
 
 
 def _key_number(claim: Claim) -> Number:
@@ -78,6 +78,10 @@ def _key_number(claim: Claim) -> Number:
 
 def _markdown_row(*cells: str) -> str:
     return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+
+
+def _literal(text: str) -> str:
+    return text.replace("*", r"\*")
 
 
 def _mark(number: Number) -> str:
