@@ -37,7 +37,7 @@ from targetprop.output_target import GaussNewtonStep, GradientStep, LabelTarget
 from targetprop.parallel import Placement
 from targetprop.recipe import Method
 from targetprop.step_report import StepReport
-from targetprop.updates import DeltaRule, Gradient, LeastSquares
+from targetprop.updates import DeltaRule, Gradient, Kronecker, LeastSquares
 
 __version__ = "0.1.0"
 
@@ -60,6 +60,7 @@ __all__ = [
     "InputSpace",
     "Krylov",
     "LabelTarget",
+    "Kronecker",
     "LeastSquares",
     "Method",
     "NoDecoder",

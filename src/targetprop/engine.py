@@ -16,6 +16,7 @@ from targetprop.checks import (
     first_tensor,
 )
 from targetprop.decoders import OptimizerFactory, registered
+from targetprop.drawn_targets import LABELS
 from targetprop.engine_state import collect_state, gather_layers, restore_state
 from targetprop.finite import RunningStatistics
 from targetprop.forward import Forward, run_example
@@ -145,7 +146,8 @@ class TargetPropagation:
             check_optimizer(self.decoder_optimizer)
         self.peers.settle(self.network, example, self.bank, self.decoder_optimizer)
         self._forward = Forward(self.network, self.method, self.bank, self.peers)
-        generators = Generators(self.bank.names, seed, first.device)
+        names = [*self.bank.names, *([LABELS] if self.method.update.draws else [])]
+        generators = Generators(names, seed, first.device)
         update_state = self.method.update.build(self.network, example)
         self._parts = Parts(
             self.method, self.network, self._forward, loss, Reduction(loss), self.bank, self.decoder_optimizer,

@@ -29,7 +29,7 @@ from targetprop.influence import Influence
 from targetprop.inversion import Direct, InputSpace, Krylov, OutputSpace, Regularised
 from targetprop.output_target import GradientStep, LabelTarget
 from targetprop.recipe import Method
-from targetprop.updates import DeltaRule, LeastSquares
+from targetprop.updates import DeltaRule, Kronecker, LeastSquares
 
 
 def _mirrors() -> WeightMirror:
@@ -145,6 +145,19 @@ def _least_squares() -> Method:
     return Method(decoder=_mirrors(), update=LeastSquares(damping=0.003, shrinkage=0.1))
 
 
+def _kronecker() -> Method:
+    """This project's own: the regression of `least-squares` with a factor for each side, and a trust region.
+
+    Targets of `l-drl`, and labels drawn from the network's own belief brought down by the same mirrors, which give each
+    layer its block of the Fisher matrix. Take SGD at rate 1 without momentum, a warm-up over the first 5 % of the steps
+    and a linear decay to zero, as in ``examples/configs/kronecker.yaml``; see docs/optimiser.md for what it costs.
+
+    Returns:
+        The recipe.
+    """
+    return Method(decoder=_mirrors(), update=Kronecker())
+
+
 def _gauss_newton() -> Method:
     """This project's own: Gauss-Newton-like targets of `krylov` without normalisation, and each regression solved.
 
@@ -195,6 +208,7 @@ METHODS: dict[str, Callable[[], Method]] = {
     "gauss-newton": _gauss_newton,
     "learned-inverse": _learned_inverse,
     "least-squares": _least_squares,
+    "kronecker": _kronecker,
     "tp": _tp,
     "dtp": _dtp,
     "sdtp": _sdtp,

@@ -38,12 +38,16 @@ class OutputChange:
         delta: ``Δ_L``, shape of the output.
         scale: what the update divides by, so that the output layer's gradient is back-propagation's: ``β n``, or ``β``
             with ``reduction="sum"``.
+        gradient: of each sample's loss in the output, shape of that.
+        samples: what a mean over the batch divides by: ``n``, or 1 of a sum.
         beside: gradients of parameters that the loss reaches by another way than the layers.
     """
 
     loss: Tensor
     delta: Tensor
     scale: float
+    gradient: Tensor
+    samples: float
     beside: Mapping[Tensor, Tensor] = field(default_factory=dict)
 
     def looks(self) -> tuple[Look, ...]:
@@ -110,9 +114,10 @@ class OutputTarget(ABC):
         found = loss_gradient(output, y, loss) if found is None else found
         value, gradient = batch.loss(found.value, found.output, output, y, loss, summed=summed)
         n = 1 if summed else batch.total
-        delta = self.beta * self.direction(output, y, loss, n * gradient)
+        own = n * gradient
+        delta = self.beta * self.direction(output, y, loss, own)
         part = batch.rows / batch.total if batch.processes > 1 and n > 1 else 1.0
-        return OutputChange(value, delta, self.beta * n, {p: g * part for p, g in found.beside.items()})
+        return OutputChange(value, delta, self.beta * n, own, n, {p: g * part for p, g in found.beside.items()})
 
     @abstractmethod
     def direction(self, output: Tensor, y: Tensor, loss: Loss, gradient: Tensor) -> Tensor:

@@ -2,20 +2,22 @@
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
+from itertools import cycle
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from targetprop.decoders import Bank
+from targetprop.drawn_targets import LABELS, Drawn, draw_targets
 from targetprop.finite import BAD_TARGET, Look, not_finite
 from targetprop.layers import Network, Record, Reduction
-from targetprop.output_target import Loss
+from targetprop.output_target import Loss, OutputChange
 from targetprop.peers import Peers
 from targetprop.recipe import Method
 from targetprop.step_report import StepReport, report_changes
 from targetprop.targets import propagate
-from targetprop.updates import from_top
+from targetprop.updates import Common, from_top
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,13 +77,15 @@ def take_step(parts: Parts, x: Any, y: Any, *, measure: bool) -> StepReport:
         deltas = method.influence(targets.deltas, change.delta)
         taken = report_changes(report, record, decoder_loss, targets, deltas, change.delta, measure=measure)
         taken = peers.whole_report(taken, record.batch, measure=measure)
-    seen = [] if record.connected else look_at_targets(record, deltas)
-    layers = from_top(record, deltas, targets.pulled)
-    batch, scale, beside, derived = record.batch, change.scale, change.beside, record.derived
-    del record, change, targets, deltas  # what a layer has used is freed before the next one's gradient is made
+    drawn = find_drawn(parts, record, change, y)
+    seen = [] if record.connected else look_at_targets(record, [*deltas, *(drawn.changes or ())])
+    layers = from_top(record, deltas, targets.pulled, drawn.changes)
+    common = Common(record.batch, change.scale, drawn.nats)
+    beside, derived = change.beside, record.derived
+    del record, change, targets, deltas, drawn  # what a layer has used is freed before the next one's gradient is made
     if method.update.remembers and (problem := not_finite(seen, peers)):
         return replace(report, skipped=problem)
-    gradients = method.update.gradients(layers, batch, scale, parts.update_state)
+    gradients = method.update.gradients(layers, common, parts.update_state)
     gradients.note("loss", list(beside), list(beside.values()))
     gradients.settle(derived)
     peers.sum_gradients(list(gradients.values.values()))
@@ -103,6 +107,15 @@ def learn(parts: Parts, record: Record, looks: Iterable[Look]) -> tuple[Tensor |
     return learned.loss, None
 
 
+def find_drawn(parts: Parts, record: Record, change: OutputChange, y: Any) -> Drawn:
+    """Draw labels and bring them down, if the update wants them in this step."""
+    update = parts.method.update
+    if not update.draws:
+        return Drawn(change.loss)
+    generator, draw = parts.generators[LABELS], update.observes(parts.update_state)
+    return draw_targets(record, parts.bank, change, y, generator, parts.peers, draw=draw)
+
+
 def look_at_targets(record: Record, deltas: list[Tensor]) -> list[Look]:
-    """Look at the change of every layer."""
-    return [Look(BAD_TARGET, (delta,), layer.name) for layer, delta in zip(record.layers, deltas, strict=True)]
+    """Look at the change of every layer, of each kind of target."""
+    return [Look(BAD_TARGET, (delta,), layer.name) for layer, delta in zip(cycle(record.layers), deltas, strict=False)]

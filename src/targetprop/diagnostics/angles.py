@@ -15,7 +15,7 @@ from targetprop.diagnostics.jacobians import activations, output_jacobians
 from targetprop.engine import TargetPropagation
 from targetprop.inversion import per_sample, sample_norm
 from targetprop.layers import Record
-from targetprop.updates import from_top
+from targetprop.updates import Common, from_top
 
 MOST_ENTRIES = 2**27  # of the output's Jacobians in all layers; beyond it, fewer samples are compared with Gauss-Newton
 Directions = list[Tensor] | list[None]
@@ -71,5 +71,5 @@ def update_gradients(
     """Let a copy of the run's update compute the gradients of every layer; the record is used up."""
     state = deepcopy(engine._parts.update_state)  # pyright: ignore[reportPrivateUsage]
     layers = from_top(record, deltas, {})
-    found = engine.method.update.gradients(layers, record.batch, scale, state).values
+    found = engine.method.update.gradients(layers, Common(record.batch, scale), state).values
     return [[found.get(p, torch.zeros_like(p)) for p in layer.layer.parameters()] for layer in record.layers]

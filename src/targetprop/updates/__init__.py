@@ -1,17 +1,21 @@
 """Local updates: from ``Δ_l`` to ``.grad`` of ``θ_l``."""
 
-from targetprop.updates.base import LinearUpdate, Regression, Update, state_key
+from targetprop.updates.base import Common, LinearUpdate, Regression, Update, state_key
 from targetprop.updates.delta_rule import DeltaRule
 from targetprop.updates.gradient import Gradient
+from targetprop.updates.kronecker import Kronecker
 from targetprop.updates.least_squares import LeastSquares
-from targetprop.updates.local_gradients import LocalGradients, from_top
+from targetprop.updates.local_gradients import LayerChange, LocalGradients, from_top
 
-UPDATES: dict[str, type[Update]] = {update.name: update for update in (Gradient, DeltaRule, LeastSquares)}
+UPDATES: dict[str, type[Update]] = {update.name: update for update in (Gradient, DeltaRule, LeastSquares, Kronecker)}
 
 __all__ = [
     "UPDATES",
+    "Common",
     "DeltaRule",
     "Gradient",
+    "Kronecker",
+    "LayerChange",
     "LeastSquares",
     "LinearUpdate",
     "LocalGradients",

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from targetprop.batch import Batch
 from targetprop.decoders import unfold
-from targetprop.layers import Layer, LayerRecord, MapUse, Network, Pulled, Record
+from targetprop.layers import Layer, LayerRecord, MapUse, Network, Record
 from targetprop.settings import check_ranges, check_types
-from targetprop.updates.local_gradients import LocalGradients
+from targetprop.updates.local_gradients import LayerChange, LocalGradients
 
 _ELEMENTWISE = {
     "relu", "relu6", "leaky_relu", "elu", "celu", "selu", "gelu", "silu", "mish", "softplus", "tanh", "sigmoid",
@@ -21,7 +21,21 @@ _ELEMENTWISE = {
     "contiguous",
 }  # fmt: skip
 Pullback = Literal["inverse", "transpose"]
-Changes = Iterable[tuple[LayerRecord, Tensor, Pulled | None]]
+
+
+@dataclass(frozen=True, eq=False)
+class Common:
+    """What holds for all layers of a step.
+
+    Attributes:
+        batch: which samples of the step these are.
+        scale: ``β n``: what makes the result a mean over the batch, independent of ``β`` to first order.
+        nats: the loss of one row in units of ``−log p``, a scalar; None for an update that draws no labels.
+    """
+
+    batch: Batch
+    scale: float
+    nats: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -34,9 +48,22 @@ class Update(ABC):
         """Check the settings, by a ``ValueError``."""
         check_types(self, "update ")
 
+    draws: ClassVar[bool] = False  # whether it wants to know what labels drawn from the network's belief ask for
+
     @property
     def remembers(self) -> bool:
         """Whether `gradients` changes the update's state, so that the changes have to be finite before."""
+        return False
+
+    def observes(self, state: nn.ModuleDict) -> bool:
+        """Say whether labels are to be drawn in this step.
+
+        Args:
+            state: what `build` returned.
+
+        Returns:
+            Whether they are.
+        """
         return False
 
     def build(self, network: Network, example: Record) -> nn.ModuleDict:
@@ -52,14 +79,12 @@ class Update(ABC):
         return nn.ModuleDict()
 
     @abstractmethod
-    def gradients(self, layers: Changes, batch: Batch, scale: float, state: nn.ModuleDict) -> LocalGradients:
+    def gradients(self, layers: Iterable[LayerChange], common: Common, state: nn.ModuleDict) -> LocalGradients:
         """Compute the gradient of every ``θ_l``; each layer's graph is used up.
 
         Args:
-            layers: each layer's record with its graph, ``Δ_l``, shape of ``h_l``, and what came out of its backward
-                pass if that was made already; from the top down, and only once.
-            batch: which samples of the step these are.
-            scale: ``β n``: what makes the result a mean over the batch, independent of ``β`` to first order.
+            layers: what is known of each layer, from the top down, and only once.
+            common: what holds for all of them.
             state: what `build` returned.
 
         Returns:
@@ -76,14 +101,18 @@ class Regression:
         a: inputs with a constant 1 for the bias, if there is one, a row per sample and position, shape ``(r, d)``.
         dz: changes wanted of the outputs, shape ``(r, k)``.
         scale: ``β n`` times the number of positions.
-        batch: which samples of the step these are.
+        common: what holds for all layers.
+        positions: rows of one sample.
+        drawn: changes that drawn labels ask for, shape ``(r, k)``; None where none were drawn.
     """
 
     name: str
     a: Tensor
     dz: Tensor
     scale: float
-    batch: Batch
+    common: Common
+    positions: int = 1
+    drawn: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -129,19 +158,22 @@ class LinearUpdate(Update):
                 )
         return nn.ModuleDict()
 
-    def gradients(self, layers: Changes, batch: Batch, scale: float, state: nn.ModuleDict) -> LocalGradients:
+    def gradients(self, layers: Iterable[LayerChange], common: Common, state: nn.ModuleDict) -> LocalGradients:
         """Solve for the linear maps of each layer, from the top down; see `Update.gradients`."""
         found = LocalGradients()
-        for layer, delta, _ in layers:
-            uses = layer.maps
+        for change in layers:
+            layer, uses = change.layer, change.layer.maps
             solved = [self.solves(use, uses, state) for use in uses]
             own = {id(p) for use, yes in zip(uses, solved, strict=True) if yes for p in (use.weight, use.bias)}
             rest = [p for p in layer.parameters if id(p) not in own]
-            asked, gradients = self._pull(layer, delta, rest)
-            found.note(layer.name, rest, [None if g is None else g * (-1 / scale) for g in gradients])
-            for use, yes, dz in zip(uses, solved, asked, strict=True):
+            drawn: Sequence[Tensor | None] = [None] * len(uses)
+            if change.drawn is not None:
+                drawn = layer.pull(change.drawn, maps=True, keep_graph=True).maps
+            asked, gradients = self._pull(layer, change.delta, rest)
+            found.note(layer.name, rest, [None if g is None else g * (-1 / common.scale) for g in gradients])
+            for use, yes, dz, s in zip(uses, solved, asked, drawn, strict=True):
                 if yes and dz is not None:
-                    self._note(found, layer, use, dz, scale, batch, state)
+                    self._note(found, layer, use, dz, s, common, state)
         return found
 
     def solves(self, use: MapUse, uses: Sequence[MapUse], state: nn.ModuleDict) -> bool:
@@ -158,12 +190,15 @@ class LinearUpdate(Update):
         return is_solved(use) and sum(other.weight is use.weight for other in uses) == 1
 
     def _note(
-        self, found: LocalGradients, layer: LayerRecord, use: MapUse, dz: Tensor, scale: float, batch: Batch, state: Any
-    ) -> None:
+        self, found: LocalGradients, layer: LayerRecord, use: MapUse, dz: Tensor, drawn: Tensor | None, common: Common,
+        state: Any,
+    ) -> None:  # fmt: skip
         a, dz, positions = rows_of(use, dz)
         if use.bias is not None:
             a = torch.cat([a, torch.ones_like(a[:, :1])], dim=1)
-        change = -self.solve(Regression(use.site.key, a, dz, scale * positions, batch), state)
+        felt = None if drawn is None else _outputs(use, drawn)
+        scale = common.scale * positions
+        change = -self.solve(Regression(use.site.key, a, dz, scale, common, positions, felt), state)
         if use.bias is not None:
             found.note(layer.name, [use.bias], [_through_hooks(use.bias, change[:, -1].to(use.bias.dtype))])
             change = change[:, :-1]
@@ -238,8 +273,12 @@ def rows_of(use: MapUse, dz: Tensor) -> tuple[Tensor, Tensor, int]:
     if use.site.kind == "conv":
         a = unfold(use)
         assert a is not None
-        return a, dz.movedim(1, -1).flatten(0, -2), dz.shape[2:].numel()
-    return use.input.flatten(0, -2), dz.flatten(0, -2), dz.shape[1:-1].numel()
+        return a, _outputs(use, dz), dz.shape[2:].numel()
+    return use.input.flatten(0, -2), _outputs(use, dz), dz.shape[1:-1].numel()
+
+
+def _outputs(use: MapUse, dz: Tensor) -> Tensor:
+    return (dz.movedim(1, -1) if use.site.kind == "conv" else dz).flatten(0, -2)
 
 
 def not_elementwise(layer: Layer) -> str | None:

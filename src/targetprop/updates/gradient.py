@@ -1,13 +1,13 @@
 """Gradient update: the gradient in ``θ_l`` of ``½‖f_l(h_{l-1}; θ_l) − ĥ_l‖² / β``, mean over the batch."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import ClassVar
 
 from torch import nn
 
-from targetprop.batch import Batch
-from targetprop.updates.base import Changes, Update
-from targetprop.updates.local_gradients import LocalGradients
+from targetprop.updates.base import Common, Update
+from targetprop.updates.local_gradients import LayerChange, LocalGradients
 
 
 @dataclass(frozen=True)
@@ -16,11 +16,11 @@ class Gradient(Update):
 
     name: ClassVar[str] = "gradient"
 
-    def gradients(self, layers: Changes, batch: Batch, scale: float, state: nn.ModuleDict) -> LocalGradients:
+    def gradients(self, layers: Iterable[LayerChange], common: Common, state: nn.ModuleDict) -> LocalGradients:
         """Compute ``−J_θᵀ Δ / (β n)``; see `Update.gradients`."""
         found = LocalGradients()
-        for layer, delta, came in layers:
-            parameters = layer.parameters
-            pulled = layer.pull(delta * (-1 / scale), gradients=parameters) if came is None else came
+        for change in layers:
+            layer, came, parameters = change.layer, change.pulled, change.layer.parameters
+            pulled = layer.pull(change.delta * (-1 / common.scale), gradients=parameters) if came is None else came
             found.note(layer.name, parameters, pulled.gradients)
         return found

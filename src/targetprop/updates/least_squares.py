@@ -3,22 +3,19 @@ r"""Least squares: the local regression solved instead of stepped, ``ΔW = (Σ �
 With small gradient-like targets it is gradient descent on neurons (FOOF, Benzing 2022, arXiv:2201.12250).
 """
 
-from collections import Counter
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from targetprop.finite import check_digits
-from targetprop.layers import MapUse, Network, Record
 from targetprop.regression import Covariance
-from targetprop.updates.base import LinearUpdate, Pullback, Regression, is_solved, state_key
+from targetprop.updates.base import Pullback, Regression, state_key
+from targetprop.updates.remembering import RememberingUpdate
 
 
 @dataclass(frozen=True)
-class LeastSquares(LinearUpdate):
+class LeastSquares(RememberingUpdate):
     """The regression of ``Δz`` on ``a``, with a running covariance and a factorisation that serves several steps.
 
     Attributes:
@@ -55,36 +52,19 @@ class LeastSquares(LinearUpdate):
                 f" {self.damping}, {self.shrinkage}, {self.decay} and {self.every}"
             )
 
-    @property
-    def remembers(self) -> bool:
-        """Whether the update keeps running covariances: it does."""
-        return True
-
-    def build(self, network: Network, example: Record) -> nn.ModuleDict:
-        """Make one running covariance per map that is solved for; see `Update.build`."""
-        check_digits((p for layer in network.layers for p in layer.parameters()), "least squares")
-        state, times = super().build(network, example), Counter(use.site.key for use in example.uses())
-        for use in (use for layer in example.layers for use in layer.maps):
-            if is_solved(use) and times[use.site.key] == 1:
-                weight, matmul = use.weight.detach(), use.site.kind == "matmul"
-                width = (len(weight) if matmul else weight[0].numel()) + (use.bias is not None)
-                state[state_key(use.site.key)] = self._covariance(width, weight)
-        return state
-
-    def _covariance(self, width: int, like: Tensor) -> Covariance:
+    def memory(self, inputs: int, outputs: int, like: Tensor, *, top: bool) -> Covariance:
+        """Make a running covariance; see `RememberingUpdate.memory`."""
         with like.device:  # the default one may be another
-            return Covariance(width, self.decay, self.damping, self.every, self.shrinkage).to(like)
-
-    def solves(self, use: MapUse, uses: Sequence[MapUse], state: nn.ModuleDict) -> bool:
-        """Look for the map's covariance; see `LinearUpdate.solves`."""
-        return use.weight.requires_grad and state_key(use.site.key) in state
+            return Covariance(inputs, self.decay, self.damping, self.every, self.shrinkage).to(like)
 
     def solve(self, asked: Regression, state: nn.ModuleDict) -> Tensor:
         """Solve the damped normal equations; see `LinearUpdate.solve`."""
-        covariance, a, dz, batch = state[state_key(asked.name)], asked.a, asked.dz, asked.batch
+        covariance, a, dz, batch = state[state_key(asked.name)], asked.a, asked.dz, asked.common.batch
         assert isinstance(covariance, Covariance)
         if len(covariance.average) != a.shape[1]:  # the map has other inputs now, or its bias is gone or frozen
-            state[state_key(asked.name)] = covariance = self._covariance(a.shape[1], covariance.average)
+            state[state_key(asked.name)] = covariance = self.memory(
+                a.shape[1], dz.shape[1], covariance.average, top=False
+            )
         moments, scale = covariance.observe(a, batch, keep=True), asked.scale
         if self.unit_scale:
             size = batch.mean(dz.square()).sqrt() * (len(state) if self.shared else 1)

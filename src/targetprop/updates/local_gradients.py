@@ -74,12 +74,31 @@ class LocalGradients:
             taken.add(memory)
 
 
+@dataclass(frozen=True, eq=False)
+class LayerChange:
+    """What an update is told of one layer.
+
+    Attributes:
+        layer: its record, with its graph.
+        delta: ``Δ_l``, shape of ``h_l``.
+        pulled: what came out of its backward pass, if that was made already.
+        drawn: ``s_l``, the change that labels drawn from what the network believes ask for, shape of ``h_l``; None
+            where none were drawn.
+    """
+
+    layer: LayerRecord
+    delta: Tensor
+    pulled: Pulled | None = None
+    drawn: Tensor | None = None
+
+
 def from_top(
-    record: Record, deltas: Sequence[Tensor], pulled: Mapping[str, Pulled]
-) -> Iterator[tuple[LayerRecord, Tensor, Pulled | None]]:
-    """Give each layer's record, change and what came with its target, from the top down, and hold on to none of it."""
+    record: Record, deltas: Sequence[Tensor], pulled: Mapping[str, Pulled], drawn: Sequence[Tensor] | None = None
+) -> Iterator[LayerChange]:
+    """Give what an update is told of each layer, from the top down, and hold on to none of it."""
     layers, changes, came = list(record.layers), list(deltas), dict(pulled)
-    del record, deltas, pulled
+    felt = list(drawn or ())
+    del record, deltas, pulled, drawn
     while layers:
         layer = layers.pop()
-        yield layer, changes.pop(), came.pop(layer.name, None)
+        yield LayerChange(layer, changes.pop(), came.pop(layer.name, None), felt.pop() if felt else None)

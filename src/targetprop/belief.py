@@ -1,0 +1,107 @@
+r"""What a network believes of its labels: the distribution whose ``−log p(y | h_L)`` the loss is.
+
+A loss is called as the user wrote it, so its distribution shows in its gradient: ``∂C/∂h_L = w (p − ỹ)``, with ``ỹ``
+the label and ``p`` the softmax, the sigmoid or ``h_L`` itself (a Gaussian of variance 1), and ``w`` the loss's own
+scale. With labels ``ỹ`` drawn from it, ``s = ỹ − p`` has mean 0 and ``E[s sᵀ]`` is the Hessian of ``−log p`` in
+``h_L``: what the distribution feels of a change of the output.
+
+>>> z, y = torch.tensor([[1.0, 0.0, 2.0], [0.0, 3.0, 0.0]]), torch.tensor([0, 1])
+>>> gradient = z.softmax(1) - nn.functional.one_hot(y, 3)
+>>> find_belief(z, y, 0.5 * gradient, Batch(2)).kind
+'softmax'
+"""
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from targetprop.batch import Batch
+
+_ALIKE = 0.9  # cosine of a gradient to that of a distribution; smoothed labels and weights of classes lower it
+
+
+@dataclass(frozen=True)
+class Belief:
+    """A distribution of labels.
+
+    Attributes:
+        kind: "softmax" of classes, "sigmoid" of units each on its own, or "identity", a Gaussian of variance 1.
+        dim: where the classes are; of no meaning for the others.
+        scale: ``w``, what the loss of a sample is of ``−log p``, per row of the output.
+    """
+
+    kind: Literal["softmax", "sigmoid", "identity"]
+    dim: int
+    scale: float
+
+    def draw(self, output: Tensor, batch: Batch, generator: torch.Generator) -> Tensor:
+        """Draw labels and compare: ``s = ỹ − p``.
+
+        Args:
+            output: ``h_L``, shape ``(n, …)``.
+            batch: which samples of the step these are.
+            generator: source of randomness.
+
+        Returns:
+            Shape of the output.
+        """
+        p = _mean(self.kind, self.dim, output)
+        if self.kind == "softmax":
+            classes = p.movedim(self.dim, -1)
+            rows = classes[..., 0]
+            noise = batch.noise(rows[:1].numel(), 1.0, generator, output).view(rows.shape)
+            passed = classes.cumsum(-1) < torch.special.ndtr(noise).unsqueeze(-1)
+            label = passed.sum(-1).clamp(max=classes.shape[-1] - 1)
+            return (nn.functional.one_hot(label, classes.shape[-1]).to(p) - classes).movedim(-1, self.dim)
+        noise = batch.noise(output[:1].numel(), 1.0, generator, output).view(output.shape)
+        return noise if self.kind == "identity" else (torch.special.ndtr(noise) < p).to(p) - p
+
+    def rows(self, output: Tensor) -> int:
+        """Count the labels of a sample: its positions where each has classes, else one."""
+        return output[:1].numel() // output.shape[self.dim] if self.kind == "softmax" else 1
+
+
+def find_belief(output: Tensor, y: Any, gradient: Tensor, batch: Batch) -> Belief | None:
+    """Find the distribution whose gradient a loss has.
+
+    Args:
+        output: ``h_L``, shape ``(n, …)``.
+        y: labels, of any form.
+        gradient: of each sample's loss in the output, shape of that.
+        batch: which samples of the step these are.
+
+    Returns:
+        The distribution; None if there is none known.
+    """
+    kinds: list[tuple[Literal["softmax", "sigmoid", "identity"], int]] = [
+        ("softmax", -1), ("softmax", 1), ("sigmoid", -1), ("identity", -1),
+    ]  # fmt: skip
+    guesses = [_guess(kind, dim, output, y, gradient) for kind, dim in kinds]
+    sums = torch.stack([
+        torch.stack([(a * b).sum(dtype=torch.double) for a, b in ((g, gradient), (g, g), (gradient, gradient))])
+        for g in guesses
+    ])  # fmt: skip
+    batch.sum_([sums])
+    for (kind, dim), (both, own, asked) in zip(kinds, sums.tolist(), strict=True):
+        if both > _ALIKE * (own * asked) ** 0.5:
+            return Belief(kind, dim, both / own)
+    return None
+
+
+def _guess(kind: str, dim: int, output: Tensor, y: Any, gradient: Tensor) -> Tensor:
+    """Compute what the gradient would be, ``p − ỹ``; zero where labels and output do not fit each other."""
+    nothing = output.new_zeros(())
+    if kind != "softmax":
+        alike = isinstance(y, Tensor) and y.shape == output.shape and y.is_floating_point()
+        return _mean(kind, dim, output) - y if alike else nothing
+    if output.dim() < 2 or output.shape[dim] < 2 or not len(output):
+        return nothing
+    p = output.softmax(dim)
+    label = torch.zeros_like(p).scatter_(dim, gradient.argmin(dim, keepdim=True), 1.0)
+    return (p - label) * gradient.ne(0).any(dim, keepdim=True)  # positions may be ignored
+
+
+def _mean(kind: str, dim: int, output: Tensor) -> Tensor:
+    return {"softmax": lambda: output.softmax(dim), "sigmoid": output.sigmoid, "identity": lambda: output}[kind]()

@@ -1,0 +1,68 @@
+"""What labels drawn from the network's own belief ask of every layer: the output's ``s_L = ỹ − p``, brought down."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from targetprop.belief import find_belief
+from targetprop.decoders import Bank
+from targetprop.inversion import Difference
+from targetprop.layers import Record
+from targetprop.output_target import OutputChange
+from targetprop.peers import Peers
+from targetprop.targets import propagate
+
+LABELS = "drawn labels"  # the source of randomness
+
+
+@dataclass(frozen=True, eq=False)
+class Drawn:
+    """What is known of the network's belief in one step.
+
+    Attributes:
+        nats: the loss of one row in units of ``−log p``, a scalar.
+        changes: ``s_l`` of every layer, shape of ``h_l``; None where no labels were drawn.
+    """
+
+    nats: Tensor
+    changes: list[Tensor] | None = None
+
+
+@torch.no_grad()
+def draw_targets(
+    record: Record, bank: Bank, change: OutputChange, y: Any, generator: torch.Generator, peers: Peers, *, draw: bool
+) -> Drawn:
+    """Find what the network believes, and draw labels from it.
+
+    Args:
+        record: the forward pass.
+        bank: the decoders.
+        change: what the loss asks of the output.
+        y: labels.
+        generator: source of randomness.
+        peers: the processes that take the step together.
+        draw: whether labels are to be drawn.
+
+    Returns:
+        The loss in nats and the changes.
+
+    Raises:
+        ValueError: the loss is of no known distribution.
+    """
+    output, batch = record.output, record.batch
+    belief = find_belief(output, y, change.gradient, batch)
+    if belief is None:
+        if float(change.loss) == 0 or not bool(change.gradient.any()):
+            return Drawn(torch.zeros_like(change.loss))
+        raise ValueError(
+            "this update draws labels from what the network believes, and the loss is no cross-entropy of a softmax or"
+            " of sigmoids, and no squared error; choose another update or method"
+        )
+    rows = batch.total * belief.rows(output)
+    nats = change.loss * change.samples / (belief.scale * rows)
+    if not draw:
+        return Drawn(nats)
+    drawn = belief.draw(output, batch, generator)
+    return Drawn(nats, propagate(record, bank, drawn, Difference(), "layerwise", peers).deltas)

@@ -1,0 +1,178 @@
+r"""A factor for each side of a linear map, and a step of bounded length in what the output feels.
+
+With inputs ``a`` (a constant 1 for the bias), asked changes ``δ`` and drawn ones ``s`` of the outputs of a map,
+
+    ``A = E[a aᵀ]/m_A``,  ``G = E[s sᵀ]/m_G``,  ``C ← β C + (1 − β) (G + μ_G I)⁻¹ (Σ δ aᵀ/n) (A + μ I)⁻¹``
+
+``m`` the mean of a diagonal. ``s`` is what labels drawn from the network's own belief ask for, brought down by the same
+decoders as ``δ``: then ``A ⊗ G`` is the map's block of the Fisher matrix, as in K-FAC (Martens & Grosse 2015,
+arXiv:1503.05671), and every number of it is local to the layer. The step is
+
+    ``ΔW = min(ρ √ℓ / (L √q), r / (L c)) C``,   ``q = E[(C a)ᵀ E[s sᵀ] C a]``,   ``c`` the root mean square of ``C a``
+
+with ``ℓ`` the loss of a row in nats and ``L`` the number of maps: ``½ q`` is to second order the divergence of the
+distribution after the change from that before it, so the length of a step does not depend on the units of a layer.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from targetprop.settings import check_ranges
+from targetprop.updates.base import Pullback, Regression, state_key
+from targetprop.updates.remembering import RememberingUpdate
+from targetprop.updates.side import Side
+
+
+class Sides(nn.Module):
+    """What is remembered of one map.
+
+    Args:
+        inputs: the factor of the inputs.
+        outputs: the factor of the outputs.
+    """
+
+    asked: Tensor
+    change: Tensor
+    steps: Tensor
+
+    def __init__(self, inputs: Side, outputs: Side) -> None:
+        """Start without observations."""
+        super().__init__()
+        self.inputs, self.outputs = inputs, outputs
+        for name in ("asked", "change"):  # the momentum of what is asked, and the same with both factors applied
+            self.register_buffer(name, torch.zeros(len(outputs.average), len(inputs.average)))
+        self.register_buffer("steps", torch.zeros((), dtype=torch.long, device="cpu"))
+
+    def solve(self, product: Tensor) -> Tensor:
+        """Apply both factors, ``(G + μ_G I)⁻¹ M (A + μ I)⁻¹``, to a matrix of shape ``(k, d)``."""
+        return self.outputs.solve(self.inputs.solve(product).T).T
+
+
+_MEASURED = 64  # samples that the length of a step is measured on
+
+
+@dataclass(frozen=True)
+class Kronecker(RememberingUpdate):
+    """Both sides of each map's regression, momentum, and a trust region; see the head of this module.
+
+    Take SGD at rate 1 without momentum, a warm-up and a decay to zero. Beyond the targets, a map of ``d`` inputs and
+    ``k`` outputs on ``n`` rows costs ``n (d² + k² + d k)`` multiplications a step, and every few steps ``n (d² + k²)``
+    for the moments and ``d³ + k³`` for their inverses; memory ``2 d² + 2 k² + 2 d k``.
+
+    Attributes:
+        pullback: see `LinearUpdate`.
+        pullback_damping: see `LinearUpdate`.
+        damping: ``μ`` of the inputs, relative to the mean of the diagonal.
+        shrinkage: ``κ``: ``κ d/n`` is added to ``μ`` while the moment is worth ``n`` rows of ``d`` inputs.
+        output_damping: ``μ_G`` of the outputs.
+        momentum: ``β``, share of the last change that is kept, in [0, 1).
+        decay: share of the old moments that each observation keeps, in [0, 1).
+        observe: steps between two observations of both moments; more often in the beginning.
+        every: steps that one inverse serves; fewer in the beginning.
+        length: ``ρ``, length of a step where the loss is 1 nat.
+        limit: ``r``, largest root mean square of the change of a map's outputs.
+        most: widest side whose moment is kept whole; of wider ones, and of the network's output, the diagonal is.
+        rows: most rows that the moments are taken of, as far as fewer positions of a sample can do that.
+    """
+
+    pullback: Pullback = "transpose"
+    damping: float = 0.003
+    shrinkage: float = 0.1
+    output_damping: float = 5.0
+    momentum: float = 0.9
+    decay: float = 0.8
+    observe: int = 8
+    every: int = 20
+    length: float = 0.27
+    limit: float = 0.5
+    most: int = 2048
+    rows: int = 4096
+    draws: ClassVar[bool] = True
+    name: ClassVar[str] = "kronecker"
+
+    def __post_init__(self) -> None:
+        """Check the settings; a wrong one raises `ValueError`."""
+        super().__post_init__()
+        positive = {name: (getattr(self, name) > 0, "a number > 0") for name in ("output_damping", "length", "limit")}
+        check_ranges(
+            self, "update ", **positive,
+            damping=(self.damping >= 0, "a number ≥ 0"),
+            shrinkage=(self.shrinkage >= 0, "a number ≥ 0"),
+            **{name: (0 <= getattr(self, name) < 1, "a share in [0, 1)") for name in ("momentum", "decay")},
+            **{name: (getattr(self, name) >= 1, "a whole number ≥ 1") for name in ("observe", "every", "most", "rows")},
+        )  # fmt: skip
+
+    def memory(self, inputs: int, outputs: int, like: Tensor, *, top: bool) -> Sides:
+        """Make both sides; see `RememberingUpdate.memory`."""
+        with like.device:  # the default one may be another
+            a = Side(inputs, self.decay, self.damping, self.shrinkage, diagonal=inputs > self.most)
+            s = Side(outputs, self.decay, self.output_damping, 0.0, diagonal=top or outputs > self.most)
+            return Sides(a, s).to(like)
+
+    def observes(self, state: nn.ModuleDict) -> bool:
+        """Say whether any map has its turn; see `Update.observes`."""
+        return any(_due(int(sides.steps), self.observe, 20) for sides in state.values())  # pyright: ignore
+
+    def solve(self, asked: Regression, state: nn.ModuleDict) -> Tensor:
+        """Move the momentum and cut it to length; see `LinearUpdate.solve`."""
+        sides, a, dz = state[state_key(asked.name)], asked.a, asked.dz
+        assert isinstance(sides, Sides) and asked.common.nats is not None
+        if sides.change.shape != (dz.shape[1], a.shape[1]):  # the map has another size now, or no bias
+            top = sides.outputs.diagonal and dz.shape[1] <= self.most
+            state[state_key(asked.name)] = sides = self.memory(a.shape[1], dz.shape[1], sides.change, top=top)
+        a, dz = a.to(sides.change.dtype), dz.to(sides.change.dtype)
+        if asked.drawn is not None:
+            sides.inputs.observe(self._some(a, asked), asked.common.batch)
+            sides.outputs.observe(self._some(asked.drawn, asked), asked.common.batch)
+        product = (dz / asked.scale).T @ a
+        asked.common.batch.sum_([product])
+        change = self._precondition(sides, product, a, dz / asked.scale, asked)
+        sides.steps += 1
+        change = self._cut(sides, change, a, asked, len(state))
+        return change if asked.common.batch.processes == 1 else change / asked.common.batch.processes
+
+    def _precondition(self, sides: Sides, product: Tensor, a: Tensor, dz: Tensor, asked: Regression) -> Tensor:
+        """Move the momentum, and apply both factors to it, with a further share of the newest part (Nesterov)."""
+        # Where that is cheaper, the factors are applied to the rows of the batch, and to the momentum itself only after
+        # they have changed: the matrix is the same.
+        changed, (k, d) = _due(int(sides.steps), self.every, 10), product.shape
+        if changed:
+            sides.inputs.refresh()
+            sides.outputs.refresh()
+        sides.asked.lerp_(product, 1 - self.momentum)
+        rows = asked.common.batch.total * asked.positions
+        if rows * (d * d + k * k + d * k) >= k * d * (d + k):
+            return sides.solve(torch.lerp(sides.asked, product, 1 - self.momentum))
+        if changed:
+            sides.change.copy_(sides.solve(sides.asked))
+            newest = sides.solve(product)
+        else:
+            newest = sides.outputs.solve(dz).T @ sides.inputs.solve(a)
+            asked.common.batch.sum_([newest])
+            sides.change.lerp_(newest, 1 - self.momentum)
+        return torch.lerp(sides.change, newest, 1 - self.momentum)
+
+    def _cut(self, sides: Sides, change: Tensor, a: Tensor, asked: Regression, maps: int) -> Tensor:
+        """Cut a change to the length of a step, as measured on some samples."""
+        assert asked.common.nats is not None
+        moved = self._some(a[: asked.common.batch.head(_MEASURED).rows * asked.positions], asked) @ change.T
+        rows = moved.new_tensor(len(moved))
+        sums = torch.stack([sides.outputs.measure(moved), moved.square().sum() / moved.shape[1], rows])
+        asked.common.batch.sum_([sums])
+        felt, size = (sums[:2] / sums[2]).sqrt()
+        longest = torch.minimum(self.length * asked.common.nats.clamp(min=0).sqrt() / felt, self.limit / size) / maps
+        return change.mul_(longest.nan_to_num(nan=torch.nan, posinf=0.0))
+
+    def _some(self, v: Tensor, asked: Regression) -> Tensor:
+        """Leave positions out where there are many rows; of every sample the same."""
+        total = asked.common.batch.total * asked.positions
+        stride = min(asked.positions, -(-total // self.rows))
+        return v if stride == 1 else v.view(-1, asked.positions, v.shape[1])[:, ::stride].flatten(0, 1)
+
+
+def _due(step: int, every: int, early: int) -> bool:
+    """Say whether something done every few steps is due; it is done at every one of the first, then more rarely."""
+    return step % min(every, 1 + step // early) == 0
