@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from targetprop.batch import Batch
 
-_ALIKE = 0.9  # cosine of a gradient to that of a distribution; smoothed labels and weights of classes lower it
+_ALIKE = 0.98  # cosine of a gradient to that of a distribution; smoothed labels lower it a little
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,95 @@
+"""The distribution that a loss is of: found by its gradient, its scale, and labels drawn from it."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+import targetprop as tp
+from targetprop.batch import Batch
+from targetprop.belief import Belief, find_belief
+from targetprop.output_target import GradientStep
+
+
+def _sequence_loss(z: Tensor, y: Tensor) -> Tensor:
+    return functional.cross_entropy(z.flatten(0, 1), y.flatten())
+
+
+def _classes(z: Tensor, y: Tensor, dim: int) -> Tensor:
+    return -z.log_softmax(dim).gather(dim, y.unsqueeze(dim)).sum()
+
+
+# name: loss, output, labels, kind, where the classes are, labels of a sample, the sum of −log p
+Case = tuple[
+    Callable[[Tensor, Tensor], Tensor], tuple[int, ...], str, str, int, int, Callable[[Tensor, Tensor], Tensor]
+]
+CASES: dict[str, Case] = {
+    "classes": (nn.CrossEntropyLoss(), (6, 5), "classes", "softmax", -1, 1, lambda z, y: _classes(z, y, 1)),
+    "sum": (nn.CrossEntropyLoss(reduction="sum"), (6, 5), "classes", "softmax", -1, 1, lambda z, y: _classes(z, y, 1)),
+    "images": (nn.CrossEntropyLoss(), (4, 5, 3, 2), "positions", "softmax", 1, 6, lambda z, y: _classes(z, y, 1)),
+    "sequences": (_sequence_loss, (4, 7, 5), "sequences", "softmax", -1, 7, lambda z, y: _classes(z, y, 2)),
+    "pixels": (
+        nn.BCEWithLogitsLoss(), (6, 5), "shares", "sigmoid", -1, 1,
+        lambda z, y: functional.binary_cross_entropy_with_logits(z, y, reduction="sum"),
+    ),
+    "values": (nn.MSELoss(), (6, 5), "values", "identity", -1, 1, lambda z, y: 0.5 * (z - y).square().sum()),
+}  # fmt: skip
+
+
+def _labels(kind: str, z: Tensor) -> Tensor:
+    if kind == "classes":
+        return torch.randint(z.shape[1], (len(z),))
+    if kind == "positions":
+        return torch.randint(z.shape[1], (len(z), *z.shape[2:]))
+    if kind == "sequences":
+        return torch.randint(z.shape[2], z.shape[:2])
+    return torch.rand_like(z) if kind == "shares" else torch.randn_like(z)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_loss_in_nats_is_minus_the_logarithm_of_the_probability(name: str) -> None:
+    loss, shape, labels, kind, dim, rows, total = CASES[name]
+    torch.manual_seed(0)
+    z = torch.randn(shape, dtype=torch.double)
+    y = _labels(labels, z)
+    change = GradientStep(beta=0.1)(z, y, loss)
+    belief = find_belief(z, y, change.gradient, Batch(len(z)))
+    assert belief is not None and (belief.kind, belief.rows(z)) == (kind, rows)
+    assert kind != "softmax" or belief.dim == dim
+    nats = change.loss * change.samples / (belief.scale * len(z) * rows)
+    torch.testing.assert_close(nats, total(z, y) / (len(z) * rows))
+
+
+def test_ignored_positions_and_smoothed_labels_do_not_hide_the_classes() -> None:
+    torch.manual_seed(0)
+    z, y = torch.randn(20, 5), torch.randint(5, (20,))
+    y[::4] = -100
+    for loss in (nn.CrossEntropyLoss(), nn.CrossEntropyLoss(label_smoothing=0.05)):
+        found = find_belief(z, y, GradientStep()(z, y, loss).gradient, Batch(20))
+        assert found is not None and found.kind == "softmax"
+
+
+@pytest.mark.parametrize(
+    "belief", [Belief("softmax", -1, 1.0), Belief("sigmoid", -1, 1.0), Belief("identity", -1, 1.0)]
+)
+def test_what_is_drawn_has_the_hessian_as_its_second_moment(belief: Belief) -> None:
+    z, count = torch.tensor([1.0, -0.5, 0.3], dtype=torch.double), 200_000
+    s = belief.draw(z.expand(count, 3), Batch(count), torch.Generator().manual_seed(0))
+    p = z.softmax(0) if belief.kind == "softmax" else z.sigmoid()
+    hessian = {
+        "softmax": p.diag() - p.outer(p),
+        "sigmoid": (p * (1 - p)).diag(),
+        "identity": torch.eye(3, dtype=torch.double),
+    }[belief.kind]
+    torch.testing.assert_close(s.mean(0), torch.zeros(3, dtype=torch.double), atol=1e-2, rtol=0.0)
+    torch.testing.assert_close(s.T @ s / count, hessian, atol=1e-2, rtol=0.0)
+
+
+def test_a_loss_of_no_known_distribution_is_refused() -> None:
+    torch.manual_seed(0)
+    net, x, y = nn.Linear(3, 4), 5 * torch.randn(8, 3), torch.randint(4, (8,))
+    engine = tp.TargetPropagation(net, nn.MultiMarginLoss(), example_input=x, method="kronecker")
+    with pytest.raises(ValueError, match="draws labels from what the network believes"):
+        engine.backward(x, y)

@@ -1,0 +1,161 @@
+"""The update with a factor for each side, against the same formulas written out for a whole network."""
+
+from dataclasses import replace
+from math import sqrt
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import targetprop as tp
+from targetprop.batch import Batch
+from targetprop.belief import Belief
+from targetprop.updates.side import Side
+
+ROWS, STEPS, WIDTHS = 24, 30, (5, 7, 4, 3)
+
+
+class Oracle:
+    """Back-propagation, moments from the beginning on as plain sums, and dense inverses."""
+
+    def __init__(self, net: nn.Sequential, update: tp.Kronecker) -> None:
+        self.maps, self.update = [m for m in net if isinstance(m, nn.Linear)], update
+        self.inputs: list[list[Tensor]] = [[] for _ in self.maps]
+        self.outputs: list[list[Tensor]] = [[] for _ in self.maps]
+        self.asked: list[list[Tensor]] = [[] for _ in self.maps]
+        self.factors: list[tuple[Tensor, Tensor]] = [(torch.empty(0), torch.empty(0)) for _ in self.maps]
+        self.step = 0
+
+    def changes(self, net: nn.Sequential, x: Tensor, y: Tensor, drawn: Tensor) -> list[Tensor]:
+        values, a, h = [], [], x
+        for module in net:
+            if isinstance(module, nn.Linear):
+                a.append(torch.cat([h.detach(), torch.ones_like(h[:, :1])], 1))
+            h = module(h)
+            if isinstance(module, nn.Linear):
+                values.append(h)
+        nats = nn.functional.cross_entropy(h, y)
+        label = nn.functional.one_hot(y, h.shape[1]).to(h)
+        down = torch.autograd.grad(h, values, label - h.softmax(1).detach(), retain_graph=True)
+        felt = torch.autograd.grad(h, values, drawn)
+        found = []
+        for place in range(len(self.maps)):
+            found.append(self._change(place, a[place], down[place], felt[place], nats.detach()))
+        self.step += 1
+        return found
+
+    def _change(self, place: int, a: Tensor, down: Tensor, felt: Tensor, nats: Tensor) -> Tensor:
+        u, top = self.update, place == len(self.maps) - 1
+        if self.step % min(u.observe, 1 + self.step // 20) == 0:
+            self.inputs[place].append(a.T @ a / len(a))
+            moment = felt.T @ felt / len(a)
+            self.outputs[place].append(moment.diagonal().diag() if top else moment)
+        inputs, outputs = (_average(found[place], u.decay) for found in (self.inputs, self.outputs))
+        if self.step % min(u.every, 1 + self.step // 10) == 0:
+            kept = u.decay ** len(self.inputs[place])
+            worth = len(a) * (1 - kept) * (1 + u.decay) / ((1 + kept) * (1 - u.decay))
+            self.factors[place] = (
+                _inverse(inputs, u.damping + u.shrinkage * len(inputs) / worth),
+                _inverse(outputs, u.output_damping),
+            )
+        product = down.T @ a / len(a)
+        self.asked[place].append(product)
+        momentum = sum((1 - u.momentum) * u.momentum**age * g for age, g in enumerate(reversed(self.asked[place])))
+        newest = u.momentum * momentum + (1 - u.momentum) * product
+        p, q = self.factors[place]
+        change = q @ newest @ p
+        moved = a[:64] @ change.T
+        felt_length = (moved @ outputs * moved).sum(1).mean().sqrt()
+        size = moved.square().mean().sqrt()
+        return change * min(u.length * sqrt(nats) / felt_length, u.limit / size) / len(self.maps)
+
+
+def _average(values: list[Tensor], decay: float) -> Tensor:
+    weights = [decay**age for age in reversed(range(len(values)))]
+    return sum(w * v for w, v in zip(weights, values, strict=True)) / sum(weights)  # pyright: ignore
+
+
+def _inverse(moment: Tensor, damping: float) -> Tensor:
+    mean = moment.diagonal().mean()
+    return torch.linalg.inv(moment / mean + damping * torch.eye(len(moment), dtype=moment.dtype))
+
+
+def _network() -> nn.Sequential:
+    torch.manual_seed(0)
+    modules: list[nn.Module] = []
+    for inputs, outputs in zip(WIDTHS[:-1], WIDTHS[1:], strict=True):
+        modules += [nn.Linear(inputs, outputs), nn.Tanh()]
+    return nn.Sequential(*modules[:-1]).double()
+
+
+@pytest.mark.parametrize("rows", [3, ROWS], ids=["few rows", "many rows"])
+@pytest.mark.parametrize("cut", ["post-activation", "pre-activation"])
+@pytest.mark.parametrize("limit", [0.05, 10.0])
+def test_every_step_is_that_of_the_formulas(rows: int, cut: str, limit: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    net, update = _network(), tp.Kronecker(observe=3, every=4, limit=limit)
+    method = tp.method("kronecker", cut=cut, decoder=tp.Exact(w=0.0, damping=1.0), update=update)
+    torch.manual_seed(1)
+    x = torch.randn(ROWS, WIDTHS[0], dtype=torch.double)
+    y = torch.randint(WIDTHS[-1], (ROWS,))
+    engine = tp.TargetPropagation(net, nn.CrossEntropyLoss(), example_input=x[:2], method=method, seed=0)
+    oracle, optimizer = Oracle(net, update), torch.optim.SGD(net.parameters(), 0.3)
+    for step in range(STEPS):
+        drawn = torch.randn(rows, WIDTHS[-1], dtype=torch.double)
+        monkeypatch.setattr(Belief, "draw", lambda *_, drawn=drawn: drawn)
+        part = torch.arange(step * rows, (step + 1) * rows) % ROWS
+        expected = oracle.changes(net, x[part], y[part], drawn)
+        optimizer.zero_grad()
+        engine.backward(x[part], y[part])
+        for linear, change in zip(oracle.maps, expected, strict=True):
+            assert linear.weight.grad is not None and linear.bias.grad is not None
+            torch.testing.assert_close(torch.cat([linear.weight.grad, linear.bias.grad[:, None]], 1), -change)
+        optimizer.step()
+
+
+def test_a_step_does_not_depend_on_the_units_of_loss_and_layer() -> None:
+    torch.manual_seed(0)
+    x, y = torch.randn(16, 5, dtype=torch.double), torch.rand(16, 3, dtype=torch.double)
+
+    def moved(factor: float, loss: nn.Module) -> Tensor:
+        torch.manual_seed(3)
+        net = nn.Sequential(nn.Linear(5, 7), nn.Identity(), nn.Linear(7, 3)).double()
+        with torch.no_grad():  # the same function, with a hidden layer in other units
+            for p in net[0].parameters():
+                p.mul_(factor)
+            net[2].weight.div_(factor)
+        method = tp.method("kronecker", decoder=tp.Exact(w=0.0, damping=1.0), update=tp.Kronecker(limit=1e3))
+        engine = tp.TargetPropagation(net, loss, example_input=x, method=method, seed=0)
+        engine.backward(x, y)
+        torch.optim.SGD(net[0].parameters(), 0.1).step()
+        return net(x).detach()
+
+    before = moved(1.0, nn.BCEWithLogitsLoss())
+    torch.testing.assert_close(moved(1.0, nn.BCEWithLogitsLoss(reduction="sum")), before)
+    torch.testing.assert_close(moved(10.0, nn.BCEWithLogitsLoss()), before)
+
+
+@pytest.mark.parametrize("diagonal", [False, True])
+def test_a_side_with_few_rows_is_damped_more(diagonal: bool) -> None:
+    v = torch.randn(10, 4, dtype=torch.double, generator=torch.Generator().manual_seed(0))
+    sides = [Side(4, 0.5, 0.0, shrinkage, diagonal=diagonal).double() for shrinkage in (0.0, 2.0)]
+    for side in sides:
+        side.observe(v, Batch(10))
+        side.refresh()
+    plain, damped = (torch.diag(s.inverse) if diagonal else s.inverse for s in sides)
+    expected = torch.linalg.inv(torch.linalg.inv(plain) + 2.0 * 4 / 10 * torch.eye(4, dtype=torch.double))
+    torch.testing.assert_close(damped, expected)
+
+
+def test_wide_sides_keep_their_diagonal() -> None:
+    net, x = nn.Sequential(nn.Linear(6, 3), nn.Tanh(), nn.Linear(3, 2)), torch.randn(4, 6)
+    method = tp.method("kronecker", update=tp.Kronecker(most=4))
+    engine = tp.TargetPropagation(net, nn.MSELoss(), example_input=x, method=method)
+    state = engine.state_dict()["update"]
+    shapes = {tuple(value.shape) for name, value in state.items() if name.endswith("average")}
+    assert shapes == {(7,), (3, 3), (4, 4), (2,)}
+
+
+@pytest.mark.parametrize("setting", ["length", "limit", "output_damping"])
+def test_settings_out_of_range_are_refused(setting: str) -> None:
+    with pytest.raises(ValueError, match=f"update {setting} must be a number > 0"):
+        replace(tp.Kronecker(), **{setting: 0.0})
