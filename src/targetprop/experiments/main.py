@@ -30,7 +30,8 @@ targetprop COMMAND --help lists the options of a command.
 """
 _EXTRAS = {
     **dict.fromkeys(("jsonargparse", "matplotlib", "PIL", "yaml", "rich", "safetensors", "sklearn"), "experiments"),
-    **dict.fromkeys(("optuna", "pytorch_optimizer"), "experiments,bench"),
+    "optuna": "experiments,sweep",
+    "pytorch_optimizer": "experiments,bench",
 }
 
 

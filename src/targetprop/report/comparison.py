@@ -82,7 +82,9 @@ class Group:
         """What it is called in figures: its settings without the section where the rest tells enough."""
         leaves = [name.rpartition(".")[2] for name in self.settings]
         texts = [
-            shorten(value) if name == METHOD or leaf == "name" else f"{leaf if leaves.count(leaf) == 1 else name} {shorten(value)}"
+            shorten(value)
+            if name == METHOD or leaf == "name"
+            else f"{leaf if leaves.count(leaf) == 1 else name} {shorten(value)}"
             for (name, value), leaf in zip(self.settings.items(), leaves, strict=True)
             if value
         ]
@@ -137,11 +139,7 @@ class Comparison:
 
     def notes(self) -> list[str]:
         """Say why runs have not come to their end, or are no success, and what the times are of."""
-        notes = [
-            run.status.sentence
-            for run in self.runs
-            if not run.complete
-        ]
+        notes = [run.status.sentence for run in self.runs if not run.complete]
         machines = dict.fromkeys(f"{r.summary['device']} of {r.summary['host']}" for r in self.runs if r.summary)
         if len(machines) > 1:
             notes.append(f"the times are of different machines: {', '.join(machines)}")

@@ -77,7 +77,8 @@ def _draw_mean(axes: Axes, curves: Sequence[Sequence[tuple[float, float]]], styl
         return
     xs = [fmean(x for x, _ in points) for points in epochs]
     means = [fmean(y for _, y in points) for points in epochs]
-    axes.plot(xs, means, **(style if len(xs) <= 50 else style | {"marker": ""}))
+    marked: dict[str, Any] = style if len(xs) <= 50 else style | {"marker": ""}
+    axes.plot(xs, means, **marked)
     if len(curves) > 1:
         lows, highs = ([end(y for _, y in points) for points in epochs] for end in (min, max))
         axes.fill_between(xs, lows, highs, color=style["color"], alpha=0.2, linewidth=0, zorder=style["zorder"])

@@ -1,7 +1,7 @@
-"""What all pages are made of: one style sheet, tables, and figures inside the page, with a text for who cannot see them.
+"""What all pages are made of: one style sheet, tables, and figures within the page, which a text describes.
 
->>> render_table(("method", "loss"), [["l-drl", Cell("0.1", "number")]])
-'<div class="wide"><table><tr><th>method</th><th>loss</th></tr><tr><td>l-drl</td><td class="number">0.1</td></tr></table></div>'
+>>> render_table(["loss"], [[Cell("< 1", "number")]])
+'<div class="wide"><table><tr><th>loss</th></tr><tr><td class="number">&lt; 1</td></tr></table></div>'
 """
 
 from collections.abc import Iterable, Sequence
@@ -44,9 +44,7 @@ def made_on() -> str:
     return f"<p><small>{escape(versions)}</small></p>"
 
 
-def render_table(
-    columns: Sequence[str], rows: Iterable[Sequence[str | Cell]], title: str = "", kind: str = ""
-) -> str:
+def render_table(columns: Sequence[str], rows: Iterable[Sequence[str | Cell]], title: str = "", kind: str = "") -> str:
     """Write a table, which scrolls by itself where the screen is narrower."""
     head = "".join(f"<th>{escape(column)}</th>" for column in columns)
     caption = f"<caption>{escape(title)}</caption>" if title else ""

@@ -1,7 +1,7 @@
 """Studies by Optuna on SQLite, which a second call goes on with: the engine of ``sweep`` and of ``bench``.
 
-Trial ``k`` is drawn by a sampler of seed ``k`` from the trials before it, so that a study that was stopped goes on as if
-it had not been, where its trials run one after the other.
+Trial ``k`` is drawn by a sampler of seed ``k`` from the trials before it: where trials run one after the other, a study
+that was stopped goes on as if it had not been.
 """
 
 from collections.abc import Mapping
@@ -39,10 +39,17 @@ def ask(
     study: optuna.Study, number: int, space: Mapping[str, Space], first: Mapping[str, Any]
 ) -> tuple[Trial, dict[str, Any]]:
     """Draw the settings of the next trial; number 0 has the first values, as far as they are given."""
-    study.sampler = optuna.samplers.TPESampler(seed=number, n_startup_trials=5)
+    _seed(study, number)
     if number == 0 and first:
         study.enqueue_trial(dict(first))
     trial = study.ask()
+    return trial, {setting: part.suggest(trial, setting) for setting, part in space.items()}
+
+
+def ask_again(study: optuna.Study, known: FrozenTrial, space: Mapping[str, Space]) -> tuple[Trial, dict[str, Any]]:
+    """Take up a trial that came to no end, with the settings that it has."""
+    _seed(study, known.number)
+    trial = Trial(study, known._trial_id)
     return trial, {setting: part.suggest(trial, setting) for setting, part in space.items()}
 
 
@@ -54,3 +61,7 @@ def completed(study: optuna.Study) -> list[FrozenTrial]:
 def value_of(trial: FrozenTrial) -> float:
     """Look up the result of a trial; infinite where it diverged."""
     return inf if trial.value is None else trial.value
+
+
+def _seed(study: optuna.Study, number: int) -> None:
+    study.sampler = optuna.samplers.TPESampler(seed=number, n_startup_trials=5)

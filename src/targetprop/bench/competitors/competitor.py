@@ -12,7 +12,6 @@ from targetprop.bench.losses import SampledLoss
 from targetprop.settings import check_ranges, check_types
 from targetprop.sweep.space import Range
 
-
 # Ranges span a hundredfold around the usual setting (momenta go down to none): few trials in a wider one find nothing.
 RATE, MOMENTUM, AVERAGE = Range(1e-4, 1e-2), Range(3e-2, 1.0, complement=True), Range(3e-4, 3e-2, complement=True)
 
