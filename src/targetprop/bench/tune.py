@@ -38,7 +38,7 @@ def tune(
 def study_of(problem: Problem, name: str, competitor: Competitor, steps: int, out: Path) -> Study:
     """Open or make the study of a competitor."""
     about = _plain({"problem": asdict(problem), "name": problem.name, "first": competitor.settings()})
-    return open_study(out, f"{name}-{steps}", about, title=name)
+    return open_study(out, f"{name}-{steps}", about, title=f"a study of {name}")
 
 
 def first_values(competitor: Competitor) -> dict[str, float]:

@@ -22,14 +22,14 @@ STUDIES = "studies.db"
 def open_study(
     out: Path, name: str, about: Mapping[str, Any], title: str = "", pruner: BasePruner | None = None
 ) -> optuna.Study:
-    """Open or make a study, which is about the same all its life; ``title`` names it in messages."""
+    """Open or make a study, which is about the same all its life; ``title`` says in messages what it is."""
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     storage = f"sqlite:///{out / STUDIES}"
     study = optuna.create_study(storage=storage, study_name=name, load_if_exists=True, pruner=pruner or NopPruner())
     known = study.user_attrs.get("about", about)
     differing = [key for key in dict.fromkeys((*known, *about)) if known.get(key) != about.get(key)]
     if differing:
-        problem = f"{out} holds a study of {title or name} with other settings ({', '.join(differing)})"
+        problem = f"{out} holds {title or name} with other settings ({', '.join(differing)})"
         raise CommandError(f"{problem}; give another --out, or remove it")
     study.set_user_attr("about", dict(about))
     return study
