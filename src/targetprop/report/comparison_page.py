@@ -4,8 +4,8 @@ from html import escape
 
 from targetprop.report.comparison import Comparison
 from targetprop.report.comparison_figure import XS, colour, draw_comparison
-from targetprop.report.comparison_table import tabulate
-from targetprop.report.page import Cell, made_on, render_figure, render_page, render_table
+from targetprop.report.comparison_table import Column, tabulate
+from targetprop.report.page import Cell, made_on, render_figure, render_list, render_page, render_table
 
 
 def render_comparison(comparison: Comparison) -> str:
@@ -25,7 +25,7 @@ def render_comparison(comparison: Comparison) -> str:
         [
             f"<h1>{title}</h1><p>{words}</p>",
             _table(comparison),
-            "".join(f"<p>{escape(note[0].upper() + note[1:])}.</p>" for note in comparison.notes()),
+            render_list(comparison.notes()),
             f'<div class="columns">{"".join(figures)}</div>',
             _common(comparison),
             made_on(),
@@ -38,9 +38,16 @@ def _table(comparison: Comparison) -> str:
     written = []
     for place, row in enumerate(rows):
         key = f'<span class="key" style="background: {colour(place)}"></span> '
-        cells = [Cell(text, "number" if column.is_number else "") for column, text in zip(columns, row, strict=True)]
-        written.append([Cell(key + escape(row[0]), "first", is_html=True), *cells[1:]])
-    return render_table([column.title for column in columns], written)
+        cells = [_cell(column, text) for column, text in zip(columns, row, strict=True)]
+        written.append([Cell(key + escape(row[0]), "whole", is_html=True), *cells[1:]])
+    return render_table([Cell(column.title, "number" if column.is_number else "") for column in columns], written)
+
+
+def _cell(column: Column, text: str) -> Cell:
+    """Put the spread of several seeds below their mean."""
+    mean, bracket, rest = escape(text).partition(" (")
+    below = f"<br><small>({rest}</small>" if bracket and column.is_number else bracket + rest
+    return Cell(mean + below, "number" if column.is_number else "whole", is_html=True)
 
 
 def _describe(comparison: Comparison, x: str) -> str:

@@ -44,12 +44,20 @@ def made_on() -> str:
     return f"<p><small>{escape(versions)}</small></p>"
 
 
-def render_table(columns: Sequence[str], rows: Iterable[Sequence[str | Cell]], title: str = "", kind: str = "") -> str:
+def render_table(
+    columns: Sequence[str | Cell], rows: Iterable[Sequence[str | Cell]], title: str = "", kind: str = ""
+) -> str:
     """Write a table, which scrolls by itself where the screen is narrower."""
-    head = "".join(f"<th>{escape(column)}</th>" for column in columns)
+    head = "".join(_render_cell(column, "th") for column in columns)
     caption = f"<caption>{escape(title)}</caption>" if title else ""
     body = "".join(f"<tr>{''.join(map(_render_cell, row))}</tr>" for row in rows)
     return f'<div class="wide"><table{_class(kind)}>{caption}<tr>{head}</tr>{body}</table></div>'
+
+
+def render_list(texts: Iterable[str]) -> str:
+    """Write a list of sentences, or nothing where there are none."""
+    items = "".join(f"<li>{escape(text)}</li>" for text in texts)
+    return f"<ul>{items}</ul>" if items else ""
 
 
 def render_figure(figure: Figure, text: str, name: str) -> str:
@@ -63,10 +71,10 @@ def render_figure(figure: Figure, text: str, name: str) -> str:
     return f"<figure>{svg}</figure>"
 
 
-def _render_cell(cell: str | Cell) -> str:
+def _render_cell(cell: str | Cell, tag: str = "td") -> str:
     if isinstance(cell, str):
         cell = Cell(cell)
-    return f"<td{_class(cell.kind)}>{cell.content if cell.is_html else escape(cell.content)}</td>"
+    return f"<{tag}{_class(cell.kind)}>{cell.content if cell.is_html else escape(cell.content)}</{tag}>"
 
 
 def _class(kind: str) -> str:

@@ -18,7 +18,7 @@ from targetprop.sweep.study import ask, ask_again, completed, open_study, value_
 
 NAME = "sweep"
 _FIRST = 5  # trials that are never pruned, since a median of fewer says little
-_PATIENCE = 5  # a trial's first part of so many is never pruned
+_PATIENCE = 5  # the first epochs of a trial, one in so many, are never pruned
 
 
 class Source(Protocol):
@@ -80,7 +80,7 @@ class Search:
     def __init__(self, sweep: Sweep) -> None:
         """Open the study."""
         self._sweep, self.total = sweep, sweep.trials or 0
-        pruner = MedianPruner(n_startup_trials=_FIRST, n_warmup_steps=sweep.epochs // _PATIENCE)
+        pruner = MedianPruner(n_startup_trials=_FIRST, n_warmup_steps=sweep.epochs // _PATIENCE + 1)
         self._study = open_study(sweep.out, NAME, sweep.about, "a sweep", pruner)
         self._trials: dict[Path, Trial] = {}
         self._waiting = self._of(TrialState.RUNNING)  # left so by an earlier call
