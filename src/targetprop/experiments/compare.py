@@ -84,7 +84,7 @@ def write_comparison(paths: Sequence[Path], out: Path) -> None:
     with writing_into(out):
         write_atomic(out / PICTURE, picture.getvalue())
         write_atomic(out / PAGE, render_comparison(comparison).encode())
-    sys.stdout.write(f"{format_comparison(comparison)}\n\nfigure: {out / PICTURE}, page: {out / PAGE}\n")
+    sys.stdout.write(f"{format_comparison(comparison)}\n\nfigure: {out / PICTURE}\npage: {out / PAGE}\n")
 
 
 def read_run(path: Path) -> Run:

@@ -73,7 +73,7 @@ def inspect(argv: list[str]) -> int:
     record = _record(config, found, epoch)
     table = format_inspection(record)
     _write(run, record, table)
-    sys.stdout.write(f"{table}\n\n{_advice(record)}\n\nfigure: {run / PICTURE}, page: {run / PAGE}\n")
+    sys.stdout.write(f"{table}\n\n{_advice(record)}\n\nfigure: {run / PICTURE}\npage: {run / PAGE}\n")
     return 0
 
 

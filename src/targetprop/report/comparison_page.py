@@ -44,10 +44,10 @@ def _table(comparison: Comparison) -> str:
 
 
 def _cell(column: Column, text: str) -> Cell:
-    """Put the spread of several seeds below their mean."""
-    mean, bracket, rest = escape(text).partition(" (")
-    below = f"<br><small>({rest}</small>" if bracket and column.is_number else bracket + rest
-    return Cell(mean + below, "number" if column.is_number else "whole", is_html=True)
+    """Put the spread of several seeds below their mean, and the epoch below the word of a status."""
+    first, space, rest = escape(text).partition(" (" if column.is_number else " at ")
+    below = f"<br><small>{space.lstrip()}{rest}</small>" if rest else ""
+    return Cell(first + below, "number" if column.is_number else "whole", is_html=True)
 
 
 def _describe(comparison: Comparison, x: str) -> str:
