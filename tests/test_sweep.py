@@ -1,7 +1,10 @@
 """``targetprop sweep``: what is drawn, what runs, what is pruned, and that a second call goes on."""
 
 import json
+import re
+from importlib import import_module
 from math import inf
+from multiprocessing import get_context
 from pathlib import Path
 
 import pytest
@@ -12,7 +15,7 @@ from targetprop.experiments.main import main
 from targetprop.experiments.signals import StopSignals
 from targetprop.runs.folder import RunFolder
 from targetprop.runs.status import read_status
-from targetprop.sweep import command
+from targetprop.sweep import command, process
 from targetprop.sweep.command import train_source
 from targetprop.sweep.process import Plan, RunProcess
 from targetprop.sweep.request import Sweep, read_seeds, read_sweep
@@ -157,40 +160,47 @@ def drawn(search: Search) -> list[tuple[dict, float]]:
     return [(trial.params, trial.value) for trial in completed(search._study)]
 
 
-def test_trials_minimise_the_loss_on_held_out_data_and_the_best_meets_the_other_seeds(tmp_path, quick):
-    found, search = search_in(tmp_path, 4)
-    train_source(search, 2, StopSignals(), Fake)  # type: ignore[arg-type]
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory) -> tuple[Sweep, Search]:
+    """A search of six trials, the last of which is the sampler's first guess."""
+    found, search = search_in(tmp_path_factory.mktemp("whole"), 6)
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setattr(command, "wait", lambda sentinels, seconds: None)
+        train_source(search, 1, StopSignals(), Fake)  # type: ignore[arg-type]
+    return found, search
+
+
+def test_trials_minimise_the_loss_on_held_out_data_and_the_best_meets_the_other_seeds(whole):
+    found, search = whole
     results = drawn(search)
-    assert len(results) == 4 == search.done and results[0][0] == {"optimizer.lr": 0.001}, "first its own settings"
+    assert len(results) == 6 == search.done and results[0][0] == {"optimizer.lr": 0.001}, "first its own settings"
     assert all(value == 1 / params["optimizer.lr"] for params, value in results)
     best = search.best
     assert best is not None and best.value == min(value for _, value in results)
     plans = list(iter(list_confirmations(found, best).next, None))
     assert [plan.values["seed"] for plan in plans] == ["5", "6"]
     assert {float(plan.values["optimizer.lr"]) for plan in plans} == {best.params["optimizer.lr"]}
-    assert all((tmp_path / f"{number:03}-s4" / "config.yaml").exists() for number in range(4))
+    assert all((found.out / f"{number:03}-s4" / "config.yaml").exists() for number in range(6))
 
 
-def test_a_search_goes_on_as_if_it_had_not_stopped(tmp_path, quick):
-    (tmp_path / "a").mkdir(), (tmp_path / "b").mkdir()
-    _, whole = search_in(tmp_path / "a", 6)
-    train_source(whole, 1, StopSignals(), Fake)  # type: ignore[arg-type]
+def test_a_search_goes_on_as_if_it_had_not_stopped(tmp_path, quick, whole):
     signals, started = StopSignals(), []
 
-    def stopping(plan: Plan) -> Fake:
+    def start(plan: Plan) -> Fake:
         started.append(plan.path.name)
         signals.received = 2 if len(started) == 4 else None
         return Fake(plan)
 
-    _, first = search_in(tmp_path / "b", 6)
-    train_source(first, 1, signals, stopping)  # type: ignore[arg-type]
+    _, first = search_in(tmp_path, 6)
+    train_source(first, 1, signals, start)  # type: ignore[arg-type]
     assert first.done == 3, "the fourth has a run and no result"
-    _, second = search_in(tmp_path / "b", 6)
-    train_source(second, 1, StopSignals(), lambda plan: (started.append(plan.path.name), Fake(plan))[1])  # type: ignore[arg-type]
-    assert started == ["000-s4", "001-s4", "002-s4", "003-s4", "003-s4", "004-s4", "005-s4"]
-    assert drawn(second) == drawn(whole)
+    signals.received = None
+    _, second = search_in(tmp_path, 6)
+    train_source(second, 1, signals, start)  # type: ignore[arg-type]
+    assert started == [f"{number:03}-s4" for number in (0, 1, 2, 3, 3, 4, 5)]
+    assert drawn(second) == drawn(whole[1])
     with pytest.raises(CommandError, match=r"holds a sweep with other settings \(epochs\)"):
-        search_in(tmp_path / "b", 6, epochs=2)
+        search_in(tmp_path, 6, epochs=2)
 
 
 def test_a_trial_above_the_median_of_five_is_pruned(tmp_path, quick):
@@ -206,7 +216,7 @@ def test_a_trial_above_the_median_of_five_is_pruned(tmp_path, quick):
     assert "validation loss until epoch 2 was above the median" in read_status(pruned).sentence
 
 
-def test_a_run_that_diverges_is_an_infinite_value_and_another_failure_ends_the_sweep(tmp_path, quick):
+def test_a_run_that_diverges_is_an_infinite_value(tmp_path, quick):
     def diverging(plan: Plan) -> Fake:
         run = Fake(plan)
 
@@ -222,19 +232,33 @@ def test_a_run_that_diverges_is_an_infinite_value_and_another_failure_ends_the_s
     assert [value for _, value in drawn(search)] == [inf, inf] and search.best is None
 
 
-def test_two_seeds_train_in_processes_and_are_compared(tmp_path, capsys):
+@pytest.fixture
+def forked(monkeypatch, no_curves) -> list[Path]:
+    """Fork this process, which is faster than a new one, and note what would be compared."""
+    compared: list[Path] = []
+    for name in process._IMPORTED:
+        import_module(name)
+    monkeypatch.setattr(process, "_context", lambda: get_context("fork"))
+    monkeypatch.setattr(command, "write_comparison", lambda runs, out: compared.extend(runs))
+    return compared
+
+
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+def test_two_seeds_train_in_processes_and_are_compared(tmp_path, capsys, forked):
     words = "--network.widths 6 --batch_size 512 --data.limit 512 --data.validation 0.1 --device cpu --epochs 1".split()
     words = ["sweep", *words, "--seeds", "0..1", "--jobs", "2", "--out", str(tmp_path)]
     assert main(words) == 0
-    out, err = capsys.readouterr()
-    assert "run 2/2: seed" in err and "2 finished" in out and "validation loss" in out
-    assert (tmp_path / "compare.html").exists() and (tmp_path / "000-s1" / "checkpoint.safetensors").exists()
-    before = (tmp_path / "000-s0" / "summary.json").read_bytes()
-    assert main(words) == 0 and "run" not in capsys.readouterr().err
-    assert (tmp_path / "000-s0" / "summary.json").read_bytes() == before, "a second call has nothing left to train"
+    assert re.search(r"^run 2/2: seed [01]: validation loss [\d.]+ after 1 epochs$", capsys.readouterr().err, re.M)
+    assert forked == [tmp_path / "000-s0", tmp_path / "000-s1"]
+    assert all(read_status(run).word == "finished" for run in forked)
+    before = [(run / "summary.json").read_bytes() for run in forked]
+    assert json.loads(before[0])["seed"] == 0 and json.loads(before[1])["seed"] == 1
+    assert main(words) == 0 and "run " not in capsys.readouterr().err
+    assert before == [(run / "summary.json").read_bytes() for run in forked[:2]], "nothing was left to train"
 
 
-def test_what_ends_a_run_early_is_said(tmp_path, capsys):
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+def test_what_ends_a_run_early_is_said(tmp_path, capsys, forked):
     missing = ["--data.name", "mnist", "--data.root", str(tmp_path)]
     assert main(["sweep", *missing, "--seeds", "0..1", "--out", str(tmp_path / "out")]) == 1
     error = capsys.readouterr().err

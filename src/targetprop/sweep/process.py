@@ -23,7 +23,8 @@ from targetprop.runs.folder import CONFIG, RunFolder
 from targetprop.runs.read import METRICS, read_metrics, read_summary
 from targetprop.runs.status import RunStatus, read_status
 
-_IMPORTED = ["targetprop.experiments.train", "matplotlib.backends.backend_agg", "sklearn.datasets"]
+# What runs import, with what they import only when they use it: the embedded data, an optimiser's first step, a figure.
+_IMPORTED = ["targetprop.experiments.train", "sklearn.datasets", "torch._dynamo", "matplotlib.backends.backend_agg"]
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """Where a sweep's runs come from: every combination with every seed, or the trials of a study."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from math import inf
 from pathlib import Path
 from typing import Any, Protocol
@@ -74,6 +75,14 @@ class Listed:
         return f"run {self.done}/{self.total}: {self._names[run.plan.path]}: {describe_end(run.plan.path, status)}"
 
 
+@dataclass
+class _Running:
+    """A trial that runs."""
+
+    trial: Trial
+    reported: int  # the last epoch that the study knows
+
+
 class Search:
     """Runs whose settings Optuna draws, and of which those worse than the median are pruned."""
 
@@ -82,13 +91,10 @@ class Search:
         self._sweep, self.total = sweep, sweep.trials or 0
         pruner = MedianPruner(n_startup_trials=_FIRST, n_warmup_steps=sweep.epochs // _PATIENCE + 1)
         self._study = open_study(sweep.out, NAME, sweep.about, "a sweep", pruner)
-        self._trials: dict[Path, Trial] = {}
-        self._waiting = self._of(TrialState.RUNNING)  # left so by an earlier call
-
-    @property
-    def done(self) -> int:
-        """Count the trials that have come to an end."""
-        return len(self._of(TrialState.COMPLETE, TrialState.PRUNED))
+        known = self._study.get_trials(deepcopy=False)
+        self._asked, self.done = len(known), sum(trial.state.is_finished() for trial in known)
+        self._waiting = [trial for trial in known if trial.state == TrialState.RUNNING]  # in an earlier call
+        self._running: dict[Path, _Running] = {}
 
     @property
     def best(self) -> FrozenTrial | None:
@@ -98,15 +104,18 @@ class Search:
 
     def next(self) -> Plan | None:
         """Go on with a trial of an earlier call, or draw a new one; see `Source.next`."""
+        reported = 0
         if self._waiting:
-            trial, chosen = ask_again(self._study, self._waiting.pop(0), self._sweep.space)
-        elif self.done + len(self._of(TrialState.RUNNING)) < self.total:
-            number = len(self._study.get_trials(deepcopy=False))
-            trial, chosen = ask(self._study, number, self._sweep.space, self._first_values())
+            known = self._waiting.pop(0)
+            reported = max(known.intermediate_values, default=0)
+            trial, chosen = ask_again(self._study, known, self._sweep.space)
+        elif self.done + len(self._running) < self.total:
+            trial, chosen = ask(self._study, self._asked, self._sweep.space, self._first_values())
+            self._asked += 1
         else:
             return None
         plan = plan_run(self._sweep, trial.number, chosen, self._sweep.seeds[0])
-        self._trials[plan.path] = trial
+        self._running[plan.path] = _Running(trial, reported)
         return plan
 
     def watch(self, run: RunProcess) -> None:
@@ -117,7 +126,9 @@ class Search:
 
     def finish(self, run: RunProcess) -> str:
         """Tell the study the result; see `Source.finish`."""
-        status, trial = run.finish(), self._trials.pop(run.plan.path)
+        status = run.finish()
+        trial = self._running.pop(run.plan.path).trial
+        self.done += 1
         epochs = read_epochs(run.plan.path)
         failed = not epochs or (status.word == "failed" and has_diverged(run.plan.path))
         if status.word == "pruned":
@@ -130,13 +141,12 @@ class Search:
         return f"{title}: {describe_end(run.plan.path, status)}{told}"
 
     def _report(self, run: RunProcess, epochs: Sequence[Mapping[str, Any]]) -> None:
-        trial = self._trials[run.plan.path]
-        known = self._study.get_trials(deepcopy=False)[trial.number].intermediate_values
+        mine, last = self._running[run.plan.path], epochs[-1]
         for epoch in epochs:
-            if epoch["epoch"] not in known:
-                trial.report(epoch[objective(epoch).key], epoch["epoch"])
-        last = epochs[-1]
-        if last["epoch"] < run.plan.epochs and trial.should_prune():
+            if epoch["epoch"] > mine.reported:
+                mine.trial.report(epoch[objective(epoch).key], epoch["epoch"])
+                mine.reported = epoch["epoch"]
+        if last["epoch"] < run.plan.epochs and mine.trial.should_prune():
             what = f"its {objective(last).title} until epoch {last['epoch']}"
             run.prune(f"{what} was above the median of the trials before")
 
@@ -150,9 +160,6 @@ class Search:
             elif _is_number(text) and part.low <= float(text) <= part.high:
                 found[name] = int(text) if part.whole else float(text)
         return found
-
-    def _of(self, *states: TrialState) -> list[FrozenTrial]:
-        return self._study.get_trials(deepcopy=False, states=states)
 
 
 def plan_run(sweep: Sweep, number: int, chosen: Mapping[str, Any], seed: int) -> Plan:
