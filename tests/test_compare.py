@@ -58,6 +58,19 @@ def test_runs_that_differ_in_their_seed_alone_are_one_row_best_first(tmp_path):
     assert named["test accuracy (%)"] == "70.00 (60.00–80.00)" and named["time (s)"] == "9.0 (6.0–12.0)"
 
 
+def test_groups_are_ordered_by_held_out_data_where_all_have_some(tmp_path):
+    a, b = make(tmp_path / "a", [1.0]), make(tmp_path / "b", [2.0], epochs=4)
+
+    def add(run: Path, loss: float) -> None:
+        record = json.loads((run / "metrics.jsonl").read_text()) | {"validation_loss": loss}
+        (run / "metrics.jsonl").write_bytes(encode_line(record))
+
+    add(b, 0.5)
+    assert [group.runs[0].path.name for group in compared(a, b).groups] == ["a", "b"]
+    add(a, 0.7)
+    assert [group.runs[0].path.name for group in compared(a, b).groups] == ["b", "a"]
+
+
 def test_what_follows_from_a_choice_is_no_difference():
     mirror = {"method": "l-drl", "decoder.objective": "mirror", "decoder.lr": "1"}
     mirror |= {"optimizer.name": "adam", "optimizer.lr": "1"}

@@ -147,13 +147,18 @@ class Comparison:
 
 
 def compare_runs(runs: Sequence[Run]) -> Comparison:
-    """Find out what differs between runs, and put those together that differ in their seeds alone."""
+    """Find out what differs between runs, and put those together that differ in their seeds alone.
+
+    They are ordered by the loss on held-out data if all have some, else by the training loss.
+    """
     names = find_differences([run.config for run in runs])
     groups: dict[tuple[str, ...], list[Run]] = {}
     for run in runs:
         groups.setdefault(tuple(run.config.get(name, "") for name in names), []).append(run)
     found = [Group(dict(zip(names, values, strict=True)), members) for values, members in groups.items()]
-    return Comparison(sorted(found, key=_rank))
+    recorded = [run.epochs[-1] for run in runs if run.epochs]
+    loss = next((loss for loss in LOSSES if all(loss.key in epoch for epoch in recorded)), LOSSES[-1])
+    return Comparison(sorted(found, key=lambda group: _rank(group, loss)))
 
 
 def find_differences(configs: Sequence[Mapping[str, str]]) -> list[str]:
@@ -191,9 +196,9 @@ def _differs(name: str, configs: Sequence[Mapping[str, str]]) -> bool:
     return len(values - {None}) > 1
 
 
-def _rank(group: Group) -> tuple[bool, float]:
-    """Order groups by their last loss; those of which no run is complete come last."""
-    losses = [run.epochs[-1][objective(run.epochs[-1]).key] for run in group.counted]
+def _rank(group: Group, loss: Quantity) -> tuple[bool, float]:
+    """Order groups by a last loss; those of which no run is complete come last."""
+    losses = group.finals(loss)
     return not any(run.complete for run in group.runs), fmean(losses) if losses else inf
 
 

@@ -8,7 +8,7 @@ from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import MaxNLocator, PercentFormatter
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, PercentFormatter
 
 from targetprop.report.comparison import Comparison, Group, Quantity, Run
 from targetprop.report.style import COLOURS, RC, WIDTH, look
@@ -67,8 +67,11 @@ def _draw_panel(axes: Axes, groups: Sequence[Group], quantity: Quantity, x: str)
     curves = [run.curve(quantity.key) for run in [run for run in runs if run.word != "diverged"] or runs]
     values = [value for curve in curves for _, value in curve]
     if values and min(values) > 0:
-        axes.set_yscale("log")
-        axes.set_ylim(min(values) / 1.2, _ROOM * max(curve[0][1] for curve in curves if curve))
+        low, high = min(values) / 1.2, _ROOM * max(curve[0][1] for curve in curves if curve)
+        axes.set(yscale="log", ylim=(low, high))
+        axes.yaxis.set_major_formatter("{x:g}")
+        axes.yaxis.set_minor_locator(LogLocator(subs=(2.0, 5.0)))
+        axes.yaxis.set_minor_formatter("{x:g}" if high < 100 * low else NullFormatter())
 
 
 def _draw_mean(axes: Axes, curves: Sequence[Sequence[tuple[float, float]]], style: dict[str, Any]) -> None:

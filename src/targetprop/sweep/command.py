@@ -56,7 +56,7 @@ def train_source(
     """Train what a source plans, so many runs at a time, until there is no more or a signal asks for a stop."""
     running: list[RunProcess] = []
     try:
-        with Steps(f"{jobs} at a time" if jobs > 1 else "training", "run") as progress:
+        with Steps(f"{jobs} at a time" if jobs > 1 else "training", "runs done") as progress:
             while not signals.received:
                 while len(running) < jobs and (plan := source.next()) is not None:
                     running.append(start(plan))
