@@ -85,10 +85,11 @@ def test_what_follows_from_a_choice_is_no_difference():
 
 def test_runs_that_came_to_no_end_are_shown_as_such_and_not_averaged(tmp_path):
     whole = make(tmp_path / "0", [3.0, 2.0, 1.0])
-    others = [make(tmp_path / w, [2.0, 0.5], w, seed=s) for s, w in enumerate(("interrupted", "diverged", "pruned"), 1)]
+    words = {"interrupted": [2.0, 0.5], "diverged": [2.0, 0.5, 0.6], "pruned": [2.0, 0.5]}
+    others = [make(tmp_path / word, losses, word, seed=s) for s, (word, losses) in enumerate(words.items(), 1)]
     (group,) = compared(whole, *others).groups
     assert group.finals(LOSS) == [1.0] and group.counted[0].path == whole
-    assert group.statuses() == "1 finished, 1 interrupted at epoch 2/3, 1 diverged at epoch 2/3, 1 pruned at epoch 2/3"
+    assert group.statuses() == "1 finished, 1 interrupted at epoch 2/3, 1 diverged at epoch 3/3, 1 pruned at epoch 2/3"
     stopped = make(tmp_path / "alone", [0.1], "interrupted", epochs=5)
     killed = make(tmp_path / "killed", [], "running", epochs=7)
     found = compared(stopped, killed, whole)

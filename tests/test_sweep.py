@@ -175,6 +175,7 @@ def test_trials_minimise_the_loss_on_held_out_data_and_the_best_meets_the_other_
     results = drawn(search)
     assert len(results) == 6 == search.done and results[0][0] == {"optimizer.lr": 0.001}, "first its own settings"
     assert all(value == 1 / params["optimizer.lr"] for params, value in results)
+    assert len({value for _, value in results}) == 6, "every trial draws for itself"
     best = search.best
     assert best is not None and best.value == min(value for _, value in results)
     plans = list(iter(list_confirmations(found, best).next, None))
