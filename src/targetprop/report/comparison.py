@@ -12,7 +12,7 @@ from targetprop.runs.status import RunStatus
 SEED, METHOD = "seed", "method"
 # A method chooses these; where nothing but its name differs they say nothing more.
 _OF_METHOD = ("cut", "propagation", "output_target.", "decoder.", "inversion.", "influence.", "update.")
-_NO_DIFFERENCE = ("checkpoint_minutes", "log_every", "data.root")  # changes no number of a run
+_NO_DIFFERENCE = ("checkpoint_minutes", "log_every", "logger", "data.root")  # changes no number of a run
 
 
 class Quantity(NamedTuple):

@@ -19,7 +19,7 @@ from targetprop.sweep.space import Choice, Range, read_space
 
 USAGE = "targetprop sweep [CONFIG.yaml] [--seeds A..B] [--SETTING LOW..HIGH] [options]"
 _CHOOSING = ("method", *(f"{name}.{section.key}" for name, section in SECTIONS.items() if section.key))
-_PLACES = ("data.root", "device", "checkpoint_minutes")  # may change between two calls
+_FREE = ("data.root", "device", "checkpoint_minutes", "logger")  # may change between two calls
 _CHECKED = 200  # combinations that are checked before anything trains
 _TRIALS = 20
 
@@ -77,7 +77,7 @@ class Sweep:
     @property
     def about(self) -> dict[str, str]:
         """Say what must be the same in a call that goes on."""
-        fixed = {name: text for name, text in self.values.items() if name not in _PLACES}
+        fixed = {name: text for name, text in self.values.items() if name not in _FREE}
         drawn = {name: str(part) for name, part in self.space.items()}
         return fixed | drawn | {"first seed": str(self.seeds[0]), "by trials": str(self.trials is not None)}
 
