@@ -14,9 +14,10 @@ from targetprop.bench.problems import PROBLEMS, Autoencoder, DigitsAutoencoder, 
 from targetprop.bench.results import Outcome, format_table, rows
 from targetprop.bench.run import History, train
 from targetprop.bench.timing import Times, alternate
-from targetprop.bench.tune import completed, first_values, open_study, tune, with_values
+from targetprop.bench.tune import first_values, study_of, tune, with_values
 from targetprop.experiments.errors import CommandError
 from targetprop.experiments.main import main
+from targetprop.sweep.study import completed
 
 PROBLEM = DigitsAutoencoder(steps=20, batch=100)
 TASK = PROBLEM.load()
@@ -97,7 +98,7 @@ def test_tuning_goes_on_as_if_it_had_not_stopped(tmp_path: Path) -> None:
     heard: list[int] = []
     tune(PROBLEM, TASK, "adam", ADAM, 2, 3, tmp_path / "b", silent)
     parts = tune(PROBLEM, TASK, "adam", ADAM, 2, 6, tmp_path / "b", lambda number, loss: heard.append(number))
-    studies = [completed(open_study(PROBLEM, "adam", ADAM, 2, tmp_path / name)) for name in "ab"]
+    studies = [completed(study_of(PROBLEM, "adam", ADAM, 2, tmp_path / name)) for name in "ab"]
     assert [t.params for t in studies[0]] == [t.params for t in studies[1]]
     assert [t.value for t in studies[0]] == [t.value for t in studies[1]]
     assert heard == [4, 5, 6] and parts == whole
@@ -105,7 +106,7 @@ def test_tuning_goes_on_as_if_it_had_not_stopped(tmp_path: Path) -> None:
     assert whole == with_values(ADAM, best.params)
     assert studies[0][0].params == pytest.approx(first_values(ADAM))
     with pytest.raises(CommandError, match="other settings"):
-        open_study(replace(PROBLEM, batch=50), "adam", ADAM, 2, tmp_path / "a")
+        study_of(replace(PROBLEM, batch=50), "adam", ADAM, 2, tmp_path / "a")
 
 
 class _Broken(Stepper):
@@ -121,7 +122,7 @@ class _Wild(Adam):
 def test_tuning_survives_divergence(tmp_path: Path) -> None:
     heard: list[float] = []
     tune(PROBLEM, TASK, "wild", _Wild(), 5, 2, tmp_path, lambda number, loss: heard.append(loss))
-    assert heard == [inf, inf] == [t.value for t in completed(open_study(PROBLEM, "wild", _Wild(), 5, tmp_path))]
+    assert heard == [inf, inf] == [t.value for t in completed(study_of(PROBLEM, "wild", _Wild(), 5, tmp_path))]
 
 
 def _times(*names: str) -> Times:

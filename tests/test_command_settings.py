@@ -50,8 +50,8 @@ CLASSES = {
 }  # fmt: skip
 MAY_BE_INFINITE = {(LoopSettings, "checkpoint_minutes")}
 MAY_BE_ZERO = {
-    "seed", "checkpoint_minutes", "weight_decay", "momentum", "warmup", "crop", "hidden of Regression", "data_seed",
-    "lr of a competitor", "clip", "average", "damping", "decay", "least", "gamma", "bias_rate",
+    "seed", "checkpoint_minutes", "weight_decay", "momentum", "warmup", "crop", "validation", "hidden of Regression",
+    "data_seed", "lr of a competitor", "clip", "average", "damping", "decay", "least", "gamma", "bias_rate",
 }  # fmt: skip
 UNTYPED = ("entries", "settings")  # made by the command itself
 

@@ -7,10 +7,14 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
+from torch.nn.functional import cross_entropy
 
+from targetprop.experiments.build import build
 from targetprop.experiments.data import Dataset, Digits, Folder, Mnist, stratified_split
 from targetprop.experiments.data.idx import read_idx
 from targetprop.experiments.errors import CommandError
+from targetprop.experiments.loop import run_epoch
+from targetprop.experiments.parser import build_config
 
 NAMES = {
     "train_x": "train-images-idx3-ubyte",
@@ -167,3 +171,35 @@ def test_folder_says_what_is_wrong(tmp_path):
     (tmp_path / "a").rename(tmp_path / "train")
     with pytest.raises(CommandError, match="none called test"):
         Folder(root=str(tmp_path)).load()
+
+
+def test_held_out_samples_come_from_every_class_and_are_not_trained_on():
+    whole, data = Digits().load(), Digits(validation=0.25, normalise=True).load()
+    assert data.validation_x is not None and data.validation_y is not None and whole.validation_x is None
+    assert len(data.train_x) + len(data.validation_x) == len(whole.train_x)
+    counts = [torch.bincount(y, minlength=10) for y in (data.validation_y, whole.train_y)]
+    assert counts[0].tolist() == [round(0.25 * int(n)) for n in counts[1]]
+    assert float(data.train_x.mean()) == pytest.approx(0, abs=1e-5), "the scale is that of what is trained on"
+    assert abs(float(data.validation_x.mean())) > 1e-4 and data.validation_x.mean().abs() < 0.1
+    kept, held = ({tuple(row) for row in x.flatten(1).tolist()} for x in (data.train_x, data.validation_x))
+    assert not kept & held
+    with pytest.raises(ValueError, match=r"data.validation must be a share in \[0, 1\); got 1.0"):
+        Digits(validation=1.0)
+
+
+def test_an_epoch_ends_with_the_loss_on_what_was_held_out():
+    config = build_config({"data.validation": "0.2", "data.limit": "300", "network.widths": "5", "precision": "fp64"})
+    state, data = build(config)
+    assert data.validation_x is not None and data.validation_y is not None and data.validation_x.dtype == torch.double
+
+    class Silent:
+        def on_step(self, record): ...
+
+        on_skip = on_step
+
+    record = run_epoch(state, data, 100, 50, Silent())
+    with torch.no_grad():
+        output = state.model(data.validation_x)
+    assert record["validation_loss"] == pytest.approx(float(cross_entropy(output, data.validation_y)))
+    right = (output.argmax(1) == data.validation_y).double().mean()
+    assert record["validation_accuracy"] == pytest.approx(float(right))

@@ -5,6 +5,7 @@ import json
 import re
 import shutil
 from contextlib import redirect_stdout
+from html import escape
 from io import StringIO
 from pathlib import Path
 
@@ -73,7 +74,7 @@ def test_a_run_is_inspected(trained, inspected):
     run, output = inspected
     before, after = hashes(trained), hashes(run)
     assert {name: after[name] for name in before} == before, "nothing of the run itself is changed"
-    assert after.keys() - before.keys() == {"inspection.json", "inspection.png"}
+    assert after.keys() - before.keys() == {"inspection.html", "inspection.json", "inspection.png"}
     record = json.loads((run / "inspection.json").read_text())
     assert (record["method"], record["data"], record["seed"], record["epoch"]) == ("l-drl", "digits", 0, 1)
     assert record["samples"] == 64 and record["inversion"]["rule"] == "difference"
@@ -90,7 +91,10 @@ def test_a_run_is_inspected(trained, inspected):
     assert row[7] == f"{inverse['residual']:.3f}" and row[-1] == f"{record['layers'][1]['angle_gradient']:.0f}"
     for layer in record["layers"]:
         assert layer["advice"] in " ".join(output.split())
-    assert f"figure: {run / 'inspection.png'}" in output
+    assert f"figure: {run / 'inspection.png'}\npage: {run / 'inspection.html'}" in output
+    page = (run / "inspection.html").read_text()
+    assert page.count("<svg") == page.count('role="img" aria-label="Measured layer by layer: Where') == 1
+    assert all(f"<li>{escape(layer['advice'])}</li>" in page for layer in record["layers"])
 
 
 def test_inspecting_twice_gives_the_same(run, inspected, no_picture):

@@ -14,10 +14,11 @@ ORDER = [
     "settings", "precision", "batch", "inversion", "peers", "finite", "layers", "output_target", "regression",
     "decoders", "joint", "targets", "step_report", "influence", "updates", "recipe", "methods", "checks", "forward",
     "generators", "step", "engine_state", "backprop", "parallel", "engine", "check", "lightning", "diagnostics",
-    "testing", "runs", "report", "experiments", "bench", "claims", "__main__",
+    "testing", "runs", "report", "experiments", "sweep", "bench", "claims",
+    "__main__",
 ]  # fmt: skip
 # These use the library through its public names, as anybody would.
-USERS = ("runs", "report", "experiments", "bench", "claims", "__main__")
+USERS = ("runs", "report", "experiments", "sweep", "bench", "claims", "__main__")
 # What a part may never import, whatever the order says.
 FORBIDDEN = {
     "inversion": ("torch.nn", "targetprop.layers", "targetprop.decoders"),

@@ -25,6 +25,7 @@ NEEDS = {
     "runs": {"experiments"},
     "report": {"experiments"},
     "experiments": {"experiments"},
+    "sweep": {"experiments", "sweep"},
     "bench": {"experiments", "bench"},
     "claims": {"experiments"},
     "__main__": {"experiments"},

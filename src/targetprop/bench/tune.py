@@ -1,4 +1,4 @@
-"""Tuning: the same number of trials for every competitor, by Optuna on SQLite, so that a second call goes on."""
+"""Tuning: the same number of trials for every competitor."""
 
 from collections.abc import Callable
 from dataclasses import asdict, replace
@@ -6,15 +6,13 @@ from math import inf
 from pathlib import Path
 from typing import Any
 
-import optuna
-from optuna.trial import FrozenTrial, TrialState
+from optuna import Study
 
 from targetprop.bench.competitors import Competitor
 from targetprop.bench.problems import Problem, Task
 from targetprop.bench.run import Progress, train
-from targetprop.experiments.errors import CommandError
+from targetprop.sweep.study import ask, completed, open_study, value_of
 
-STUDIES = "studies.db"
 SEED = 1000  # of the tuning runs; those that confirm have seeds 0, 1, 2, …
 Tell = Callable[[int, float], None]
 
@@ -25,38 +23,22 @@ def tune(
 ) -> Competitor:  # fmt: skip
     """Find a competitor's settings; the first trial has those that it came with.
 
-    Trial ``k`` is drawn by a sampler of seed ``k`` from the trials before it: a study that was stopped goes on as if it
-    had not been. Shorter runs have the whole schedule in fewer steps.
+    Shorter runs have the whole schedule in fewer steps.
     """
-    study = open_study(problem, name, competitor, steps, out)
+    study = study_of(problem, name, competitor, steps, out)
     for number in range(len(completed(study)), trials):
-        study.sampler = optuna.samplers.TPESampler(seed=number, n_startup_trials=5)
-        if number == 0:
-            study.enqueue_trial(first_values(competitor))
-        trial = study.ask()
-        chosen = {setting: span.suggest(trial, setting) for setting, span in competitor.space.items()}
+        trial, chosen = ask(study, number, competitor.space, first_values(competitor))
         history = train(problem, task, replace(competitor, **chosen), SEED, steps, progress)
         loss = inf if history.diverged else history.at(1.0)
         study.tell(trial, loss)
         tell(number + 1, loss)
-    return with_values(competitor, min(completed(study)[:trials], key=_loss).params)
+    return with_values(competitor, min(completed(study)[:trials], key=value_of).params)
 
 
-def open_study(problem: Problem, name: str, competitor: Competitor, steps: int, out: Path) -> optuna.Study:
+def study_of(problem: Problem, name: str, competitor: Competitor, steps: int, out: Path) -> Study:
     """Open or make the study of a competitor."""
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
-    storage = f"sqlite:///{out / STUDIES}"
-    study = optuna.create_study(storage=storage, study_name=f"{name}-{steps}", load_if_exists=True)
     about = _plain({"problem": asdict(problem), "name": problem.name, "first": competitor.settings()})
-    if study.user_attrs.get("about", about) != about:
-        raise CommandError(f"{out} holds a study of {name} with other settings; give another --out, or remove it")
-    study.set_user_attr("about", about)
-    return study
-
-
-def completed(study: optuna.Study) -> list[FrozenTrial]:
-    """List the trials that have a result, oldest first."""
-    return study.get_trials(deepcopy=False, states=[TrialState.COMPLETE])
+    return open_study(out, f"{name}-{steps}", about, title=f"a study of {name}")
 
 
 def first_values(competitor: Competitor) -> dict[str, float]:
@@ -68,10 +50,6 @@ def with_values(competitor: Competitor, values: dict[str, float]) -> Competitor:
     """Put a trial's values into the settings; the opposite of `first_values`."""
     spans = competitor.space
     return replace(competitor, **{n: 1 - v if spans[n].complement else v for n, v in values.items()})
-
-
-def _loss(trial: FrozenTrial) -> float:
-    return inf if trial.value is None else trial.value
 
 
 def _plain(values: dict[str, Any]) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import torch
 
 from targetprop.claims import CLAIMS, Claim, merge
 from targetprop.claims.figures import FIGURES
-from targetprop.claims.page import render_page
+from targetprop.claims.page import render_claims
 from targetprop.claims.table import format_table
 from targetprop.experiments.errors import FAILURE, make_folder, suggest, writing_into
 from targetprop.experiments.options import read_request
@@ -60,7 +60,7 @@ def verify(argv: list[str]) -> int:
             figure.savefig(out / f"{claim.name}.png", dpi=150)
         records = [{"verdict": claim.verdict} | asdict(claim) for claim in found]
         write_atomic(out / RECORDS, encode_json(records))
-        write_atomic(out / PAGE, render_page(found, figures).encode())
+        write_atomic(out / PAGE, render_claims(found, figures).encode())
     width = get_terminal_size((140, 24)).columns
     sys.stdout.write(format_table(found, width) + f"\nThe page with all figures: {out / PAGE}\n")
     failed = [claim.name for claim in found if claim.verdict == "fails" and claim.should_hold]

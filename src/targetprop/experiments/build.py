@@ -1,11 +1,10 @@
 """Builds what a configuration describes: device, data, and the state that training begins with."""
 
-from dataclasses import replace
 from math import ceil
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import targetprop as tp
 from targetprop.experiments.config import RunConfig
@@ -54,7 +53,7 @@ def load_data(config: RunConfig, device: torch.device) -> Dataset:
     data = config.data.load().to(device)
     if config.loop.precision != "fp64":
         return data
-    return replace(data, train_x=data.train_x.double(), test_x=data.test_x.double())
+    return data.with_inputs(Tensor.double)
 
 
 def build_state(config: RunConfig, data: Dataset, processes: Processes | None = None) -> TrainState:

@@ -23,13 +23,14 @@ from targetprop.experiments.parser import build_config
 from targetprop.experiments.progress import error_console, say
 from targetprop.experiments.resume import parse_stored, read_stored_values
 from targetprop.report.inspection import INSPECTION, draw_inspection
+from targetprop.report.inspection_page import render_inspection
 from targetprop.runs.atomic import write_atomic
 from targetprop.runs.checkpoint import has_checkpoint, load_checkpoint
 from targetprop.runs.encode import encode_json
 from targetprop.runs.status import read_status
 from targetprop.settings import check_ranges, check_types
 
-PICTURE = "inspection.png"
+PICTURE, PAGE = "inspection.png", "inspection.html"
 _PATIENCE = 2.0  # seconds between two words where there is no terminal
 
 
@@ -37,8 +38,8 @@ _PATIENCE = 2.0  # seconds between two words where there is no terminal
 class Request:
     """Measures, layer by layer, what the inverses and the targets of a trained run do on test samples.
 
-    Prints a table and a sentence per layer on what to change; writes inspection.json and inspection.png into the run's
-    folder. Nothing is trained.
+    Prints a table and a sentence per layer on what to change; writes inspection.json, inspection.png and
+    inspection.html into the run's folder. Nothing is trained.
 
     Attributes:
         run: the folder of a run.
@@ -70,8 +71,9 @@ def inspect(argv: list[str]) -> int:
         say(f"note: {status.sentence}")
     found, epoch = _measure(config, run, request.samples)
     record = _record(config, found, epoch)
-    _write(run, record)
-    sys.stdout.write(f"{format_inspection(record)}\n\n{_advice(record)}\n\nfigure: {run / PICTURE}\n")
+    table = format_inspection(record)
+    _write(run, record, table)
+    sys.stdout.write(f"{table}\n\n{_advice(record)}\n\nfigure: {run / PICTURE}\npage: {run / PAGE}\n")
     return 0
 
 
@@ -123,9 +125,10 @@ def _advice(record: dict[str, Any]) -> str:
     return "\n".join(wrapper.fill(layer["advice"]) for layer in record["layers"])
 
 
-def _write(run: Path, record: dict[str, Any]) -> None:
+def _write(run: Path, record: dict[str, Any], table: str) -> None:
     with writing_into(run):
         write_atomic(run / INSPECTION, encode_json(record))
-        picture = BytesIO()
-        draw_inspection(run).savefig(picture, format="png", dpi=130)
+        figure, picture = draw_inspection(run), BytesIO()
+        figure.savefig(picture, format="png", dpi=130)
         write_atomic(run / PICTURE, picture.getvalue())
+        write_atomic(run / PAGE, render_inspection(record, table, figure).encode())

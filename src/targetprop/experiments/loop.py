@@ -87,7 +87,7 @@ def evaluate(
     processes.sum_(sums)
     total, right = sums.tolist()
     if not abs(total) < float("inf"):
-        raise FloatingPointError("the test loss is NaN or infinite; lower the learning rate")
+        raise FloatingPointError("the loss in evaluation is NaN or infinite; lower the learning rate")
     return total / n, right / n
 
 
@@ -110,6 +110,7 @@ def _end_epoch(state: TrainState, progress: EpochProgress, data: Dataset) -> dic
     state.processes.sum_(progress.right)  # every rank has the loss of the whole batch already
     with casting(data.test_x.device, state.precision):
         test_loss, test_accuracy = evaluate(state.model, state.loss, data.test_x, data.test_y, state.processes)
+        held_out = _evaluate_held_out(state, data)
     state.epoch, state.epoch_progress = state.epoch + 1, None
     state.best = max(state.best, test_accuracy)
     state.last = {
@@ -118,12 +119,21 @@ def _end_epoch(state: TrainState, progress: EpochProgress, data: Dataset) -> dic
         "step": state.step,
         "train_loss": float(progress.loss) / progress.counted,
         "train_accuracy": float(progress.right) / progress.counted,
+        **held_out,
         "test_loss": test_loss,
         "test_accuracy": test_accuracy,
         "seconds": state.seconds,
         "skipped": progress.skipped,
     }
     return state.last
+
+
+def _evaluate_held_out(state: TrainState, data: Dataset) -> dict[str, float]:
+    """Compute loss and accuracy on training samples that were held out, if any were."""
+    if data.validation_x is None or data.validation_y is None:
+        return {}
+    loss, accuracy = evaluate(state.model, state.loss, data.validation_x, data.validation_y, state.processes)
+    return {"validation_loss": loss, "validation_accuracy": accuracy}
 
 
 def _step_record(state: TrainState, report: StepReport, accuracy: float) -> dict[str, Any]:

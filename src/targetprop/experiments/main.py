@@ -13,6 +13,8 @@ from targetprop.runs.errors import RunError
 COMMANDS = {
     "train": ("targetprop.experiments.train", "train a network and keep the run in a folder"),
     "inspect": ("targetprop.experiments.inspect", "measure a trained run's inverses and targets; says what to change"),
+    "compare": ("targetprop.experiments.compare", "show runs side by side; writes a table, a figure and a page"),
+    "sweep": ("targetprop.sweep.command", "train with several seeds and settings, the best of them found by Optuna"),
     "verify": ("targetprop.claims.verify", "measure the claims of the paper; writes a table, figures and a page"),
     "bench": ("targetprop.bench.command", "compare optimisers, tuned on an equal budget"),
     "check": ("targetprop.experiments.check", "say what a method does with a model of your own, layer by layer"),
@@ -28,7 +30,8 @@ targetprop COMMAND --help lists the options of a command.
 """
 _EXTRAS = {
     **dict.fromkeys(("jsonargparse", "matplotlib", "PIL", "yaml", "rich", "safetensors", "sklearn"), "experiments"),
-    **dict.fromkeys(("optuna", "pytorch_optimizer"), "experiments,bench"),
+    "optuna": "experiments,sweep",
+    "pytorch_optimizer": "experiments,bench",
 }
 
 

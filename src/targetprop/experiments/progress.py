@@ -84,19 +84,19 @@ class TrainingProgress(_Bar):
 class Steps(_Bar):
     """A bar for one task of many steps on a terminal, and a line twice a minute anywhere else."""
 
-    def __init__(self, title: str) -> None:
+    def __init__(self, title: str, unit: str = "step") -> None:
         """Prepare the bar."""
         super().__init__(TextColumn("{task.description}"), BarColumn(bar_width=20), MofNCompleteColumn())
-        self._title, self._said = title, monotonic()
+        self._title, self._unit, self._said = title, unit, monotonic()
         self._task = self.add_task(title, total=None)
 
-    def __call__(self, done: int, steps: int, loss: float) -> None:
+    def __call__(self, done: int, steps: int, loss: float | None = None) -> None:
         """Advance."""
-        title = f"{self._title}, loss {_number(loss)}"
+        title = self._title if loss is None else f"{self._title}, loss {_number(loss)}"
         self.update(self._task, completed=done, total=steps, description=title)
         if not self.console.is_terminal and monotonic() > self._said + _QUIET:
             self._said = monotonic()
-            say(f"{title}, step {done}/{steps}")
+            say(f"{title}, {self._unit} {done}/{steps}")
 
 
 def say(sentence: str) -> None:

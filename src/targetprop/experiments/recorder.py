@@ -69,11 +69,11 @@ class RunRecorder:
         if self.state.epoch < self.config.loop.epochs:
             self._pace(self.draw)
 
-    def write(self, status: str, reason: str | None = None) -> None:
+    def write(self, status: str, reason: str | None = None, *, diverged: bool = False) -> None:
         """Write the summary."""
         if self._folder is not None:
             summary = summarise(self.config, self.state, self._data, status, reason, self._saved)
-            self._folder.write_summary(summary)
+            self._folder.write_summary(summary | {"diverged": diverged})
         if status != "running":
             self._logger.close(status)
 
@@ -90,7 +90,7 @@ class RunRecorder:
         first, last = next(losses, None), self.state.last["train_loss"]
         grown = first is not None and last > _GROWN * first
         reason = f"the training loss grew from {first:.3g} to {last:.3g}; lower --optimizer.lr" if grown else None
-        self.write("finished", reason)
+        self.write("finished", reason, diverged=grown)
 
     def show(self) -> None:
         """Print the summary of a finished run."""
@@ -108,7 +108,7 @@ class RunRecorder:
         """Say that the run has failed; returns what ends the command."""
         reason = self.state.processes.explain(error)
         with suppress(OSError):
-            self.write("failed", reason)
+            self.write("failed", reason, diverged=isinstance(error, FloatingPointError))
             self.draw()
         epoch = min(self.state.epoch + 1, self.config.loop.epochs)
         problem = f"the run in {self._path} failed in epoch {epoch}: {reason}"

@@ -31,6 +31,8 @@ def summarise(
         "checkpoint_step": saved,
         "train_loss": last.get("train_loss"),
         "train_accuracy": last.get("train_accuracy"),
+        "validation_loss": last.get("validation_loss"),
+        "validation_accuracy": last.get("validation_accuracy"),
         "test_loss": last.get("test_loss"),
         "test_accuracy": last.get("test_accuracy"),
         "best_test_accuracy": state.best if state.epoch else None,

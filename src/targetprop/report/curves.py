@@ -40,8 +40,11 @@ def draw_curves(run: Path) -> Path:
 
 def _draw_epochs(axes: Axes, epochs: list[dict[str, Any]], quantity: str, label: str) -> None:
     numbers = [record["epoch"] for record in epochs]
-    for part, colour in (("train", COLOURS[0]), ("test", COLOURS[1])):
-        values = [record[f"{part}_{quantity}"] for record in epochs]
+    parts = (("train", COLOURS[0]), ("validation", COLOURS[2]), ("test", COLOURS[1]))
+    for part, colour in parts:
+        values: list[Any] = [record.get(f"{part}_{quantity}") for record in epochs]
+        if values and values[-1] is None:  # nothing was held out
+            continue
         axes.plot(numbers, values, color=colour, marker=_marker(values), label=part)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     _frame(axes, "epoch", label)

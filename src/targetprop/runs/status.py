@@ -20,7 +20,7 @@ except ModuleNotFoundError:  # Windows
 class RunStatus(NamedTuple):
     """What a run is doing."""
 
-    word: str  # finished, interrupted, failed, running, killed, "running or killed", or unknown
+    word: str  # finished, interrupted, pruned, failed, running, killed, "running or killed", or unknown
     sentence: str  # the same with what is known about it
     saved: int | None = None  # steps done by its checkpoint when the summary was written; None without one
 
@@ -32,7 +32,7 @@ def read_status(run: Path) -> RunStatus:
     except (OSError, ValueError) as error:
         return RunStatus("unknown", f"what became of {run} is unknown ({error})")
     word, saved = summary.get("status"), summary.get("checkpoint_step")
-    if word in ("finished", "interrupted", "failed"):
+    if word in ("finished", "interrupted", "pruned", "failed"):
         reason = summary.get("reason")
         return RunStatus(word, f"{run} is {word}" + (f" ({reason})" if reason else ""), saved)
     if word != "running":

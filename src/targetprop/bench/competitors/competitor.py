@@ -6,39 +6,11 @@ from dataclasses import dataclass, fields
 from typing import Any, ClassVar
 
 import torch
-from optuna.trial import BaseTrial
 from torch import Tensor, nn
 
 from targetprop.bench.losses import SampledLoss
 from targetprop.settings import check_ranges, check_types
-
-
-@dataclass(frozen=True)
-class Range:
-    """A range that is searched evenly in logarithms."""
-
-    low: float
-    high: float
-    complement: bool = False  # whether it is the range of 1 minus the setting, as for momenta
-
-    def __post_init__(self) -> None:
-        """Check the range; a wrong one raises `ValueError`."""
-        check_types(self, "range ")
-        check_ranges(
-            self, "range ",
-            low=(self.low > 0, "a number > 0"),
-            high=(self.low <= self.high and (self.high <= 1 or not self.complement), "≥ low, and ≤ 1 of a complement"),
-        )  # fmt: skip
-
-    def suggest(self, trial: BaseTrial, name: str) -> float:
-        """Ask a trial for a value."""
-        value = trial.suggest_float(name, self.low, self.high, log=True)
-        return 1 - value if self.complement else value
-
-    def encode(self, setting: float) -> float:
-        """Find the value that a trial must have for a setting; the opposite of `suggest`."""
-        return min(max(1 - setting if self.complement else setting, self.low), self.high)
-
+from targetprop.sweep.space import Range
 
 # Ranges span a hundredfold around the usual setting (momenta go down to none): few trials in a wider one find nothing.
 RATE, MOMENTUM, AVERAGE = Range(1e-4, 1e-2), Range(3e-2, 1.0, complement=True), Range(3e-4, 3e-2, complement=True)

@@ -1,0 +1,1 @@
+"""``targetprop sweep``: many runs of a configuration, by seeds and by settings that Optuna draws."""
