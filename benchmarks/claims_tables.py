@@ -1,9 +1,9 @@
-"""Write the tables of README.md and docs/claims.md anew from the record of ``targetprop verify --seeds 3``.
+"""Write the tables of docs/claims.md anew from the record of ``targetprop verify --seeds 3``.
 
     targetprop verify --seeds 3 --out /tmp/claims && cp /tmp/claims/claims.json benchmarks/results/
     python benchmarks/claims_tables.py
 
-A table stands between ``<!-- claims: NAME -->`` and ``<!-- end -->``; NAME is a claim's, or ``all`` in the README.
+A table stands between ``<!-- claims: NAME -->`` and ``<!-- end -->``; NAME is a claim's, or ``all``.
 """
 
 import re
@@ -16,10 +16,10 @@ ROOT = Path(__file__).parents[1]
 
 
 def main() -> None:
-    """Read the record and fill both pages."""
+    """Read the record and fill the page."""
     claims = read_records(ROOT / "benchmarks" / "results" / "claims.json")
-    _fill(ROOT / "README.md", {"all": format_markdown(claims)})
-    _fill(ROOT / "docs" / "claims.md", {claim.name: format_details(claim) for claim in claims})
+    tables = {"all": format_markdown(claims), **{claim.name: format_details(claim) for claim in claims}}
+    _fill(ROOT / "docs" / "claims.md", tables)
 
 
 def _fill(page: Path, tables: dict[str, str]) -> None:

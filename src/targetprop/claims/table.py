@@ -1,4 +1,4 @@
-"""The table of claims: as plain text for the terminal, as Markdown for the README and docs/claims.md."""
+"""The table of claims: as plain text for the terminal, as Markdown for docs/claims.md."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -13,7 +13,7 @@ from targetprop.claims.claim import Claim, Number
 _SHARES = {"claim": 23, "prediction": 22, "measured": 31, "where it stops holding": 24}
 _NARROWEST = 96
 _RULES = Box("────\n    \n────\n    \n────\n────\n    \n────\n")
-_KEY_NUMBERS = {  # what the README shows of a claim and calls it; of the others, the first number
+_KEY_NUMBERS = {  # what the short table shows of a claim and calls it; of the others, the first number
     "convergence": ("largest error / ρᵏ e_0", "error / ρᵏ e_0"),
     "joint-sweeps": ("last factor per sweep / ρ, smallest", "factor per sweep / ρ"),
     "gauss-newton": ("smallest cosine of weight changes after 64 steps", "cosine of weight changes"),
@@ -54,7 +54,7 @@ def format_table(claims: Sequence[Claim], columns: int = 140) -> str:
 
 
 def format_markdown(claims: Sequence[Claim]) -> str:
-    """Write claim, key number and verdict as the Markdown table of the README."""
+    """Write claim, key number and verdict as a Markdown table."""
     lines = ["| claim | key number | verdict |", "|---|---|---|"]
     for claim in claims:
         lines.append(_markdown_row(claim.statement, str(_key_number(claim)), f"**{claim.verdict}**"))

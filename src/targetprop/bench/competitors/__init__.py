@@ -6,7 +6,7 @@ from targetprop.bench.competitors.kfac import Kfac
 from targetprop.bench.competitors.kfac_adaptive import AdaptiveKfac
 from targetprop.bench.competitors.locoprop import LocoProp
 from targetprop.bench.competitors.matrix import Muon, Shampoo, Soap
-from targetprop.bench.competitors.targets import COMPOSITIONS, TargetProp
+from targetprop.bench.competitors.targets import COMPOSITIONS, Kronecker, TargetProp
 
 COMPETITORS: dict[str, Competitor] = {
     "adam": Adam(),
@@ -18,6 +18,7 @@ COMPETITORS: dict[str, Competitor] = {
     "k-fac": Kfac(),
     "k-fac-adaptive": AdaptiveKfac(),
     "locoprop": LocoProp(),
+    "kronecker": Kronecker(),
     **{name: TargetProp(composition=name) for name in COMPOSITIONS},
 }
 

@@ -53,3 +53,21 @@ class TargetProp(Competitor):
         else:
             optimizer = torch.optim.SGD(network.parameters(), self.lr, momentum=self.momentum)
         return GradientStepper(lambda x, y: engine.backward(x, y).loss, [optimizer])
+
+
+@dataclass(frozen=True)
+class Kronecker(Competitor):
+    """The method `kronecker`, whose update is a step of SGD at rate 1."""
+
+    lr: float = 1.0
+    damping: float = 0.003  # of the inputs' factor
+    output_damping: float = 5.0  # of the outputs' factor
+    space: ClassVar = {"lr": Range(0.3, 3.0), "damping": Range(3e-4, 3e-2), "output_damping": Range(0.5, 50.0)}
+
+    def start(self, network: nn.Sequential, loss: SampledLoss, example: Tensor, seed: int) -> Stepper:
+        """Build the engine; see `Competitor.start`."""
+        update = tp.Kronecker(damping=self.damping, output_damping=self.output_damping)
+        method = tp.method("kronecker", update=update)
+        engine = tp.TargetPropagation(network, loss, example_input=example, method=method, seed=seed)
+        optimizer = torch.optim.SGD(network.parameters(), self.lr)
+        return GradientStepper(lambda x, y: engine.backward(x, y).loss, [optimizer])
