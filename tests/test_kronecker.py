@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from math import sqrt
+from typing import Any
 
 import pytest
 import torch
@@ -10,19 +11,21 @@ from torch import Tensor, nn
 import targetprop as tp
 from targetprop.batch import Batch
 from targetprop.belief import Belief
+from targetprop.updates import kronecker
 from targetprop.updates.side import Side
 
-ROWS, STEPS, WIDTHS = 24, 30, (5, 7, 4, 3)
+ROWS, STEPS, WIDTHS = 24, 18, (5, 7, 4, 3)
 
 
 class Oracle:
     """Back-propagation, moments from the beginning on as plain sums, and dense inverses."""
 
-    def __init__(self, net: nn.Sequential, update: tp.Kronecker) -> None:
+    def __init__(self, net: nn.Sequential, update: tp.Kronecker, settled: int) -> None:
+        self.settled = settled
         self.maps, self.update = [m for m in net if isinstance(m, nn.Linear)], update
         self.inputs: list[list[Tensor]] = [[] for _ in self.maps]
         self.outputs: list[list[Tensor]] = [[] for _ in self.maps]
-        self.asked: list[list[Tensor]] = [[] for _ in self.maps]
+        self.momentum: list[Any] = [0.0 for _ in self.maps]
         self.factors: list[tuple[Tensor, Tensor]] = [(torch.empty(0), torch.empty(0)) for _ in self.maps]
         self.step = 0
 
@@ -58,12 +61,16 @@ class Oracle:
                 _inverse(inputs, u.damping + u.shrinkage * len(inputs) / worth),
                 _inverse(outputs, u.output_damping),
             )
+        (p, q), beta = self.factors[place], u.momentum
         product = down.T @ a / len(a)
-        self.asked[place].append(product)
-        momentum = sum((1 - u.momentum) * u.momentum**age * g for age, g in enumerate(reversed(self.asked[place])))
-        newest = u.momentum * momentum + (1 - u.momentum) * product
-        p, q = self.factors[place]
-        change = q @ newest @ p
+        if self.step < self.settled:
+            self.momentum[place] = beta * self.momentum[place] + (1 - beta) * product
+            change = q @ (beta * self.momentum[place] + (1 - beta) * product) @ p
+        else:
+            if self.step == self.settled:
+                self.momentum[place] = q @ self.momentum[place] @ p
+            self.momentum[place] = beta * self.momentum[place] + (1 - beta) * q @ product @ p
+            change = beta * self.momentum[place] + (1 - beta) * q @ product @ p
         moved = a[:64] @ change.T
         felt_length = (moved @ outputs * moved).sum(1).mean().sqrt()
         size = moved.square().mean().sqrt()
@@ -91,14 +98,18 @@ def _network() -> nn.Sequential:
 @pytest.mark.parametrize("rows", [3, ROWS], ids=["few rows", "many rows"])
 @pytest.mark.parametrize("cut", ["post-activation", "pre-activation"])
 @pytest.mark.parametrize("limit", [0.05, 10.0])
-def test_every_step_is_that_of_the_formulas(rows: int, cut: str, limit: float, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("settled", [12, 100])
+def test_every_step_is_that_of_the_formulas(
+    rows: int, cut: str, limit: float, settled: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kronecker, "_SETTLED", settled)
     net, update = _network(), tp.Kronecker(observe=3, every=4, limit=limit)
     method = tp.method("kronecker", cut=cut, decoder=tp.Exact(w=0.0, damping=1.0), update=update)
     torch.manual_seed(1)
     x = torch.randn(ROWS, WIDTHS[0], dtype=torch.double)
     y = torch.randint(WIDTHS[-1], (ROWS,))
     engine = tp.TargetPropagation(net, nn.CrossEntropyLoss(), example_input=x[:2], method=method, seed=0)
-    oracle, optimizer = Oracle(net, update), torch.optim.SGD(net.parameters(), 0.3)
+    oracle, optimizer = Oracle(net, update, settled), torch.optim.SGD(net.parameters(), 0.3)
     for step in range(STEPS):
         drawn = torch.randn(rows, WIDTHS[-1], dtype=torch.double)
         monkeypatch.setattr(Belief, "draw", lambda *_, drawn=drawn: drawn)

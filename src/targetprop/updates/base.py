@@ -198,7 +198,7 @@ class LinearUpdate(Update):
             a = torch.cat([a, torch.ones_like(a[:, :1])], dim=1)
         felt = None if drawn is None else _outputs(use, drawn)
         scale = common.scale * positions
-        change = -self.solve(Regression(use.site.key, a, dz, scale, common, positions, felt), state)
+        change = self.solve(Regression(use.site.key, a, dz, scale, common, positions, felt), state).neg_()
         if use.bias is not None:
             found.note(layer.name, [use.bias], [_through_hooks(use.bias, change[:, -1].to(use.bias.dtype))])
             change = change[:, :-1]

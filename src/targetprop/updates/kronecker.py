@@ -20,6 +20,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from targetprop.batch import Batch
 from targetprop.settings import check_ranges
 from targetprop.updates.base import Pullback, Regression, state_key
 from targetprop.updates.remembering import RememberingUpdate
@@ -34,16 +35,14 @@ class Sides(nn.Module):
         outputs: the factor of the outputs.
     """
 
-    asked: Tensor
-    change: Tensor
+    momentum: Tensor
     steps: Tensor
 
     def __init__(self, inputs: Side, outputs: Side) -> None:
         """Start without observations."""
         super().__init__()
         self.inputs, self.outputs = inputs, outputs
-        for name in ("asked", "change"):  # the momentum of what is asked, and the same with both factors applied
-            self.register_buffer(name, torch.zeros(len(outputs.average), len(inputs.average)))
+        self.register_buffer("momentum", torch.zeros(len(outputs.average), len(inputs.average)))
         self.register_buffer("steps", torch.zeros((), dtype=torch.long, device="cpu"))
 
     def solve(self, product: Tensor) -> Tensor:
@@ -51,6 +50,8 @@ class Sides(nn.Module):
         return self.outputs.solve(self.inputs.solve(product).T).T
 
 
+_EARLY = 10  # steps of the beginning, after which factors are made a step more rarely, and so on
+_SETTLED = 100  # steps after which factors change slowly: a momentum that has them applied is not out of date then
 _MEASURED = 64  # samples that the length of a step is measured on
 
 
@@ -60,7 +61,7 @@ class Kronecker(RememberingUpdate):
 
     Take SGD at rate 1 without momentum, a warm-up and a decay to zero. Beyond the targets, a map of ``d`` inputs and
     ``k`` outputs on ``n`` rows costs ``n (d² + k² + d k)`` multiplications a step, and every few steps ``n (d² + k²)``
-    for the moments and ``d³ + k³`` for their inverses; memory ``2 d² + 2 k² + 2 d k``.
+    for the moments and ``d³ + k³`` for their inverses; memory ``2 d² + 2 k² + d k``.
 
     Attributes:
         pullback: see `LinearUpdate`.
@@ -85,7 +86,7 @@ class Kronecker(RememberingUpdate):
     momentum: float = 0.9
     decay: float = 0.8
     observe: int = 8
-    every: int = 20
+    every: int = 40
     length: float = 0.27
     limit: float = 0.5
     most: int = 2048
@@ -120,40 +121,39 @@ class Kronecker(RememberingUpdate):
         """Move the momentum and cut it to length; see `LinearUpdate.solve`."""
         sides, a, dz = state[state_key(asked.name)], asked.a, asked.dz
         assert isinstance(sides, Sides) and asked.common.nats is not None
-        if sides.change.shape != (dz.shape[1], a.shape[1]):  # the map has another size now, or no bias
+        if sides.momentum.shape != (dz.shape[1], a.shape[1]):  # the map has another size now, or no bias
             top = sides.outputs.diagonal and dz.shape[1] <= self.most
-            state[state_key(asked.name)] = sides = self.memory(a.shape[1], dz.shape[1], sides.change, top=top)
-        a, dz = a.to(sides.change.dtype), dz.to(sides.change.dtype)
+            state[state_key(asked.name)] = sides = self.memory(a.shape[1], dz.shape[1], sides.momentum, top=top)
+        a, dz = a.to(sides.momentum.dtype), dz.to(sides.momentum.dtype)
         if asked.drawn is not None:
             sides.inputs.observe(self._some(a, asked), asked.common.batch)
             sides.outputs.observe(self._some(asked.drawn, asked), asked.common.batch)
-        product = (dz / asked.scale).T @ a
-        asked.common.batch.sum_([product])
-        change = self._precondition(sides, product, a, dz / asked.scale, asked)
+        change = self._precondition(sides, a, dz / asked.scale, asked.common.batch)
         sides.steps += 1
         change = self._cut(sides, change, a, asked, len(state))
         return change if asked.common.batch.processes == 1 else change / asked.common.batch.processes
 
-    def _precondition(self, sides: Sides, product: Tensor, a: Tensor, dz: Tensor, asked: Regression) -> Tensor:
-        """Move the momentum, and apply both factors to it, with a further share of the newest part (Nesterov)."""
-        # Where that is cheaper, the factors are applied to the rows of the batch, and to the momentum itself only after
-        # they have changed: the matrix is the same.
-        changed, (k, d) = _due(int(sides.steps), self.every, 10), product.shape
-        if changed:
+    def _precondition(self, sides: Sides, a: Tensor, dz: Tensor, batch: Batch) -> Tensor:
+        """Move the momentum, and give it with one more share of the newest part (Nesterov), both factors applied."""
+        step = int(sides.steps)
+        if _due(step, self.every, _EARLY):
             sides.inputs.refresh()
             sides.outputs.refresh()
-        sides.asked.lerp_(product, 1 - self.momentum)
-        rows = asked.common.batch.total * asked.positions
-        if rows * (d * d + k * k + d * k) >= k * d * (d + k):
-            return sides.solve(torch.lerp(sides.asked, product, 1 - self.momentum))
-        if changed:
-            sides.change.copy_(sides.solve(sides.asked))
-            newest = sides.solve(product)
-        else:
+        if step < _SETTLED:
+            product = dz.T @ a
+            batch.sum_([product])
+            sides.momentum.lerp_(product, 1 - self.momentum)
+            return sides.solve(torch.lerp(sides.momentum, product, 1 - self.momentum))
+        if step == _SETTLED:
+            sides.momentum.copy_(sides.solve(sides.momentum))
+        (rows, d), k = a.shape, dz.shape[1]
+        if rows * (d * d + k * k) < k * d * (d + k):
             newest = sides.outputs.solve(dz).T @ sides.inputs.solve(a)
-            asked.common.batch.sum_([newest])
-            sides.change.lerp_(newest, 1 - self.momentum)
-        return torch.lerp(sides.change, newest, 1 - self.momentum)
+        else:
+            newest = sides.solve(dz.T @ a)
+        batch.sum_([newest])
+        sides.momentum.lerp_(newest, 1 - self.momentum)
+        return newest.mul_(1 - self.momentum).add_(sides.momentum, alpha=self.momentum)
 
     def _cut(self, sides: Sides, change: Tensor, a: Tensor, asked: Regression, maps: int) -> Tensor:
         """Cut a change to the length of a step, as measured on some samples."""

@@ -74,8 +74,8 @@ class Side(nn.Module):
             self.inverse.copy_(mean / diagonal)
             return
         factor, info = torch.linalg.cholesky_ex(moment)
-        inverse = torch.cholesky_inverse(factor) * mean
-        self.inverse.copy_(torch.where(info == 0, inverse, self.inverse))
+        if int(info) == 0:
+            self.inverse.copy_(torch.cholesky_inverse(factor).mul_(mean))
 
     def solve(self, v: Tensor) -> Tensor:
         """Apply the inverse to rows.
