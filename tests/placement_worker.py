@@ -58,6 +58,7 @@ def cases() -> dict[str, tuple[str, Any, str, str]]:
             "halves",
         ),
         "ridge": ("tanh", tp.method("dtp", decoder=tp.Ridge()), "cross-entropy", "halves"),
+        "kronecker": ("tanh", tp.method("kronecker"), "cross-entropy", "halves"),
         "list": ("list", tp.method("dtp"), "cross-entropy", "halves"),
         "delta rule": ("tanh", tp.method("gait", update=tp.DeltaRule()), "squared error", "upside down"),
     }  # fmt: skip

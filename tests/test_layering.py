@@ -11,10 +11,10 @@ import targetprop
 ROOT = Path(targetprop.__file__).parent
 # From the bottom up: a module may import what stands above it in this list, and its own folder.
 ORDER = [
-    "settings", "precision", "batch", "inversion", "peers", "finite", "layers", "output_target", "regression",
-    "decoders", "joint", "targets", "step_report", "influence", "updates", "recipe", "methods", "checks", "forward",
-    "generators", "step", "engine_state", "backprop", "parallel", "engine", "check", "lightning", "diagnostics",
-    "testing", "runs", "report", "experiments", "sweep", "bench", "claims",
+    "settings", "precision", "batch", "belief", "inversion", "peers", "finite", "layers", "output_target", "regression",
+    "decoders", "joint", "targets", "drawn_targets", "step_report", "influence", "updates", "recipe", "methods",
+    "checks", "forward", "generators", "step", "engine_state", "backprop", "parallel", "engine", "check", "lightning",
+    "diagnostics", "testing", "runs", "report", "experiments", "sweep", "bench", "claims",
     "__main__",
 ]  # fmt: skip
 # These use the library through its public names, as anybody would.
@@ -87,8 +87,8 @@ def test_public_names_are_pinned() -> None:
     assert targetprop.__all__ == [
         "METHODS", "Check", "DeltaRule", "Denoising", "Difference", "DifferenceReconstruction", "Direct",
         "DirectFeedback", "Exact", "Fixed", "GaussNewtonStep", "GlobalReconstruction", "Gradient", "GradientStep",
-        "Influence", "InputSpace", "Krylov", "LabelTarget", "LeastSquares", "Method", "NoDecoder", "OutputSpace",
-        "Placement", "Regularised", "Residual", "Ridge", "Solution", "Status", "StepReport", "TargetPropagation",
-        "WeightInverse", "WeightMirror", "check", "invert", "method", "normalise", "register_decoder",
+        "Influence", "InputSpace", "Kronecker", "Krylov", "LabelTarget", "LeastSquares", "Method", "NoDecoder",
+        "OutputSpace", "Placement", "Regularised", "Residual", "Ridge", "Solution", "Status", "StepReport",
+        "TargetPropagation", "WeightInverse", "WeightMirror", "check", "invert", "method", "normalise", "register_decoder",
     ]  # fmt: skip
     assert all(hasattr(targetprop, name) for name in targetprop.__all__)

@@ -51,16 +51,16 @@ class Belief:
         if self.kind == "softmax":
             classes = p.movedim(self.dim, -1)
             rows = classes[..., 0]
-            noise = batch.noise(rows[:1].numel(), 1.0, generator, output).view(rows.shape)
+            noise = batch.noise(rows.shape[1:].numel(), 1.0, generator, output).view(rows.shape)
             passed = classes.cumsum(-1) < torch.special.ndtr(noise).unsqueeze(-1)
             label = passed.sum(-1).clamp(max=classes.shape[-1] - 1)
             return (nn.functional.one_hot(label, classes.shape[-1]).to(p) - classes).movedim(-1, self.dim)
-        noise = batch.noise(output[:1].numel(), 1.0, generator, output).view(output.shape)
+        noise = batch.noise(output.shape[1:].numel(), 1.0, generator, output).view(output.shape)
         return noise if self.kind == "identity" else (torch.special.ndtr(noise) < p).to(p) - p
 
     def rows(self, output: Tensor) -> int:
         """Count the labels of a sample: its positions where each has classes, else one."""
-        return output[:1].numel() // output.shape[self.dim] if self.kind == "softmax" else 1
+        return output.shape[1:].numel() // output.shape[self.dim] if self.kind == "softmax" else 1
 
 
 def find_belief(output: Tensor, y: Any, gradient: Tensor, batch: Batch) -> Belief | None:

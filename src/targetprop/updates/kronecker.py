@@ -14,6 +14,7 @@ with ``ℓ`` the loss of a row in nats and ``L`` the number of maps: ``½ q`` is
 distribution after the change from that before it, so the length of a step does not depend on the units of a layer.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -21,8 +22,10 @@ import torch
 from torch import Tensor, nn
 
 from targetprop.batch import Batch
+from targetprop.layers import Network, Record
 from targetprop.settings import check_ranges
-from targetprop.updates.base import Pullback, Regression, state_key
+from targetprop.updates.base import Common, Pullback, Regression, state_key
+from targetprop.updates.local_gradients import LayerChange, LocalGradients
 from targetprop.updates.remembering import RememberingUpdate
 from targetprop.updates.side import Side
 
@@ -52,7 +55,19 @@ class Sides(nn.Module):
 
 _EARLY = 10  # steps of the beginning, after which factors are made a step more rarely, and so on
 _SETTLED = 100  # steps after which factors change slowly: a momentum that has them applied is not out of date then
+_CLOCK = "steps"
 _MEASURED = 64  # samples that the length of a step is measured on
+
+
+class Clock(nn.Module):
+    """Counts steps: alike in processes that have different layers."""
+
+    steps: Tensor
+
+    def __init__(self) -> None:
+        """Start at zero."""
+        super().__init__()
+        self.register_buffer("steps", torch.zeros((), dtype=torch.long, device="cpu"))
 
 
 @dataclass(frozen=True)
@@ -113,9 +128,21 @@ class Kronecker(RememberingUpdate):
             s = Side(outputs, self.decay, self.output_damping, 0.0, diagonal=top or outputs > self.most)
             return Sides(a, s).to(like)
 
+    def build(self, network: Network, example: Record) -> nn.ModuleDict:
+        """Make both sides of every map, and count steps; see `Update.build`."""
+        state = super().build(network, example)
+        state[_CLOCK] = Clock()
+        return state
+
     def observes(self, state: nn.ModuleDict) -> bool:
-        """Say whether any map has its turn; see `Update.observes`."""
-        return any(_due(int(sides.steps), self.observe, 20) for sides in state.values())  # pyright: ignore
+        """Say whether the moments have their turn; see `Update.observes`."""
+        return _due(int(state.get_submodule(_CLOCK).get_buffer("steps")), self.observe, 20)
+
+    def gradients(self, layers: Iterable[LayerChange], common: Common, state: nn.ModuleDict) -> LocalGradients:
+        """Solve for the maps, and count the step; see `LinearUpdate.gradients`."""
+        found = super().gradients(layers, common, state)
+        state.get_submodule(_CLOCK).get_buffer("steps").add_(1)
+        return found
 
     def solve(self, asked: Regression, state: nn.ModuleDict) -> Tensor:
         """Move the momentum and cut it to length; see `LinearUpdate.solve`."""
@@ -130,7 +157,7 @@ class Kronecker(RememberingUpdate):
             sides.outputs.observe(self._some(asked.drawn, asked), asked.common.batch)
         change = self._precondition(sides, a, dz / asked.scale, asked.common.batch)
         sides.steps += 1
-        change = self._cut(sides, change, a, asked, len(state))
+        change = self._cut(sides, change, a, asked, len(state) - 1)
         return change if asked.common.batch.processes == 1 else change / asked.common.batch.processes
 
     def _precondition(self, sides: Sides, a: Tensor, dz: Tensor, batch: Batch) -> Tensor:
