@@ -248,7 +248,7 @@ def dead(case: Case) -> str:
             if isinstance(module, nn.Linear | nn.Conv2d) and module.bias is not None:
                 module.bias.fill_(-1e3)
     ended = step(case, model, case.batch(), case.labels())
-    if ended == "finite" and case.method not in ("sdtp", "least-squares"):
+    if ended == "finite" and case.method not in ("sdtp", "least-squares", "gauss-newton", "kronecker"):
         found = model[-1].weight.grad.clone()
         model.zero_grad()
         torch.manual_seed(case.seed)

@@ -132,7 +132,15 @@ def test_defaults_and_their_reach(capsys):
         assert (settings.normalise, settings.crop, settings.flip) == (on, 4 * on, on) and settings.limit is None
     assert main("train --data.name cifar10 --data.crop 2 --data.limit 300 --print_config".split()) == 0
     section = yaml.safe_load(capsys.readouterr().out)["data"]
-    assert section == {"name": "cifar10", "limit": 300, "normalise": True, "crop": 2, "flip": True, "root": "data"}
+    assert section == {
+        "name": "cifar10",
+        "limit": 300,
+        "normalise": True,
+        "crop": 2,
+        "flip": True,
+        "root": "data",
+        "validation": 0.0,
+    }
     assert Digits(crop=1, flip=True).load().augmentation == Augmentation(crop=1, flip=True)
 
 

@@ -192,8 +192,8 @@ def test_gradients_are_added_in_the_tensors_that_were_there() -> None:
 
 def test_a_failing_update_puts_the_gradients_back() -> None:
     class Failing(tp.Gradient):
-        def gradients(self, layers, batch, scale, state):
-            super().gradients(layers, batch, scale, state)
+        def gradients(self, layers, common, state):
+            super().gradients(layers, common, state)
             raise RuntimeError("stop")
 
     net = network()

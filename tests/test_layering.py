@@ -89,6 +89,7 @@ def test_public_names_are_pinned() -> None:
         "DirectFeedback", "Exact", "Fixed", "GaussNewtonStep", "GlobalReconstruction", "Gradient", "GradientStep",
         "Influence", "InputSpace", "Kronecker", "Krylov", "LabelTarget", "LeastSquares", "Method", "NoDecoder",
         "OutputSpace", "Placement", "Regularised", "Residual", "Ridge", "Solution", "Status", "StepReport",
-        "TargetPropagation", "WeightInverse", "WeightMirror", "check", "invert", "method", "normalise", "register_decoder",
+        "TargetPropagation", "WeightInverse", "WeightMirror", "check", "invert", "method", "normalise",
+        "register_decoder",
     ]  # fmt: skip
     assert all(hasattr(targetprop, name) for name in targetprop.__all__)

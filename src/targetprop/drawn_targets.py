@@ -55,7 +55,8 @@ def draw_targets(
     belief = find_belief(output, y, change.gradient, batch)
     if belief is None:
         if float(change.loss) == 0 or not bool(change.gradient.any()):
-            return Drawn(torch.zeros_like(change.loss))
+            nothing = [torch.zeros_like(layer.h) for layer in record.layers] if draw else None
+            return Drawn(torch.zeros_like(change.loss), nothing)
         raise ValueError(
             "this update draws labels from what the network believes, and the loss is no cross-entropy of a softmax or"
             " of sigmoids, and no squared error; choose another update or method"

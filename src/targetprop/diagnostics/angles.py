@@ -12,9 +12,12 @@ import torch
 from torch import Tensor
 
 from targetprop.diagnostics.jacobians import activations, output_jacobians
+from targetprop.drawn_targets import Drawn, draw_targets
 from targetprop.engine import TargetPropagation
 from targetprop.inversion import per_sample, sample_norm
 from targetprop.layers import Record
+from targetprop.output_target import OutputChange
+from targetprop.peers import Peers
 from targetprop.updates import Common, from_top
 
 MOST_ENTRIES = 2**27  # of the output's Jacobians in all layers; beyond it, fewer samples are compared with Gauss-Newton
@@ -66,10 +69,14 @@ def gauss_newton_directions(record: Record, delta: Tensor) -> Directions:
 
 
 def update_gradients(
-    engine: TargetPropagation, record: Record, deltas: list[Tensor], scale: float
+    engine: TargetPropagation, record: Record, deltas: list[Tensor], change: OutputChange, y: Tensor
 ) -> list[list[Tensor]]:
     """Let a copy of the run's update compute the gradients of every layer; the record is used up."""
-    state = deepcopy(engine._parts.update_state)  # pyright: ignore[reportPrivateUsage]
-    layers = from_top(record, deltas, {})
-    found = engine.method.update.gradients(layers, Common(record.batch, scale), state).values
+    state, update = deepcopy(engine._parts.update_state), engine.method.update  # pyright: ignore[reportPrivateUsage]
+    drawn = Drawn(change.loss)
+    if update.draws:
+        source, draw = torch.Generator(record.output.device).manual_seed(0), update.observes(state)
+        drawn = draw_targets(record, engine.bank, change, y, source, Peers(), draw=draw)
+    layers = from_top(record, deltas, {}, drawn.changes)
+    found = update.gradients(layers, Common(record.batch, change.scale, drawn.nats), state).values
     return [[found.get(p, torch.zeros_like(p)) for p in layer.layer.parameters()] for layer in record.layers]

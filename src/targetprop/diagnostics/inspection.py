@@ -121,7 +121,7 @@ def inspect_targets(
         exact = engine.record(x, exact=True)
         slopes, gradients = backprop_directions(engine, exact, y)
         newton = gauss_newton_directions(exact, change.delta)
-        written = update_gradients(engine, record, used, change.scale)
+        written = update_gradients(engine, record, used, change, y)
     layers = [
         LayerInspection(
             name=layer.name,

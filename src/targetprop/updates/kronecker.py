@@ -190,7 +190,8 @@ class Kronecker(RememberingUpdate):
         sums = torch.stack([sides.outputs.measure(moved), moved.square().sum() / moved.shape[1], rows])
         asked.common.batch.sum_([sums])
         felt, size = (sums[:2] / sums[2]).sqrt()
-        longest = torch.minimum(self.length * asked.common.nats.clamp(min=0).sqrt() / felt, self.limit / size) / maps
+        root = asked.common.nats.to(felt).clamp(min=0).sqrt()
+        longest = torch.where(felt == 0, torch.inf, self.length * root / felt).minimum(self.limit / size) / maps
         return change.mul_(longest.nan_to_num(nan=torch.nan, posinf=0.0))
 
     def _some(self, v: Tensor, asked: Regression) -> Tensor:

@@ -68,14 +68,14 @@ class Side(nn.Module):
         worth = int(self.rows) * (1 - kept) * (1 + self.decay) / ((1 + kept) * (1 - self.decay))
         moment, rounding = self.moment, torch.finfo(self.average.dtype)
         diagonal = moment if self.diagonal else moment.diagonal()
-        mean = diagonal.mean() + rounding.tiny
-        diagonal.add_((self.damping + len(diagonal) * (self.shrinkage / worth + rounding.eps)) * mean)
+        moment.div_(diagonal.mean() + rounding.tiny)
+        diagonal.add_(self.damping + len(diagonal) * (self.shrinkage / worth + rounding.eps))
         if self.diagonal:
-            self.inverse.copy_(mean / diagonal)
+            self.inverse.copy_(1 / diagonal)
             return
         factor, info = torch.linalg.cholesky_ex(moment)
         if int(info) == 0:
-            self.inverse.copy_(torch.cholesky_inverse(factor).mul_(mean))
+            self.inverse.copy_(torch.cholesky_inverse(factor))
 
     def solve(self, v: Tensor) -> Tensor:
         """Apply the inverse to rows.

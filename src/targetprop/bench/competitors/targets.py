@@ -64,10 +64,17 @@ class Kronecker(Competitor):
     output_damping: float = 5.0  # of the outputs' factor
     space: ClassVar = {"lr": Range(0.3, 3.0), "damping": Range(3e-4, 3e-2), "output_damping": Range(0.5, 50.0)}
 
+    def __post_init__(self) -> None:
+        """Check the settings."""
+        super().__post_init__()
+        self._update()
+
+    def _update(self) -> tp.Kronecker:
+        return tp.Kronecker(damping=self.damping, output_damping=self.output_damping)
+
     def start(self, network: nn.Sequential, loss: SampledLoss, example: Tensor, seed: int) -> Stepper:
         """Build the engine; see `Competitor.start`."""
-        update = tp.Kronecker(damping=self.damping, output_damping=self.output_damping)
-        method = tp.method("kronecker", update=update)
+        method = tp.method("kronecker", update=self._update())
         engine = tp.TargetPropagation(network, loss, example_input=example, method=method, seed=seed)
         optimizer = torch.optim.SGD(network.parameters(), self.lr)
         return GradientStepper(lambda x, y: engine.backward(x, y).loss, [optimizer])
