@@ -101,7 +101,7 @@ class Kronecker(RememberingUpdate):
     momentum: float = 0.9
     decay: float = 0.8
     observe: int = 8
-    every: int = 40
+    every: int = 20
     length: float = 0.27
     limit: float = 0.5
     most: int = 2048
