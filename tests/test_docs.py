@@ -34,7 +34,7 @@ def commands(page: Path) -> list[str]:
 
 
 def test_the_readme_and_all_cells_are_short() -> None:
-    assert len(README.read_text().split()) <= 1000
+    assert len(README.read_text().split()) <= 900
     assert [cell for cell in cells(README) if len(cell.split()) > 15] == []
     assert [cell for page in PAGES for cell in cells(page) if len(cell.split()) > 30] == []
 
