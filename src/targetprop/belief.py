@@ -19,7 +19,10 @@ from torch import Tensor, nn
 
 from targetprop.batch import Batch
 
-_ALIKE = 0.98  # cosine of a gradient to that of a distribution; smoothed labels lower it a little
+_ALIKE = 0.9  # cosine of a gradient to that of a distribution; smoothed labels and weights of classes lower it
+
+Kind = Literal["softmax", "sigmoid", "identity"]
+_KINDS: tuple[tuple[Kind, int], ...] = (("softmax", -1), ("softmax", 1), ("sigmoid", -1), ("identity", -1))
 
 
 @dataclass(frozen=True)
@@ -32,7 +35,7 @@ class Belief:
         scale: ``w``, what the loss of a sample is of ``−log p``, per row of the output.
     """
 
-    kind: Literal["softmax", "sigmoid", "identity"]
+    kind: Kind
     dim: int
     scale: float
 
@@ -75,16 +78,14 @@ def find_belief(output: Tensor, y: Any, gradient: Tensor, batch: Batch) -> Belie
     Returns:
         The distribution; None if there is none known.
     """
-    kinds: list[tuple[Literal["softmax", "sigmoid", "identity"], int]] = [
-        ("softmax", -1), ("softmax", 1), ("sigmoid", -1), ("identity", -1),
-    ]  # fmt: skip
-    guesses = [_guess(kind, dim, output, y, gradient) for kind, dim in kinds]
-    sums = torch.stack([
-        torch.stack([(a * b).sum(dtype=torch.double) for a, b in ((g, gradient), (g, g), (gradient, gradient))])
-        for g in guesses
-    ])  # fmt: skip
-    batch.sum_([sums])
-    for (kind, dim), (both, own, asked) in zip(kinds, sums.tolist(), strict=True):
+    for kind, dim in _KINDS:
+        if kind == "softmax" and dim == output.dim() - 1:  # the last axis was tried
+            continue
+        guess = _guess(kind, dim, output, y, gradient)
+        pairs = ((guess, gradient), (guess, guess), (gradient, gradient))
+        sums = torch.stack([(a * b).sum(dtype=torch.double) for a, b in pairs])
+        batch.sum_([sums])
+        both, own, asked = sums.tolist()
         if both > _ALIKE * (own * asked) ** 0.5:
             return Belief(kind, dim, both / own)
     return None
@@ -92,14 +93,14 @@ def find_belief(output: Tensor, y: Any, gradient: Tensor, batch: Batch) -> Belie
 
 def _guess(kind: str, dim: int, output: Tensor, y: Any, gradient: Tensor) -> Tensor:
     """Compute what the gradient would be, ``p − ỹ``; zero where labels and output do not fit each other."""
-    nothing = output.new_zeros(())
-    if kind != "softmax":
-        alike = isinstance(y, Tensor) and y.shape == output.shape and y.is_floating_point()
-        return _mean(kind, dim, output) - y if alike else nothing
-    if output.dim() < 2 or output.shape[dim] < 2 or not len(output):
-        return nothing
+    if isinstance(y, Tensor) and y.shape == output.shape and y.is_floating_point():  # classes may have shares, too
+        return _mean(kind, dim, output) - y
+    if kind != "softmax" or output.dim() < 2 or output.shape[dim] < 2 or not len(output):
+        return output.new_zeros(())
     p = output.softmax(dim)
-    label = torch.zeros_like(p).scatter_(dim, gradient.argmin(dim, keepdim=True), 1.0)
+    least = gradient.min(dim, keepdim=True)  # the label's, p − 1; where it rounds to 0 the network is sure of the label
+    place = torch.where(least.values < 0, least.indices, p.argmax(dim, keepdim=True))
+    label = torch.zeros_like(p).scatter_(dim, place, 1.0)
     return (p - label) * gradient.ne(0).any(dim, keepdim=True)  # positions may be ignored
 
 

@@ -22,11 +22,11 @@ class Drawn:
     """What is known of the network's belief in one step.
 
     Attributes:
-        nats: the loss of one row in units of ``−log p``, a scalar.
+        nats: the loss of one row in units of ``−log p``, a scalar; None where nobody asked.
         changes: ``s_l`` of every layer, shape of ``h_l``; None where no labels were drawn.
     """
 
-    nats: Tensor
+    nats: Tensor | None = None
     changes: list[Tensor] | None = None
 
 

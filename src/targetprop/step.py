@@ -111,7 +111,7 @@ def find_drawn(parts: Parts, record: Record, change: OutputChange, y: Any) -> Dr
     """Draw labels and bring them down, if the update wants them in this step."""
     update = parts.method.update
     if not update.draws:
-        return Drawn(change.loss)
+        return Drawn()
     generator, draw = parts.generators[LABELS], update.observes(parts.update_state)
     return draw_targets(record, parts.bank, change, y, generator, parts.peers, draw=draw)
 

@@ -73,7 +73,7 @@ def update_gradients(
 ) -> list[list[Tensor]]:
     """Let a copy of the run's update compute the gradients of every layer; the record is used up."""
     state, update = deepcopy(engine._parts.update_state), engine.method.update  # pyright: ignore[reportPrivateUsage]
-    drawn = Drawn(change.loss)
+    drawn = Drawn()
     if update.draws:
         source, draw = torch.Generator(record.output.device).manual_seed(0), update.observes(state)
         drawn = draw_targets(record, engine.bank, change, y, source, Peers(), draw=draw)

@@ -167,7 +167,7 @@ class LinearUpdate(Update):
             own = {id(p) for use, yes in zip(uses, solved, strict=True) if yes for p in (use.weight, use.bias)}
             rest = [p for p in layer.parameters if id(p) not in own]
             drawn: Sequence[Tensor | None] = [None] * len(uses)
-            if change.drawn is not None:
+            if change.drawn is not None and any(solved):
                 drawn = layer.pull(change.drawn, maps=True, keep_graph=True).maps
             asked, gradients = self._pull(layer, change.delta, rest)
             found.note(layer.name, rest, [None if g is None else g * (-1 / common.scale) for g in gradients])

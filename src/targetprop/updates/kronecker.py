@@ -198,7 +198,7 @@ class Kronecker(RememberingUpdate):
         """Leave positions out where there are many rows; of every sample the same."""
         total = asked.common.batch.total * asked.positions
         stride = min(asked.positions, -(-total // self.rows))
-        return v if stride == 1 else v.view(-1, asked.positions, v.shape[1])[:, ::stride].flatten(0, 1)
+        return v if stride == 1 else v.unflatten(0, (-1, asked.positions))[:, ::stride].flatten(0, 1)
 
 
 def _due(step: int, every: int, early: int) -> bool:

@@ -63,7 +63,9 @@ class Side(nn.Module):
 
     @torch.no_grad()
     def refresh(self) -> None:
-        """Invert anew; where rounding leaves the average indefinite, the last inverse stays."""
+        """Invert anew; where nothing was seen or rounding leaves the average indefinite, the last inverse stays."""
+        if not int(self.count):
+            return
         kept = self.decay ** int(self.count)
         worth = int(self.rows) * (1 - kept) * (1 + self.decay) / ((1 + kept) * (1 - self.decay))
         moment, rounding = self.moment, torch.finfo(self.average.dtype)
@@ -95,7 +97,7 @@ class Side(nn.Module):
             v: shape ``(r, d)``.
 
         Returns:
-            ``Σ vᵀ E[v vᵀ] v``, a scalar.
+            ``Σ vᵀ E[v vᵀ] v``, a scalar; 0 where nothing was seen.
         """
         found = (v.square() @ self.average).sum() if self.diagonal else ((v @ self.average) * v).sum()
-        return found / (1 - self.decay ** int(self.count))
+        return found / (1 - self.decay ** max(1, int(self.count)))
