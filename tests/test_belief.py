@@ -87,6 +87,23 @@ def test_what_is_drawn_has_the_hessian_as_its_second_moment(belief: Belief) -> N
     torch.testing.assert_close(s.T @ s / count, hessian, atol=1e-2, rtol=0.0)
 
 
+def test_shares_of_classes_are_labels_too() -> None:
+    torch.manual_seed(0)
+    z, y = torch.randn(6, 5, dtype=torch.double), torch.rand(6, 5, dtype=torch.double).softmax(1)
+    found = find_belief(z, y, GradientStep()(z, y, nn.CrossEntropyLoss()).gradient, Batch(6))
+    assert found is not None and found.kind == "softmax"
+    assert found.scale == pytest.approx(1.0)
+
+
+def test_rows_that_the_network_is_sure_of_do_not_hide_the_classes() -> None:
+    z, y = torch.zeros(8, 5), torch.arange(8) % 5
+    z[torch.arange(8), y] = 20.0  # p − 1 rounds to 0 at the label, the other gradients do not
+    z[0], y[0] = torch.tensor([0.0, 1.0, 2.0, 0.0, 1.0]), 1
+    found = find_belief(z, y, GradientStep()(z, y, nn.CrossEntropyLoss()).gradient, Batch(8))
+    assert found is not None and found.kind == "softmax"
+    assert found.scale == pytest.approx(1.0)
+
+
 def test_a_loss_of_no_known_distribution_is_refused() -> None:
     torch.manual_seed(0)
     net, x, y = nn.Linear(3, 4), 5 * torch.randn(8, 3), torch.randint(4, (8,))

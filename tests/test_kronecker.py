@@ -157,6 +157,25 @@ def test_a_side_with_few_rows_is_damped_more(diagonal: bool) -> None:
     torch.testing.assert_close(damped, expected)
 
 
+def test_a_map_that_changes_between_two_observations_goes_on() -> None:
+    net, x, y = _network(), torch.randn(ROWS, WIDTHS[0], dtype=torch.double), torch.randint(WIDTHS[-1], (ROWS,))
+    engine = tp.TargetPropagation(net, nn.CrossEntropyLoss(), example_input=x, method="kronecker", seed=0)
+    optimizer, losses = torch.optim.SGD(net.parameters(), 0.1), []
+    for step in range(180):
+        if step == 170:  # labels are drawn at 168 and 176
+            net[0].bias.requires_grad_(False)
+        optimizer.zero_grad()
+        losses.append(float(engine.backward(x, y).loss))
+        optimizer.step()
+    assert max(losses[170:]) < losses[0] / 2
+
+
+@pytest.mark.parametrize("name", ["regularised", "ddtp-linear"])
+def test_decoders_without_an_inverse_for_each_layer_are_refused(name: str) -> None:
+    with pytest.raises(ValueError, match="brings drawn labels down layer by layer"):
+        tp.method(name, update=tp.Kronecker())
+
+
 def test_wide_sides_keep_their_diagonal() -> None:
     net, x = nn.Sequential(nn.Linear(6, 3), nn.Tanh(), nn.Linear(3, 2)), torch.randn(4, 6)
     method = tp.method("kronecker", update=tp.Kronecker(most=4))

@@ -49,14 +49,11 @@ class Method:
                 f"{self.propagation} sweeps are an input-space iteration; choose the inversion rule 'input-space',"
                 " InputSpace(…)"
             )
-        if (
-            self.update.draws
-            and isinstance(self.decoder, NoDecoder | DirectFeedback)
-            and self.propagation != "backprop"
-        ):
+        whole = isinstance(self.decoder, NoDecoder | DirectFeedback) and self.propagation != "backprop"
+        if self.update.draws and whole:
             raise ValueError(
-                f"update {self.update.name!r} brings drawn labels down layer by layer; choose a decoder objective with an"
-                " inverse for each layer, such as WeightMirror(…)"
+                f"update {self.update.name!r} brings drawn labels down layer by layer; choose a decoder objective with"
+                " an inverse for each layer, such as WeightMirror(…)"
             )
         if isinstance(self.decoder, DirectFeedback) and self.propagation not in ("composite", "backprop"):
             raise ValueError("direct feedback maps the output to every layer; choose the propagation 'composite'")
