@@ -170,6 +170,22 @@ def test_a_map_that_changes_between_two_observations_goes_on() -> None:
     assert max(losses[170:]) < losses[0] / 2
 
 
+def test_smoothed_labels_that_are_fitted_well_are_still_those_of_classes() -> None:
+    net, x, y = _network(), torch.randn(ROWS, WIDTHS[0], dtype=torch.double), torch.randint(WIDTHS[-1], (ROWS,))
+    loss, steps = nn.CrossEntropyLoss(label_smoothing=0.3), 300
+    engine = tp.TargetPropagation(net, loss, example_input=x, method="kronecker", seed=0)
+    optimizer = torch.optim.SGD(net.parameters(), 1.0)
+    schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, steps)
+    for _ in range(steps):
+        optimizer.zero_grad()
+        engine.backward(x, y)
+        optimizer.step()
+        schedule.step()
+    with torch.no_grad():
+        smooth = 0.7 * nn.functional.one_hot(y, WIDTHS[-1]) + 0.1
+        torch.testing.assert_close(net(x).softmax(1), smooth.double(), atol=0.05, rtol=0.0)
+
+
 @pytest.mark.parametrize("name", ["regularised", "ddtp-linear"])
 def test_decoders_without_an_inverse_for_each_layer_are_refused(name: str) -> None:
     with pytest.raises(ValueError, match="brings drawn labels down layer by layer"):

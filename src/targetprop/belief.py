@@ -22,7 +22,7 @@ from targetprop.batch import Batch
 _ALIKE = 0.9  # cosine of a gradient to that of a distribution; smoothed labels and weights of classes lower it
 
 Kind = Literal["softmax", "sigmoid", "identity"]
-_KINDS: tuple[tuple[Kind, int], ...] = (("softmax", -1), ("softmax", 1), ("sigmoid", -1), ("identity", -1))
+KINDS: tuple[tuple[Kind, int], ...] = (("softmax", -1), ("softmax", 1), ("sigmoid", -1), ("identity", -1))
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ def find_belief(output: Tensor, y: Any, gradient: Tensor, batch: Batch) -> Belie
     Returns:
         The distribution; None if there is none known.
     """
-    for kind, dim in _KINDS:
+    for kind, dim in KINDS:
         if kind == "softmax" and dim == output.dim() - 1:  # the last axis was tried
             continue
         guess = _guess(kind, dim, output, y, gradient)

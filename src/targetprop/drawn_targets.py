@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from targetprop.belief import find_belief
+from targetprop.belief import Belief, find_belief
 from targetprop.decoders import Bank
 from targetprop.inversion import Difference
 from targetprop.layers import Record
@@ -24,16 +24,19 @@ class Drawn:
     Attributes:
         nats: the loss of one row in units of ``−log p``, a scalar; None where nobody asked.
         changes: ``s_l`` of every layer, shape of ``h_l``; None where no labels were drawn.
+        belief: the distribution, if it is known.
     """
 
     nats: Tensor | None = None
     changes: list[Tensor] | None = None
+    belief: Belief | None = None
 
 
 @torch.no_grad()
 def draw_targets(
-    record: Record, bank: Bank, change: OutputChange, y: Any, generator: torch.Generator, peers: Peers, *, draw: bool
-) -> Drawn:
+    record: Record, bank: Bank, change: OutputChange, y: Any, generator: torch.Generator, peers: Peers,
+    known: Belief | None, *, draw: bool,
+) -> Drawn:  # fmt: skip
     """Find what the network believes, and draw labels from it.
 
     Args:
@@ -43,6 +46,7 @@ def draw_targets(
         y: labels.
         generator: source of randomness.
         peers: the processes that take the step together.
+        known: what an earlier step found.
         draw: whether labels are to be drawn.
 
     Returns:
@@ -52,7 +56,7 @@ def draw_targets(
         ValueError: the loss is of no known distribution.
     """
     output, batch = record.output, record.batch
-    belief = find_belief(output, y, change.gradient, batch)
+    belief = known or find_belief(output, y, change.gradient, batch)
     if belief is None:
         if float(change.loss) == 0 or not bool(change.gradient.any()):
             nothing = [torch.zeros_like(layer.h) for layer in record.layers] if draw else None
@@ -64,6 +68,6 @@ def draw_targets(
     rows = batch.total * belief.rows(output)
     nats = change.loss * change.samples / (belief.scale * rows)
     if not draw:
-        return Drawn(nats)
+        return Drawn(nats, None, belief)
     drawn = belief.draw(output, batch, generator)
-    return Drawn(nats, propagate(record, bank, drawn, Difference(), "layerwise", peers).deltas)
+    return Drawn(nats, propagate(record, bank, drawn, Difference(), "layerwise", peers).deltas, belief)

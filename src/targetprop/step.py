@@ -80,7 +80,7 @@ def take_step(parts: Parts, x: Any, y: Any, *, measure: bool) -> StepReport:
     drawn = find_drawn(parts, record, change, y)
     seen = [] if record.connected else look_at_targets(record, [*deltas, *(drawn.changes or ())])
     layers = from_top(record, deltas, targets.pulled, drawn.changes)
-    common = Common(record.batch, change.scale, drawn.nats)
+    common = Common(record.batch, change.scale, drawn.nats, drawn.belief)
     beside, derived = change.beside, record.derived
     del record, change, targets, deltas, drawn  # what a layer has used is freed before the next one's gradient is made
     if method.update.remembers and (problem := not_finite(seen, peers)):
@@ -112,8 +112,9 @@ def find_drawn(parts: Parts, record: Record, change: OutputChange, y: Any) -> Dr
     update = parts.method.update
     if not update.draws:
         return Drawn()
-    generator, draw = parts.generators[LABELS], update.observes(parts.update_state)
-    return draw_targets(record, parts.bank, change, y, generator, parts.peers, draw=draw)
+    generator, state = parts.generators[LABELS], parts.update_state
+    known, draw = update.belief(state), update.observes(state)
+    return draw_targets(record, parts.bank, change, y, generator, parts.peers, known, draw=draw)
 
 
 def look_at_targets(record: Record, deltas: list[Tensor]) -> list[Look]:

@@ -76,7 +76,7 @@ def update_gradients(
     drawn = Drawn()
     if update.draws:
         source, draw = torch.Generator(record.output.device).manual_seed(0), update.observes(state)
-        drawn = draw_targets(record, engine.bank, change, y, source, Peers(), draw=draw)
+        drawn = draw_targets(record, engine.bank, change, y, source, Peers(), update.belief(state), draw=draw)
     layers = from_top(record, deltas, {}, drawn.changes)
     found = update.gradients(layers, Common(record.batch, change.scale, drawn.nats), state).values
     return [[found.get(p, torch.zeros_like(p)) for p in layer.layer.parameters()] for layer in record.layers]

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from targetprop.batch import Batch
+from targetprop.belief import Belief
 from targetprop.decoders import unfold
 from targetprop.layers import Layer, LayerRecord, MapUse, Network, Record
 from targetprop.settings import check_ranges, check_types
@@ -31,11 +32,13 @@ class Common:
         batch: which samples of the step these are.
         scale: ``β n``: what makes the result a mean over the batch, independent of ``β`` to first order.
         nats: the loss of one row in units of ``−log p``, a scalar; None for an update that draws no labels.
+        belief: the distribution that this is of, if it is known.
     """
 
     batch: Batch
     scale: float
     nats: Tensor | None = None
+    belief: Belief | None = None
 
 
 @dataclass(frozen=True)
@@ -77,6 +80,17 @@ class Update(ABC):
             State by layer, to be kept by the engine.
         """
         return nn.ModuleDict()
+
+    def belief(self, state: nn.ModuleDict) -> Belief | None:
+        """Give what an earlier step found of the network's belief.
+
+        Args:
+            state: what `build` returned.
+
+        Returns:
+            The distribution; None if no step has found it.
+        """
+        return None
 
     @abstractmethod
     def gradients(self, layers: Iterable[LayerChange], common: Common, state: nn.ModuleDict) -> LocalGradients:

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from targetprop.batch import Batch
+from targetprop.belief import KINDS, Belief
 from targetprop.layers import Network, Record
 from targetprop.settings import check_ranges
 from targetprop.updates.base import Common, Pullback, Regression, state_key
@@ -55,19 +56,31 @@ class Sides(nn.Module):
 
 _EARLY = 10  # steps of the beginning, after which factors are made a step more rarely, and so on
 _SETTLED = 100  # steps after which factors change slowly: a momentum that has them applied is not out of date then
-_CLOCK = "steps"
+_WHOLE = "network"
 _MEASURED = 64  # samples that the length of a step is measured on
 
 
-class Clock(nn.Module):
-    """Counts steps: alike in processes that have different layers."""
+class Whole(nn.Module):
+    """What is remembered of the network: steps, and its belief; alike in processes that have different layers."""
 
     steps: Tensor
+    kind: Tensor
+    scale: Tensor
 
     def __init__(self) -> None:
-        """Start at zero."""
+        """Start with no step and no belief."""
         super().__init__()
-        self.register_buffer("steps", torch.zeros((), dtype=torch.long, device="cpu"))
+        for name, dtype in (("steps", torch.long), ("kind", torch.long), ("scale", torch.double)):
+            self.register_buffer(name, torch.zeros((), dtype=dtype, device="cpu"))
+
+    def belief(self) -> Belief | None:
+        """Give the belief, or nothing in the first step."""
+        return Belief(*KINDS[int(self.kind)], float(self.scale)) if float(self.scale) else None
+
+    def keep(self, belief: Belief) -> None:
+        """Keep a belief."""
+        self.kind.fill_(KINDS.index((belief.kind, belief.dim)))
+        self.scale.fill_(belief.scale)
 
 
 @dataclass(frozen=True)
@@ -131,17 +144,23 @@ class Kronecker(RememberingUpdate):
     def build(self, network: Network, example: Record) -> nn.ModuleDict:
         """Make both sides of every map, and count steps; see `Update.build`."""
         state = super().build(network, example)
-        state[_CLOCK] = Clock()
+        state[_WHOLE] = Whole()
         return state
+
+    def belief(self, state: nn.ModuleDict) -> Belief | None:
+        """Give what an earlier step found: with smoothed labels, what fits them well no longer shows it."""
+        return _whole(state).belief()
 
     def observes(self, state: nn.ModuleDict) -> bool:
         """Say whether the moments have their turn; see `Update.observes`."""
-        return _due(int(state.get_submodule(_CLOCK).get_buffer("steps")), self.observe, 20)
+        return _due(int(_whole(state).steps), self.observe, 20)
 
     def gradients(self, layers: Iterable[LayerChange], common: Common, state: nn.ModuleDict) -> LocalGradients:
         """Solve for the maps, and count the step; see `LinearUpdate.gradients`."""
         found = super().gradients(layers, common, state)
-        state.get_submodule(_CLOCK).get_buffer("steps").add_(1)
+        _whole(state).steps += 1
+        if common.belief is not None:
+            _whole(state).keep(common.belief)
         return found
 
     def solve(self, asked: Regression, state: nn.ModuleDict) -> Tensor:
@@ -199,6 +218,12 @@ class Kronecker(RememberingUpdate):
         total = asked.common.batch.total * asked.positions
         stride = min(asked.positions, -(-total // self.rows))
         return v if stride == 1 else v.unflatten(0, (-1, asked.positions))[:, ::stride].flatten(0, 1)
+
+
+def _whole(state: nn.ModuleDict) -> Whole:
+    found = state[_WHOLE]
+    assert isinstance(found, Whole)
+    return found
 
 
 def _due(step: int, every: int, early: int) -> bool:
