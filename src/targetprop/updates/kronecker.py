@@ -88,9 +88,10 @@ class Kronecker(RememberingUpdate):
     """Both sides of each map's regression, momentum, and a trust region; see the head of this module.
 
     Take SGD at rate 1 without momentum, a warm-up and a decay to zero. Parameters that are not solved for, such as
-    those of norms, get plain gradients, for which 1 is too much: give them a group of the optimiser at 0.02. Beyond the targets, a map of ``d`` inputs and
-    ``k`` outputs on ``n`` rows costs ``n (d² + k² + d k)`` multiplications a step, and every few steps ``n (d² + k²)``
-    for the moments and ``d³ + k³`` for their inverses; memory ``2 d² + 2 k² + d k``.
+    those of norms, get plain gradients, for which 1 is too much: give them a group of the optimiser at 0.02.
+
+    Beyond the targets, a map of ``d`` inputs and ``k`` outputs on ``n`` rows costs ``n (d² + k² + d k)``
+    multiplications a step, and every few steps ``n (d² + k²)`` for the moments and ``d³ + k³`` for their inverses; memory ``2 d² + 2 k² + d k``.
 
     Attributes:
         pullback: see `LinearUpdate`.
