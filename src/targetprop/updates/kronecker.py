@@ -91,7 +91,8 @@ class Kronecker(RememberingUpdate):
     those of norms, get plain gradients, for which 1 is too much: give them a group of the optimiser at 0.02.
 
     Beyond the targets, a map of ``d`` inputs and ``k`` outputs on ``n`` rows costs ``n (d² + k² + d k)``
-    multiplications a step, and every few steps ``n (d² + k²)`` for the moments and ``d³ + k³`` for their inverses; memory ``2 d² + 2 k² + d k``.
+    multiplications a step, and every few steps ``n (d² + k²)`` for the moments and ``d³ + k³``
+    for their inverses; memory ``2 d² + 2 k² + d k``.
 
     Attributes:
         pullback: see `LinearUpdate`.
