@@ -13,79 +13,24 @@ import argparse
 import json
 import os
 import sys
-import sysconfig
 import time
 from pathlib import Path
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch is imported
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
 import targetprop as tp
+from targetprop.bench.problems.characters import Gpt, library_text
 
 EVERY = 50
-
-
-class Block(nn.Module):
-    """Attention and a perceptron, each on top of the identity."""
-
-    def __init__(self, width: int, heads: int, dropout: float) -> None:
-        """Make the maps."""
-        super().__init__()
-        self.heads, self.dropout = heads, dropout
-        self.norm1, self.qkv, self.proj = nn.LayerNorm(width), nn.Linear(width, 3 * width), nn.Linear(width, width)
-        self.norm2, self.fc, self.out = nn.LayerNorm(width), nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
-
-    def forward(self, h: Tensor) -> Tensor:
-        """Apply the block to ``(n, T, width)``."""
-        n, length, width = h.shape
-        q, k, v = self.qkv(self.norm1(h)).split(width, dim=2)
-        q, k, v = (t.view(n, length, self.heads, -1).transpose(1, 2) for t in (q, k, v))
-        dropped = self.dropout if self.training else 0.0
-        mixed = functional.scaled_dot_product_attention(q, k, v, dropout_p=dropped, is_causal=True)
-        h = h + functional.dropout(self.proj(mixed.transpose(1, 2).reshape(h.shape)), self.dropout, self.training)
-        raised = functional.gelu(self.fc(self.norm2(h)))
-        return h + functional.dropout(self.out(raised), self.dropout, self.training)
-
-
-class Gpt(nn.Module):
-    """A decoder-only transformer over characters."""
-
-    def __init__(self, characters: int, length: int, width: int, layers: int, heads: int, dropout: float) -> None:
-        """Make it, with initial values as GPT-2's."""
-        super().__init__()
-        self.token, self.position = nn.Embedding(characters, width), nn.Embedding(length, width)
-        self.blocks = nn.ModuleList(Block(width, heads, dropout) for _ in range(layers))
-        self.norm, self.head = nn.LayerNorm(width), nn.Linear(width, characters, bias=False)
-        for module in self.modules():
-            if isinstance(module, nn.Linear | nn.Embedding):
-                nn.init.normal_(module.weight, std=0.02)
-            if isinstance(module, nn.Linear) and module.bias is not None:
-                nn.init.zeros_(module.bias)
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        """Map ``(n, T)`` characters to logits ``(n, T, characters)``."""
-        h = self.token(tokens) + self.position(torch.arange(tokens.shape[1], device=tokens.device))
-        for block in self.blocks:
-            h = block(h)
-        return self.head(self.norm(h))
 
 
 def loss(logits: Tensor, following: Tensor) -> Tensor:
     """Compare with the characters that follow."""
     return functional.cross_entropy(logits.flatten(0, 1), following.flatten())
-
-
-def library_text(size: int) -> str:
-    """Read Python's own library, up to some characters."""
-    text, folder = "", Path(sysconfig.get_paths()["stdlib"])
-    for file in sorted(folder.glob("*.py")):
-        text += file.read_bytes().decode("ascii", "ignore")
-        if len(text) >= size:
-            break
-    return text[:size]
 
 
 def encode(text: str, alphabet: list[str]) -> Tensor:

@@ -180,3 +180,18 @@ def test_every_competitor_searches_as_many_settings() -> None:
         for setting, span in competitor.space.items():
             value = getattr(competitor, setting)
             assert (1 - span.encode(value) if span.complement else span.encode(value)) == pytest.approx(value)
+
+
+def test_muon_orthogonalises_in_full_precision_where_bfloat16_is_slow(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", dict)
+    model = nn.Sequential(nn.Linear(6, 4, bias=False))
+    before, g = model[0].weight.detach().clone(), torch.randn(4, 6, generator=torch.Generator().manual_seed(1))
+    (muon, _) = COMPETITORS["muon"].optimizers(nn.Sequential(model[0], nn.Linear(4, 4)))
+    model[0].weight.grad = g.clone()
+    muon.step()
+    u, s, v = torch.linalg.svd(g.double(), full_matrices=False)
+    s = s / s.square().sum().sqrt()
+    for _ in range(5):
+        s = 3.4445 * s - 4.7750 * s**3 + 2.0315 * s**5
+    change = 1e-3 * 0.2 * 6**0.5 * (u * s) @ v
+    assert_close((before - model[0].weight).detach().double(), change, rtol=1e-3, atol=1e-6)

@@ -123,6 +123,52 @@ def test_every_step_is_that_of_the_formulas(
         optimizer.step()
 
 
+class RestOracle:
+    """The norm of a network, by back-propagation: a diagonal of the Fisher matrix, momentum, a bounded step."""
+
+    def __init__(self, norm: nn.LayerNorm, update: tp.Kronecker, maps: int) -> None:
+        self.norm, self.update, self.maps, self.step = norm, update, maps, 0
+        self.seen: list[list[Tensor]] = [[], []]
+        self.momentum: list[Any] = [0.0, 0.0]
+
+    def changes(self, z: Tensor, y: Tensor, drawn: Tensor) -> list[Tensor]:
+        u, found = self.update, []
+        nats, parameters = nn.functional.cross_entropy(z, y), list(self.norm.parameters())
+        asked = torch.autograd.grad(nats, parameters, retain_graph=True)
+        felt = torch.autograd.grad(z, parameters, drawn)
+        for place, (g, s) in enumerate(zip(asked, felt, strict=True)):
+            if self.step % min(u.observe, 1 + self.step // 20) == 0:
+                self.seen[place].append(s.square() / len(z))
+            fisher = _average(self.seen[place], u.decay)
+            self.momentum[place] = u.momentum * self.momentum[place] - (1 - u.momentum) * g
+            c = (u.momentum * self.momentum[place] - (1 - u.momentum) * g) / (fisher / fisher.mean() + u.output_damping)
+            q, size = (fisher * c * c).sum(), c.square().mean().sqrt()
+            found.append(c * min(u.length * nats.detach().sqrt() / q.sqrt(), u.limit / size) / self.maps)
+        self.step += 1
+        return found
+
+
+@pytest.mark.parametrize("limit", [0.02, 10.0])
+def test_what_is_not_solved_for_takes_steps_of_the_same_length(limit: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    norm = nn.LayerNorm(6)
+    net = nn.Sequential(nn.Linear(5, 6), norm, nn.Tanh(), nn.Linear(6, 3)).double()
+    x, y = torch.randn(ROWS, 5, dtype=torch.double), torch.randint(3, (ROWS,))
+    update = tp.Kronecker(observe=2, limit=limit)
+    method = tp.method("kronecker", decoder=tp.Exact(w=0.0, damping=1.0), update=update)
+    engine = tp.TargetPropagation(net, nn.CrossEntropyLoss(), example_input=x[:2], method=method, seed=0)
+    oracle, optimizer = RestOracle(norm, update, 2), torch.optim.SGD(net.parameters(), 0.3)
+    for _ in range(STEPS):
+        drawn = torch.randn(ROWS, 3, dtype=torch.double)
+        monkeypatch.setattr(Belief, "draw", lambda *_, drawn=drawn: drawn)
+        expected = oracle.changes(net(x), y, drawn)
+        optimizer.zero_grad()
+        engine.backward(x, y)
+        for p, change in zip(norm.parameters(), expected, strict=True):
+            torch.testing.assert_close(p.grad, -change)
+        optimizer.step()
+
+
 def test_a_step_does_not_depend_on_the_units_of_loss_and_layer() -> None:
     torch.manual_seed(0)
     x, y = torch.randn(16, 5, dtype=torch.double), torch.rand(16, 3, dtype=torch.double)

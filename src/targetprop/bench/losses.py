@@ -36,15 +36,16 @@ class SigmoidCrossEntropy(SampledLoss):
 
 
 class SoftmaxCrossEntropy(SampledLoss):
-    """Cross-entropy of logits with class labels."""
+    """Cross-entropy of logits with class labels, a mean over samples and positions."""
 
     def forward(self, output: Tensor, y: Tensor) -> Tensor:
         """Compute the loss."""
-        return functional.cross_entropy(output, y)
+        return functional.cross_entropy(output.flatten(0, -2), y.flatten())
 
     def draw(self, output: Tensor, generator: torch.Generator) -> Tensor:
-        """Draw a class per sample; see `SampledLoss.draw`."""
-        return torch.multinomial(output.softmax(1), 1, generator=generator).flatten()
+        """Draw a class for each label; see `SampledLoss.draw`."""
+        labels = torch.multinomial(output.flatten(0, -2).softmax(1), 1, generator=generator)
+        return labels.view(output.shape[:-1])
 
 
 class HalfSquaredError(SampledLoss):

@@ -14,7 +14,7 @@ with ``ℓ`` the loss of a row in nats and ``L`` the number of maps: ``½ q`` is
 distribution after the change from that before it, so the length of a step does not depend on the units of a layer.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -23,9 +23,10 @@ from torch import Tensor, nn
 
 from targetprop.batch import Batch
 from targetprop.belief import KINDS, Belief
-from targetprop.layers import Network, Record
+from targetprop.layers import LayerRecord, Network, Record
 from targetprop.settings import check_ranges
 from targetprop.updates.base import Common, Pullback, Regression, state_key
+from targetprop.updates.diagonal import Diagonal
 from targetprop.updates.local_gradients import LayerChange, LocalGradients
 from targetprop.updates.remembering import RememberingUpdate
 from targetprop.updates.side import Side
@@ -67,9 +68,10 @@ class Whole(nn.Module):
     kind: Tensor
     scale: Tensor
 
-    def __init__(self) -> None:
-        """Start with no step and no belief."""
+    def __init__(self, maps: int) -> None:
+        """Start with no step and no belief of a network of so many maps."""
         super().__init__()
+        self.maps = maps
         for name, dtype in (("steps", torch.long), ("kind", torch.long), ("scale", torch.double)):
             self.register_buffer(name, torch.zeros((), dtype=dtype, device="cpu"))
 
@@ -147,7 +149,11 @@ class Kronecker(RememberingUpdate):
     def build(self, network: Network, example: Record) -> nn.ModuleDict:
         """Make both sides of every map, and count steps; see `Update.build`."""
         state = super().build(network, example)
-        state[_WHOLE] = Whole()
+        whole = Whole(len(state))
+        for layer in example.layers:
+            for p in self.split(layer, state)[1]:
+                state[_rest_key(layer, p)] = self._diagonal(p)
+        state[_WHOLE] = whole
         return state
 
     def belief(self, state: nn.ModuleDict) -> Belief | None:
@@ -179,8 +185,33 @@ class Kronecker(RememberingUpdate):
             sides.outputs.observe(self._some(asked.drawn, asked), asked.common.batch)
         change = self._precondition(sides, a, dz / asked.scale, asked.common.batch)
         sides.steps += 1
-        change = self._cut(sides, change, a, asked, len(state) - 1)
+        change = self._cut(sides, change, a, asked, _whole(state).maps)
         return change if asked.common.batch.processes == 1 else change / asked.common.batch.processes
+
+    def step_rest(
+        self, layer: LayerRecord, rest: Sequence[Tensor], asked: Sequence[Tensor | None],
+        drawn: Sequence[Tensor | None], common: Common, state: nn.ModuleDict,
+    ) -> Sequence[Tensor | None]:  # fmt: skip
+        """Take a step of the same bounded length with a factor for each number; see `LinearUpdate.step_rest`."""
+        found: list[Tensor | None] = []
+        for p, g, s in zip(rest, asked, drawn, strict=True):
+            memory = state[_rest_key(layer, p)] if _rest_key(layer, p) in state else None
+            if not isinstance(memory, Diagonal) or memory.average.shape != p.shape:
+                state[_rest_key(layer, p)] = memory = self._diagonal(p)
+            if s is not None:
+                memory.observe(s.to_dense(), common.batch)
+            if g is None:
+                found.append(None)
+                continue
+            change = memory.change(g.to_dense() / common.scale, common.batch)
+            felt, size = memory.measure(change).sqrt(), change.square().mean().sqrt()
+            change.mul_(self._longest(felt, size, common, _whole(state).maps)).div_(-common.batch.processes)
+            found.append(change.to(p.dtype))
+        return found
+
+    def _diagonal(self, p: Tensor) -> Diagonal:
+        with p.device:  # the default one may be another
+            return Diagonal(p.shape, self.decay, self.output_damping, self.momentum).to(p)
 
     def _precondition(self, sides: Sides, a: Tensor, dz: Tensor, batch: Batch) -> Tensor:
         """Move the momentum, and give it with one more share of the newest part (Nesterov), both factors applied."""
@@ -212,9 +243,14 @@ class Kronecker(RememberingUpdate):
         sums = torch.stack([sides.outputs.measure(moved), moved.square().sum() / moved.shape[1], rows])
         asked.common.batch.sum_([sums])
         felt, size = (sums[:2] / sums[2]).sqrt()
-        root = asked.common.nats.to(felt).clamp(min=0).sqrt()
+        return change.mul_(self._longest(felt, size, asked.common, maps))
+
+    def _longest(self, felt: Tensor, size: Tensor, common: Common, maps: int) -> Tensor:
+        """Give the factor that makes a change as long as a step may be: 0 for a change of nothing."""
+        assert common.nats is not None
+        root = common.nats.to(felt).clamp(min=0).sqrt()
         longest = torch.where(felt == 0, torch.inf, self.length * root / felt).minimum(self.limit / size) / maps
-        return change.mul_(longest.nan_to_num(nan=torch.nan, posinf=0.0))
+        return longest.nan_to_num(nan=torch.nan, posinf=0.0)
 
     def _some(self, v: Tensor, asked: Regression) -> Tensor:
         """Leave positions out where there are many rows; of every sample the same."""
@@ -227,6 +263,11 @@ def _whole(state: nn.ModuleDict) -> Whole:
     found = state[_WHOLE]
     assert isinstance(found, Whole)
     return found
+
+
+def _rest_key(layer: LayerRecord, p: Tensor) -> str:
+    place = next(place for place, own in enumerate(layer.parameters) if own is p)
+    return f"{state_key(layer.name)}|{place}"
 
 
 def _due(step: int, every: int, early: int) -> bool:

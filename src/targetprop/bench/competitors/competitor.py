@@ -50,7 +50,7 @@ class Competitor(ABC):
         )  # fmt: skip
 
     @abstractmethod
-    def start(self, network: nn.Sequential, loss: SampledLoss, example: Tensor, seed: int) -> Stepper:
+    def start(self, network: nn.Module, loss: SampledLoss, example: Tensor, seed: int) -> Stepper:
         """Attach it to a network."""
 
     def settings(self) -> dict[str, Any]:
@@ -63,10 +63,10 @@ class GradientCompetitor(Competitor):
     """Back-propagation with some optimisers."""
 
     @abstractmethod
-    def optimizers(self, parameters: list[nn.Parameter]) -> list[torch.optim.Optimizer]:
+    def optimizers(self, network: nn.Module) -> list[torch.optim.Optimizer]:
         """Make the optimisers."""
 
-    def start(self, network: nn.Sequential, loss: SampledLoss, example: Tensor, seed: int) -> Stepper:
+    def start(self, network: nn.Module, loss: SampledLoss, example: Tensor, seed: int) -> Stepper:
         """Attach the optimisers; see `Competitor.start`."""
 
         def back_propagate(x: Tensor, y: Tensor) -> Tensor:
@@ -74,7 +74,7 @@ class GradientCompetitor(Competitor):
             value.backward()
             return value
 
-        return GradientStepper(back_propagate, self.optimizers(list(network.parameters())))
+        return GradientStepper(back_propagate, self.optimizers(network))
 
 
 class GradientStepper(Stepper):

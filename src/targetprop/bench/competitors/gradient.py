@@ -19,8 +19,9 @@ class Nesterov(GradientCompetitor):
     clip: float = 10.0  # longest gradient; longer ones are cut to this norm
     space: ClassVar = {"lr": Range(1e-3, 1e-1), "momentum": MOMENTUM, "clip": Range(1e0, 1e2)}
 
-    def optimizers(self, parameters: list[nn.Parameter]) -> list[torch.optim.Optimizer]:
+    def optimizers(self, network: nn.Module) -> list[torch.optim.Optimizer]:
         """Make an optimiser that cuts gradients first; see `GradientCompetitor.optimizers`."""
+        parameters = list(network.parameters())
         optimizer = torch.optim.SGD(parameters, self.lr, momentum=self.momentum, nesterov=self.momentum > 0)
 
         def clip(*_: object) -> None:
@@ -39,9 +40,9 @@ class RMSProp(GradientCompetitor):
     momentum: float = 0.9  # share of the last change that is kept
     space: ClassVar = {"lr": RATE, "average": AVERAGE, "momentum": MOMENTUM}
 
-    def optimizers(self, parameters: list[nn.Parameter]) -> list[torch.optim.Optimizer]:
+    def optimizers(self, network: nn.Module) -> list[torch.optim.Optimizer]:
         """Make the optimiser; see `GradientCompetitor.optimizers`."""
-        return [torch.optim.RMSprop(parameters, self.lr, self.average, momentum=self.momentum)]
+        return [torch.optim.RMSprop(network.parameters(), self.lr, self.average, momentum=self.momentum)]
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,6 @@ class Adam(GradientCompetitor):
     average: float = 0.999  # share of the old second moment that is kept
     space: ClassVar = {"lr": RATE, "momentum": MOMENTUM, "average": AVERAGE}
 
-    def optimizers(self, parameters: list[nn.Parameter]) -> list[torch.optim.Optimizer]:
+    def optimizers(self, network: nn.Module) -> list[torch.optim.Optimizer]:
         """Make the optimiser; see `GradientCompetitor.optimizers`."""
-        return [torch.optim.Adam(parameters, self.lr, (self.momentum, self.average))]
+        return [torch.optim.Adam(network.parameters(), self.lr, (self.momentum, self.average))]

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from targetprop.bench.competitors.competitor import Competitor, Range, Stepper
-from targetprop.bench.competitors.maps import Map, output_gradients, run_forward
+from targetprop.bench.competitors.maps import Map, in_sequence, output_gradients, run_forward
 from targetprop.bench.losses import SampledLoss
 
 
@@ -34,9 +34,9 @@ class Kfac(Competitor):
     fisher: Literal["drawn", "empirical"] = "drawn"  # labels of the second backward pass; empirical: the data's
     space: ClassVar = {"lr": Range(1e-2, 1.0), "damping": Range(1e-1, 1e1), "clip": Range(1e-2, 1.0)}
 
-    def start(self, network: nn.Sequential, loss: SampledLoss, example: Tensor, seed: int) -> Stepper:
+    def start(self, network: nn.Module, loss: SampledLoss, example: Tensor, seed: int) -> Stepper:
         """Make the factors; see `Competitor.start`."""
-        return KfacStepper(self, network, loss, seed)
+        return KfacStepper(self, in_sequence(network), loss, seed)
 
 
 class Factors:

@@ -19,6 +19,7 @@ from torch.func import functional_call, jvp
 
 from targetprop.bench.competitors.competitor import Competitor, Range, Stepper
 from targetprop.bench.competitors.kfac import FactoredStepper, Factors, inner
+from targetprop.bench.competitors.maps import in_sequence
 from targetprop.bench.losses import SampledLoss
 
 _RATE = 0.95  # of the damping, per step
@@ -37,9 +38,9 @@ class AdaptiveKfac(Competitor):
         "lr": Range(1e-1, 1.0), "damping": Range(1e0, 1e2), "decay": Range(5e-3, 5e-1, complement=True),
     }  # fmt: skip
 
-    def start(self, network: nn.Sequential, loss: SampledLoss, example: Tensor, seed: int) -> Stepper:
+    def start(self, network: nn.Module, loss: SampledLoss, example: Tensor, seed: int) -> Stepper:
         """Make the factors; see `Competitor.start`."""
-        return AdaptiveKfacStepper(self, network, loss, seed)
+        return AdaptiveKfacStepper(self, in_sequence(network), loss, seed)
 
 
 class AdaptiveKfacStepper(FactoredStepper):

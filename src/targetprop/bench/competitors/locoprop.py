@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from targetprop.bench.competitors.competitor import AVERAGE, RATE, Competitor, Range, Stepper
-from targetprop.bench.competitors.maps import Map, output_gradients, run_forward
+from targetprop.bench.competitors.maps import Map, in_sequence, output_gradients, run_forward
 from targetprop.bench.losses import SampledLoss
 
 
@@ -33,9 +33,9 @@ class LocoProp(Competitor):
     optimizer: Literal["rmsprop", "sgd"] = "rmsprop"  # what takes the local steps
     space: ClassVar = {"lr": RATE, "gamma": Range(1e-2, 1e1), "average": AVERAGE}
 
-    def start(self, network: nn.Sequential, loss: SampledLoss, example: Tensor, seed: int) -> Stepper:
+    def start(self, network: nn.Module, loss: SampledLoss, example: Tensor, seed: int) -> Stepper:
         """Make the local optimiser; see `Competitor.start`."""
-        return LocoPropStepper(self, network, loss)
+        return LocoPropStepper(self, in_sequence(network), loss)
 
 
 class LocoPropStepper(Stepper):

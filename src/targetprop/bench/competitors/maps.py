@@ -6,6 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from targetprop.experiments.errors import CommandError
+
 
 @dataclass(frozen=True, eq=False)
 class Map:
@@ -32,6 +34,13 @@ class Map:
         self.linear.weight.grad = gradient[:, :width].contiguous()
         if self.linear.bias is not None:
             self.linear.bias.grad = gradient[:, width].contiguous()
+
+
+def in_sequence(network: nn.Module) -> nn.Sequential:
+    """Refuse what is not a sequence of linear maps and activations."""
+    if isinstance(network, nn.Sequential) and not any(p.dim() > 2 for p in network.parameters()):
+        return network
+    raise CommandError("this competitor takes linear layers in a sequence alone; leave it out for this problem")
 
 
 def run_forward(network: nn.Sequential, x: Tensor) -> tuple[Tensor, list[Map]]:

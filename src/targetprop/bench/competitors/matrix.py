@@ -5,33 +5,46 @@ Muon is PyTorch's; SOAP (Vyas 2024, arXiv:2409.11321) and Shampoo with grafting 
 """
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
+from unittest.mock import patch
 
 import pytorch_optimizer
 import torch
 from pytorch_optimizer.optimizer.utils.graft import LayerWiseGrafting
-from torch import nn
+from torch import Tensor, nn
 
 from targetprop.bench.competitors.competitor import AVERAGE, MOMENTUM, RATE, GradientCompetitor, Range
 
 _EVERY = 10  # steps that one basis or root serves
 
 
+class _Muon(torch.optim.Muon):
+    """PyTorch's, orthogonalising in float32 on processors that take many times longer in bfloat16."""
+
+    def step(self, closure: Any = None) -> Any:
+        """Take a step."""
+        capable = torch.cpu.get_capabilities()
+        if self.param_groups[0]["params"][0].is_cuda or capable.get("avx512_bf16") or capable.get("amx_bf16"):
+            return super().step(closure)
+        with patch.object(Tensor, "bfloat16", Tensor.clone):
+            return super().step(closure)
+
+
 @dataclass(frozen=True)
 class Muon(GradientCompetitor):
-    """Muon for the matrices, with steps of the size of Adam's, and Adam for the biases."""
+    """Muon for the matrices, with steps of the size of Adam's, and Adam for the rest, also tables and convolutions."""
 
     lr: float = 1e-3
     momentum: float = 0.95  # share of the old first moment that is kept
     bias_rate: float = 1.0  # learning rate of the biases, as a multiple of that of the matrices
     space: ClassVar = {"lr": RATE, "momentum": MOMENTUM, "bias_rate": Range(1e-1, 1e1)}
 
-    def optimizers(self, parameters: list[nn.Parameter]) -> list[torch.optim.Optimizer]:
+    def optimizers(self, network: nn.Module) -> list[torch.optim.Optimizer]:
         """Make both optimisers; see `GradientCompetitor.optimizers`."""
-        matrices, others = [p for p in parameters if p.ndim == 2], [p for p in parameters if p.ndim != 2]
-        muon = torch.optim.Muon(
-            matrices, self.lr, weight_decay=0.0, momentum=self.momentum, adjust_lr_fn="match_rms_adamw"
-        )
+        tables = {m.weight for m in network.modules() if isinstance(m, nn.Embedding)}
+        matrices = [p for p in network.parameters() if p.ndim == 2 and p not in tables]
+        others = [p for p in network.parameters() if p.ndim != 2 or p in tables]
+        muon = _Muon(matrices, self.lr, weight_decay=0.0, momentum=self.momentum, adjust_lr_fn="match_rms_adamw")
         return [muon, torch.optim.Adam(others, self.lr * self.bias_rate)]
 
 
@@ -44,9 +57,10 @@ class Soap(GradientCompetitor):
     average: float = 0.95  # share of the old second moments that is kept, the factors' too
     space: ClassVar = {"lr": RATE, "momentum": MOMENTUM, "average": Range(5e-3, 5e-1, complement=True)}
 
-    def optimizers(self, parameters: list[nn.Parameter]) -> list[torch.optim.Optimizer]:
+    def optimizers(self, network: nn.Module) -> list[torch.optim.Optimizer]:
         """Make the optimiser; see `GradientCompetitor.optimizers`."""
         betas = (self.momentum, self.average)
+        parameters = network.parameters()
         return [pytorch_optimizer.SOAP(parameters, self.lr, betas, weight_decay=0.0, precondition_frequency=_EVERY)]
 
 
@@ -59,10 +73,10 @@ class Shampoo(GradientCompetitor):
     average: float = 0.99  # share of the old factors that is kept
     space: ClassVar = {"lr": RATE, "momentum": MOMENTUM, "average": AVERAGE}
 
-    def optimizers(self, parameters: list[nn.Parameter]) -> list[torch.optim.Optimizer]:
+    def optimizers(self, network: nn.Module) -> list[torch.optim.Optimizer]:
         """Make the optimiser; see `GradientCompetitor.optimizers`."""
         optimizer = pytorch_optimizer.ScalableShampoo(
-            parameters, self.lr, (self.momentum, self.average), start_preconditioning_step=_EVERY,
+            network.parameters(), self.lr, (self.momentum, self.average), start_preconditioning_step=_EVERY,
             preconditioning_compute_steps=_EVERY, graft_type=LayerWiseGrafting.RMSPROP,
         )  # fmt: skip
         return [optimizer]

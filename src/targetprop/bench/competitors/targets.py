@@ -44,7 +44,7 @@ class TargetProp(Competitor):
         if self.composition not in COMPOSITIONS:
             raise ValueError(f"unknown composition {self.composition!r}; {suggest(self.composition, COMPOSITIONS)}")
 
-    def start(self, network: nn.Sequential, loss: SampledLoss, example: Tensor, seed: int) -> Stepper:
+    def start(self, network: nn.Module, loss: SampledLoss, example: Tensor, seed: int) -> Stepper:
         """Build the engine; see `Competitor.start`."""
         method = COMPOSITIONS[self.composition](self.damping)
         engine = tp.TargetPropagation(network, loss, example_input=example, method=method, seed=seed)
@@ -72,7 +72,7 @@ class Kronecker(Competitor):
     def _update(self) -> tp.Kronecker:
         return tp.Kronecker(damping=self.damping, output_damping=self.output_damping)
 
-    def start(self, network: nn.Sequential, loss: SampledLoss, example: Tensor, seed: int) -> Stepper:
+    def start(self, network: nn.Module, loss: SampledLoss, example: Tensor, seed: int) -> Stepper:
         """Build the engine; see `Competitor.start`."""
         method = tp.method("kronecker", update=self._update())
         engine = tp.TargetPropagation(network, loss, example_input=example, method=method, seed=seed)

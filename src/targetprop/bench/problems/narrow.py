@@ -3,10 +3,10 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-from torch import Tensor, nn
+from torch import nn
 
 from targetprop.bench.losses import SoftmaxCrossEntropy
-from targetprop.bench.problems.problem import Problem, Task, dense, images
+from targetprop.bench.problems.problem import Problem, Task, accuracy, dense, images
 from targetprop.experiments.networks import MOST_LAYERS
 from targetprop.settings import check_ranges
 
@@ -44,8 +44,3 @@ class Narrow(Problem):
         data = images(self.root)
         x, test = data.train_x.flatten(1), data.test_x.flatten(1)
         return Task(x, data.train_y, test, data.test_y, SoftmaxCrossEntropy(), {"accuracy": accuracy})
-
-
-def accuracy(output: Tensor, y: Tensor) -> Tensor:
-    """Compute the share of right answers."""
-    return (output.argmax(1) == y).float().mean()

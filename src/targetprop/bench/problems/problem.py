@@ -99,7 +99,7 @@ class Problem(ABC):
         return Linear(self.warmup)
 
     @abstractmethod
-    def network(self, seed: int) -> nn.Sequential:
+    def network(self, seed: int) -> nn.Module:
         """Build the network."""
 
     @abstractmethod
@@ -121,6 +121,11 @@ def dense(widths: Sequence[int], seed: int, linear: Sequence[int] = ()) -> nn.Se
         nn.init.zeros_(layer.bias)
         modules += [layer] if place in (*linear, len(widths) - 1) else [layer, nn.Tanh()]
     return nn.Sequential(*modules)
+
+
+def accuracy(output: Tensor, y: Tensor) -> Tensor:
+    """Compute the share of right answers."""
+    return (output.argmax(-1) == y).float().mean()
 
 
 def images(root: str | None) -> Dataset:
