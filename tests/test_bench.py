@@ -146,7 +146,9 @@ def test_table_of_constructed_histories() -> None:
 
 
 def test_times_are_relative_to_the_reference() -> None:
-    times = alternate(PROBLEM, TASK, {n: COMPETITORS[n] for n in ("adam", "locoprop")}, "adam", rounds=1, steps=2)
+    times = alternate(
+        PROBLEM, TASK, {n: COMPETITORS[n] for n in ("adam", "locoprop")}, "adam", rounds=1, steps=2, settle=3
+    )
     assert times.ratios["adam"] == 1.0 and times.ratios["locoprop"] > 1 and times.seconds["adam"] > 0
 
 

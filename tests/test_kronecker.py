@@ -12,6 +12,7 @@ import targetprop as tp
 from targetprop.batch import Batch
 from targetprop.belief import Belief
 from targetprop.updates import kronecker
+from targetprop.updates.leading import Leading
 from targetprop.updates.side import Side
 
 ROWS, STEPS, WIDTHS = 24, 18, (5, 7, 4, 3)
@@ -201,6 +202,43 @@ def test_a_side_with_few_rows_is_damped_more(diagonal: bool) -> None:
     plain, damped = (torch.diag(s.inverse) if diagonal else s.inverse for s in sides)
     expected = torch.linalg.inv(torch.linalg.inv(plain) + 2.0 * 4 / 10 * torch.eye(4, dtype=torch.double))
     torch.testing.assert_close(damped, expected)
+
+
+def test_leading_directions_invert_and_measure_a_moment_of_that_form() -> None:
+    generator = torch.Generator().manual_seed(0)
+    basis = torch.linalg.qr(torch.randn(12, 12, dtype=torch.double, generator=generator)).Q
+    values = torch.tensor([9.0, 5.0, 2.0] + [0.3] * 9, dtype=torch.double)
+    moment = basis * values @ basis.T
+    side = Leading(12, 0.7, 5.0, 0.2, directions=3).double()
+    for _ in range(2):  # a moment that stays
+        side.observe((12 * values).sqrt()[:, None] * basis.T, Batch(12))
+    for _ in range(30):
+        side.refresh()
+    v = torch.randn(5, 12, dtype=torch.double, generator=generator)
+    worth = 12 * (1 - 0.7**2) * 1.7 / ((1 + 0.7**2) * 0.3)
+    whole = moment / moment.diagonal().mean() + (5.0 + 0.2 * 12 / worth) * torch.eye(12, dtype=torch.double)
+    torch.testing.assert_close(side.solve(v), v @ torch.linalg.inv(whole))
+    torch.testing.assert_close(side.measure(v), ((v @ moment) * v).sum())
+
+
+def test_leading_directions_follow_a_moment_that_turns() -> None:
+    generator = torch.Generator().manual_seed(0)
+    rows, scales = torch.randn(200, 40, generator=generator), torch.diag(torch.logspace(1, -2, 40))
+    turn = torch.linalg.qr(torch.eye(40) + 0.05 * torch.randn(40, 40, generator=generator)).Q
+    following, resting = (Leading(40, 0.0, 5.0, 0.0, directions=8) for _ in range(2))
+    for step in range(25):
+        for side in (following, resting):
+            side.observe(rows @ scales, Batch(200))
+            if side is following or step < 10:
+                side.refresh()
+        scales = scales @ turn
+    moment = following.moment / following.moment.diagonal().mean()
+    exact = torch.linalg.inv(moment + 5.0 * torch.eye(40))
+    errors = [
+        torch.linalg.matrix_norm(side.solve(torch.eye(40)) - exact, 2) / torch.linalg.matrix_norm(exact, 2)
+        for side in (following, resting)
+    ]
+    assert errors[0] < 0.15 and errors[1] > 3 * errors[0]
 
 
 def test_a_map_that_changes_between_two_observations_goes_on() -> None:

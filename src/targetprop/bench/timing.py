@@ -1,6 +1,7 @@
 """Time per step, compared fairly on a noisy machine: the competitors take turns in one process."""
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from math import nan
 from statistics import median
@@ -26,12 +27,31 @@ def alternate(
     task: Task,
     competitors: Mapping[str, Competitor],
     reference: str,
-    rounds: int = 3,
-    steps: int = 10,
+    rounds: int = 5,
+    steps: int = 20,
+    settle: int = 100,
 ) -> Times:
-    """Let competitors take turns."""
+    """Let competitors take turns, after as many steps as it takes until a step costs what it will cost in a long run.
+
+    Args:
+        problem: the problem.
+        task: its data.
+        competitors: who competes, by name.
+        reference: whose time the ratios are to.
+        rounds: turns of each that count; one before them does not.
+        steps: steps of a turn.
+        settle: steps of each before the first turn, at most those of the problem; factors and bases are renewed more
+            often in the beginning.
+
+    Returns:
+        The times.
+    """
     starts = {name: _start(problem, task, competitor) for name, competitor in competitors.items()}
     batches, found = task.batches(problem.batch, 0), {name: [] for name in competitors}
+    for stepper in starts.values():
+        with suppress(*DIVERGENCE):
+            for _ in range(min(settle, problem.steps)):
+                stepper.step(*next(batches))
     for _ in range(rounds + 1):
         turn = [next(batches) for _ in range(steps)]
         for name, stepper in starts.items():

@@ -27,6 +27,7 @@ from targetprop.layers import LayerRecord, Network, Record
 from targetprop.settings import check_ranges
 from targetprop.updates.base import Common, Pullback, Regression, state_key
 from targetprop.updates.diagonal import Diagonal
+from targetprop.updates.leading import Leading
 from targetprop.updates.local_gradients import LayerChange, LocalGradients
 from targetprop.updates.remembering import RememberingUpdate
 from targetprop.updates.side import Side
@@ -58,6 +59,7 @@ class Sides(nn.Module):
 _EARLY = 10  # steps of the beginning, after which factors are made a step more rarely, and so on
 _SETTLED = 100  # steps after which factors change slowly: a momentum that has them applied is not out of date then
 _WHOLE = "network"
+_FEWEST = 64  # leading directions of the narrowest side whose whole inverse costs more
 _MEASURED = 64  # samples that the length of a step is measured on
 
 
@@ -108,6 +110,8 @@ class Kronecker(RememberingUpdate):
         every: steps that one inverse serves; fewer in the beginning.
         length: ``ρ``, length of a step where the loss is 1 nat.
         limit: ``r``, largest root mean square of the change of a map's outputs.
+        leading: share of the directions of a map's outputs that are told apart, the others have one value; sides of
+            few units keep all.
         most: widest side whose moment is kept whole; of wider ones, and of the network's output, the diagonal is.
         rows: most rows that the moments are taken of, as far as fewer positions of a sample can do that.
     """
@@ -122,6 +126,7 @@ class Kronecker(RememberingUpdate):
     every: int = 20
     length: float = 0.27
     limit: float = 0.5
+    leading: float = 0.125
     most: int = 2048
     rows: int = 4096
     draws: ClassVar[bool] = True
@@ -135,7 +140,7 @@ class Kronecker(RememberingUpdate):
             self, "update ", **positive,
             damping=(self.damping >= 0, "a number ≥ 0"),
             shrinkage=(self.shrinkage >= 0, "a number ≥ 0"),
-            **{name: (0 <= getattr(self, name) < 1, "a share in [0, 1)") for name in ("momentum", "decay")},
+            **{name: (0 <= getattr(self, name) < 1, "a share in [0, 1)") for name in ("momentum", "decay", "leading")},
             **{name: (getattr(self, name) >= 1, "a whole number ≥ 1") for name in ("observe", "every", "most", "rows")},
         )  # fmt: skip
 
@@ -143,8 +148,13 @@ class Kronecker(RememberingUpdate):
         """Make both sides; see `RememberingUpdate.memory`."""
         with like.device:  # the default one may be another
             a = Side(inputs, self.decay, self.damping, self.shrinkage, diagonal=inputs > self.most)
-            s = Side(outputs, self.decay, self.output_damping, 0.0, diagonal=top or outputs > self.most)
-            return Sides(a, s).to(like)
+            return Sides(a, self._outputs(outputs, diagonal=top or outputs > self.most)).to(like)
+
+    def _outputs(self, width: int, *, diagonal: bool) -> Side:
+        few = round(width * self.leading)
+        if diagonal or few < _FEWEST:
+            return Side(width, self.decay, self.output_damping, 0.0, diagonal=diagonal)
+        return Leading(width, self.decay, self.output_damping, 0.0, directions=few)
 
     def build(self, network: Network, example: Record) -> nn.ModuleDict:
         """Make both sides of every map, and count steps; see `Update.build`."""

@@ -61,17 +61,21 @@ class Side(nn.Module):
         """The average, corrected for its start at zero."""
         return self.average / (1 - self.decay ** int(self.count))
 
+    def total_damping(self) -> float:
+        """Compute ``μ + κ d/n``, and what covers rounding."""
+        kept, width = self.decay ** int(self.count), len(self.average)
+        worth = int(self.rows) * (1 - kept) * (1 + self.decay) / ((1 + kept) * (1 - self.decay))
+        return self.damping + width * (self.shrinkage / worth + torch.finfo(self.average.dtype).eps)
+
     @torch.no_grad()
     def refresh(self) -> None:
         """Invert anew; where nothing was seen or rounding leaves the average indefinite, the last inverse stays."""
         if not int(self.count):
             return
-        kept = self.decay ** int(self.count)
-        worth = int(self.rows) * (1 - kept) * (1 + self.decay) / ((1 + kept) * (1 - self.decay))
         moment, rounding = self.moment, torch.finfo(self.average.dtype)
         diagonal = moment if self.diagonal else moment.diagonal()
         moment.div_(diagonal.mean() + rounding.tiny)
-        diagonal.add_(self.damping + len(diagonal) * (self.shrinkage / worth + rounding.eps))
+        diagonal.add_(self.total_damping())
         if self.diagonal:
             self.inverse.copy_(1 / diagonal)
             return

@@ -1,0 +1,75 @@
+"""A side of which the leading directions are told apart, and all others are treated alike."""
+
+import torch
+from torch import Tensor
+
+from targetprop.updates.side import Side
+
+
+class Leading(Side):
+    r"""``(V Λ Vᵀ + τ (I − V Vᵀ) + μ I)⁻¹`` in place of the inverse of the whole moment.
+
+    ``V`` are ``r`` orthonormal directions, by one step of orthogonal iteration from the last ones at each `refresh`,
+    ``Λ`` the moment along them and ``τ`` its mean over the others, all relative to the mean of the diagonal. With much
+    damping little is lost, and rows cost ``2 d r`` multiplications in place of ``d²``.
+
+    Args:
+        width: ``d``, length of the rows.
+        decay: see `Side`.
+        damping: see `Side`.
+        shrinkage: see `Side`.
+        directions: ``r``, less than the width.
+
+    >>> from targetprop.batch import Batch
+    >>> side = Leading(3, decay=0.0, damping=1.0, shrinkage=0.0, directions=1)
+    >>> side.observe(torch.diag(torch.tensor([3.0, 2.0, 1.0]) ** 0.5), Batch(3))
+    >>> for _ in range(40):
+    ...     side.refresh()
+    >>> side.solve(torch.eye(3)).diagonal()             # the moment is 1.5, 1, 0.5 relative to its mean
+    tensor([0.4000, 0.5714, 0.5714])
+    """
+
+    directions: Tensor
+    along: Tensor
+    rest: Tensor
+    raised: Tensor
+
+    def __init__(self, width: int, decay: float, damping: float, shrinkage: float, *, directions: int) -> None:
+        """Start from directions of no meaning, the same every time."""
+        super().__init__(width, decay, damping, shrinkage, diagonal=False)
+        del self.inverse
+        drawn = torch.randn(width, directions, generator=torch.Generator().manual_seed(0), device="cpu")
+        self.register_buffer("directions", torch.linalg.qr(drawn).Q.to(self.average))
+        self.register_buffer("along", torch.ones(directions))
+        self.register_buffer("rest", torch.ones(()))
+        self.register_buffer("raised", torch.ones(()))
+
+    @torch.no_grad()
+    def refresh(self) -> None:
+        """Turn the directions towards the leading ones; where nothing finite was seen, the last ones stay."""
+        if not int(self.count):
+            return
+        moment = self.moment
+        size = moment.diagonal().mean() + torch.finfo(moment.dtype).tiny
+        turned = moment @ self.directions
+        if not bool(turned.isfinite().all()) or not bool(turned.any()):
+            return
+        basis = torch.linalg.qr(turned).Q
+        small = basis.T @ moment @ basis
+        values, turn = torch.linalg.eigh(small)
+        self.directions.copy_(basis @ turn)
+        self.along.copy_(values.clamp(min=0) / size)
+        others = len(moment) - len(values)
+        self.rest.copy_((len(moment) - self.along.sum()).clamp(min=0) / others)
+        self.raised.copy_(self.rest + self.total_damping())
+
+    def solve(self, v: Tensor) -> Tensor:
+        """Apply the inverse to rows; see `Side.solve`."""
+        share = 1 - self.raised / (self.raised + self.along - self.rest)
+        return torch.addmm(v, (v @ self.directions).mul_(share), self.directions.T, alpha=-1).div_(self.raised)
+
+    def measure(self, v: Tensor) -> Tensor:
+        """Measure rows by what is kept of the moment, at its size of now; see `Side.measure`."""
+        along = (v @ self.directions).square().sum(0)
+        found = self.rest * v.square().sum() + (self.along - self.rest) @ along
+        return found * self.average.diagonal().mean() / (1 - self.decay ** max(1, int(self.count)))
