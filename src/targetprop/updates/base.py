@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from targetprop.batch import Batch
 from targetprop.belief import Belief
 from targetprop.decoders import unfold
-from targetprop.layers import Layer, LayerRecord, MapUse, Network, Pulled, Record
+from targetprop.layers import Layer, LayerRecord, MapUse, Network, Record
 from targetprop.settings import check_ranges, check_types
 from targetprop.updates.local_gradients import LayerChange, LocalGradients
 
@@ -178,12 +178,12 @@ class LinearUpdate(Update):
         for change in layers:
             layer, uses = change.layer, change.layer.maps
             solved, rest = self.split(layer, state)
-            felt = Pulled(None, (None,) * len(rest), (None,) * len(uses))
-            if change.drawn is not None:
-                felt = layer.pull(change.drawn, gradients=rest, maps=True, keep_graph=True)
+            drawn: Sequence[Tensor | None] = [None] * len(uses)
+            if change.drawn is not None and any(solved):
+                drawn = layer.pull(change.drawn, maps=True, keep_graph=True).maps
             asked, gradients = self._pull(layer, change.delta, rest)
-            found.note(layer.name, rest, self.step_rest(layer, rest, gradients, felt.gradients, common, state))
-            for use, yes, dz, s in zip(uses, solved, asked, felt.maps, strict=True):
+            found.note(layer.name, rest, self.step_rest(layer, rest, gradients, common, state))
+            for use, yes, dz, s in zip(uses, solved, asked, drawn, strict=True):
                 if yes and dz is not None:
                     self._note(found, layer, use, dz, s, common, state)
         return found
@@ -203,16 +203,14 @@ class LinearUpdate(Update):
         return solved, [p for p in layer.parameters if id(p) not in own]
 
     def step_rest(
-        self, layer: LayerRecord, rest: Sequence[Tensor], asked: Sequence[Tensor | None],
-        drawn: Sequence[Tensor | None], common: Common, state: Any,
-    ) -> Sequence[Tensor | None]:  # fmt: skip
+        self, layer: LayerRecord, rest: Sequence[Tensor], asked: Sequence[Tensor | None], common: Common, state: Any
+    ) -> Sequence[Tensor | None]:
         """Find the gradients of the parameters that are not solved for: plain ones, unless an update says otherwise.
 
         Args:
             layer: the layer.
             rest: its parameters that are not solved for.
             asked: for each, the ascent direction that ``Δ_l`` asks for, a sum over the samples.
-            drawn: for each, that of drawn labels; None where none were drawn.
             common: what holds for all layers.
             state: what `build` returned.
 

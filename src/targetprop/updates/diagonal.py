@@ -1,7 +1,9 @@
-r"""What has no closed form, such as the gains of a norm or a table of vectors: a factor for each number.
+r"""Parameters without a closed form, such as gains of norms and tables of vectors: a scale for each number.
 
-With ``g_s`` the gradient that drawn labels ask for, summed over the ``n`` samples of a batch, ``F = E[g_s²]/n`` is the
-diagonal of the Fisher matrix, since labels are drawn independently.
+    ``m ← β m + (1 − β) g``,  ``v ← γ v + (1 − γ) g²``,  ``Δθ = ρ m̂ / √v̂``
+
+with ``g`` what the targets ask for, as in Adam (Kingma & Ba 2015, arXiv:1412.6980): at most about ``ρ`` for each
+number, whatever the units of the loss.
 """
 
 import torch
@@ -9,66 +11,64 @@ from torch import Tensor, nn
 
 from targetprop.batch import Batch
 
+_DECAY = 0.99  # γ
+
 
 class Diagonal(nn.Module):
-    r"""Exponential average of ``g_s²/n``, and a momentum of what is asked.
+    r"""What is remembered of one parameter.
 
     Args:
         shape: of the parameter.
-        decay: share of the old average that each observation keeps, in [0, 1).
-        damping: ``μ``, relative to the mean of the average.
-        momentum: ``β``, share of the last change that is kept, in [0, 1).
 
-    >>> diagonal = Diagonal(torch.Size([2]), decay=0.5, damping=1.0, momentum=0.0)
-    >>> diagonal.observe(torch.tensor([2.0, 6.0]), Batch(4))            # F = 1, 9, its mean 5
-    >>> diagonal.change(torch.tensor([1.0, 1.0]), Batch(4))             # 1 / (F/5 + 1)
-    tensor([0.8333, 0.3571])
-    >>> diagonal.measure(torch.tensor([1.0, 1.0]))
-    tensor(10.)
+    >>> diagonal = Diagonal(torch.Size([2]))
+    >>> diagonal.change(torch.tensor([3.0, -5.0]), 0.9, Batch(1))
+    tensor([ 1., -1.])
     """
 
     average: Tensor
     momentum: Tensor
-    count: Tensor
+    steps: Tensor
 
-    def __init__(self, shape: torch.Size, decay: float, damping: float, momentum: float) -> None:
+    def __init__(self, shape: torch.Size) -> None:
         """Start without observations."""
         super().__init__()
-        self.decay, self.damping, self.keep = decay, damping, momentum
         self.register_buffer("average", torch.zeros(shape))
         self.register_buffer("momentum", torch.zeros(shape))
-        self.register_buffer("count", torch.zeros((), dtype=torch.long, device="cpu"))
+        self.register_buffer("steps", torch.zeros((), dtype=torch.long, device="cpu"))
 
     @torch.no_grad()
-    def observe(self, gradient: Tensor, batch: Batch) -> None:
-        """Add what the drawn labels of a batch ask for.
+    def change(self, asked: Tensor, share: float, batch: Batch) -> Tensor:
+        """Move both averages, and divide one by the root of the other.
 
         Args:
-            gradient: ``g_s``, this process' part, shape of the parameter.
-            batch: which samples of the step it is of.
-        """
-        total = gradient.to(self.average.dtype, copy=True)
-        batch.sum_([total])
-        self.average.mul_(self.decay).addcmul_(total, total, value=(1 - self.decay) / batch.total)
-        self.count += 1
-
-    @torch.no_grad()
-    def change(self, asked: Tensor, batch: Batch) -> Tensor:
-        """Move the momentum, and divide it by the damped average.
-
-        Args:
-            asked: ascent direction of the mean over the samples, this process' part, shape of the parameter.
+            asked: ``g``, this process' part, shape of the parameter.
+            share: ``β``, share of the old momentum that is kept.
             batch: which samples of the step it is of.
 
         Returns:
-            The change for the whole step, of no particular length.
+            ``Δθ/ρ`` for the whole step; 0 where nothing was ever asked.
         """
         total = asked.to(self.momentum.dtype, copy=True)
         batch.sum_([total])
-        self.momentum.lerp_(total, 1 - self.keep)
-        factor = self.average / self.average.mean().clamp_min(torch.finfo(self.average.dtype).tiny) + self.damping
-        return torch.lerp(self.momentum, total, 1 - self.keep).div_(factor)
+        step = int(self.steps)
+        self.steps += 1
+        self.average.mul_(_DECAY).addcmul_(total, total, value=1 - _DECAY)
+        mean = averaged(self.momentum, total, share, step)
+        root = (self.average / (1 - _DECAY ** (step + 1))).sqrt_()
+        return torch.where(mean == 0, mean, mean / root)
 
-    def measure(self, change: Tensor) -> Tensor:
-        """Measure a change by the average, ``Σ F C²``, a scalar; 0 where nothing was seen."""
-        return (change.square() * self.average).sum() / (1 - self.decay ** max(1, int(self.count)))
+
+def averaged(momentum: Tensor, newest: Tensor, share: float, step: int) -> Tensor:
+    """Move a momentum in place, and give it with one more share of the newest part, after Nesterov.
+
+    Args:
+        momentum: the average so far, zero at first.
+        newest: what this step asks for.
+        share: ``β``, share of the old average that is kept.
+        step: steps before this one; what the average lacks for its start at zero is made up for.
+
+    Returns:
+        The average for this step.
+    """
+    momentum.lerp_(newest, 1 - share)
+    return torch.lerp(momentum / (1 - share ** (step + 1)), newest, 1 - share)

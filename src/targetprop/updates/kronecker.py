@@ -2,21 +2,23 @@ r"""A factor for each side of a linear map, and a step of bounded length in what
 
 With inputs ``a`` (a constant 1 for the bias), asked changes ``δ`` and drawn ones ``s`` of the outputs of a map,
 
-    ``A = E[a aᵀ]/m_A``,  ``G = E[s sᵀ]/m_G``,  ``C ← β C + (1 − β) (G + μ_G I)⁻¹ (Σ δ aᵀ/n) (A + μ I)⁻¹``
+    ``A = E[a aᵀ]/m_A``,  ``G = E[s sᵀ]/m_G``,  ``N = (G + μ_G I)⁻¹ (Σ δ aᵀ/n) (A + μ I)⁻¹``,  ``C ← β C + (1 − β) N``
 
 ``m`` the mean of a diagonal. ``s`` is what labels drawn from the network's own belief ask for, brought down by the same
 decoders as ``δ``: then ``A ⊗ G`` is the map's block of the Fisher matrix, as in K-FAC (Martens & Grosse 2015,
 arXiv:1503.05671), and every number of it is local to the layer. The step is
 
-    ``ΔW = min(ρ √ℓ / (L √q), r / (L c)) C``,   ``q = E[(C a)ᵀ E[s sᵀ] C a]``,   ``c`` the root mean square of ``C a``
+    ``ΔW = min(ρ √ℓ / (L √q), r / (L c)) C``,   ``q = E[(N a)ᵀ E[s sᵀ] N a]``,   ``c`` the root mean square of ``N a``
 
-with ``ℓ`` the loss of a row in nats and ``L`` the number of maps: ``½ q`` is to second order the divergence of the
-distribution after the change from that before it, so the length of a step does not depend on the units of a layer.
+with ``ℓ`` the loss of a row in nats and ``L`` the number of maps; ``q`` and ``c²`` are averaged like ``C``. ``½ q`` is
+to second order the divergence of the distribution after a change ``N`` from that before it, so the length of a step
+does not depend on the units of a layer. Where the batches agree, ``C`` is as long as ``N``; where noise rules, it is
+shorter, and so is the step.
 """
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -26,7 +28,7 @@ from targetprop.belief import KINDS, Belief
 from targetprop.layers import LayerRecord, Network, Record
 from targetprop.settings import check_ranges
 from targetprop.updates.base import Common, Pullback, Regression, state_key
-from targetprop.updates.diagonal import Diagonal
+from targetprop.updates.diagonal import Diagonal, averaged
 from targetprop.updates.leading import Leading
 from targetprop.updates.local_gradients import LayerChange, LocalGradients
 from targetprop.updates.remembering import RememberingUpdate
@@ -42,6 +44,7 @@ class Sides(nn.Module):
     """
 
     momentum: Tensor
+    squares: Tensor
     steps: Tensor
 
     def __init__(self, inputs: Side, outputs: Side) -> None:
@@ -49,6 +52,7 @@ class Sides(nn.Module):
         super().__init__()
         self.inputs, self.outputs = inputs, outputs
         self.register_buffer("momentum", torch.zeros(len(outputs.average), len(inputs.average)))
+        self.register_buffer("squares", torch.zeros(2))
         self.register_buffer("steps", torch.zeros((), dtype=torch.long, device="cpu"))
 
     def solve(self, product: Tensor) -> Tensor:
@@ -91,12 +95,13 @@ class Whole(nn.Module):
 class Kronecker(RememberingUpdate):
     """Both sides of each map's regression, momentum, and a trust region; see the head of this module.
 
-    Take SGD at rate 1 without momentum, a warm-up and a decay to zero. Parameters that are not solved for, such as
-    those of norms, get plain gradients, for which 1 is too much: give them a group of the optimiser at 0.02.
+    Take SGD at rate 1 without momentum, a warm-up and a decay to zero.
 
-    Beyond the targets, a map of ``d`` inputs and ``k`` outputs on ``n`` rows costs ``n (d² + k² + d k)``
-    multiplications a step, and every few steps ``n (d² + k²)`` for the moments and ``d³ + k³``
-    for their inverses; memory ``2 d² + 2 k² + d k``.
+    Parameters that are not solved for, such as gains of norms and tables of vectors, take Adam's steps.
+
+    Beyond the targets, a map of ``d`` inputs and ``k`` outputs on ``n`` rows costs ``n (d² + d k)`` and ``n k²``
+    multiplications a step, the latter ``2 ν n k²`` where ``ν`` of the directions are told apart, and every few steps
+    ``n (d² + k²)`` for the moments and ``d³ + k³`` for their inverses; memory ``2 d² + 2 k² + d k``.
 
     Attributes:
         pullback: see `LinearUpdate`.
@@ -110,8 +115,9 @@ class Kronecker(RememberingUpdate):
         every: steps that one inverse serves; fewer in the beginning.
         length: ``ρ``, length of a step where the loss is 1 nat.
         limit: ``r``, largest root mean square of the change of a map's outputs.
-        leading: share of the directions of a map's outputs that are told apart, the others have one value; sides of
-            few units keep all.
+        rate: step of each number of the parameters that are not solved for.
+        leading: ``ν``, share of the directions of a map's outputs that are told apart; the others have one value. Sides
+            of few units keep all.
         most: widest side whose moment is kept whole; of wider ones, and of the network's output, the diagonal is.
         rows: most rows that the moments are taken of, as far as fewer positions of a sample can do that.
     """
@@ -124,8 +130,9 @@ class Kronecker(RememberingUpdate):
     decay: float = 0.8
     observe: int = 8
     every: int = 20
-    length: float = 0.27
-    limit: float = 0.5
+    length: float = 1.0
+    limit: float = 1.0
+    rate: float = 1e-3
     leading: float = 0.125
     most: int = 2048
     rows: int = 4096
@@ -135,7 +142,9 @@ class Kronecker(RememberingUpdate):
     def __post_init__(self) -> None:
         """Check the settings; a wrong one raises `ValueError`."""
         super().__post_init__()
-        positive = {name: (getattr(self, name) > 0, "a number > 0") for name in ("output_damping", "length", "limit")}
+        positive = {
+            name: (getattr(self, name) > 0, "a number > 0") for name in ("output_damping", "length", "limit", "rate")
+        }
         check_ranges(
             self, "update ", **positive,
             damping=(self.damping >= 0, "a number ≥ 0"),
@@ -162,7 +171,7 @@ class Kronecker(RememberingUpdate):
         whole = Whole(len(state))
         for layer in example.layers:
             for p in self.split(layer, state)[1]:
-                state[_rest_key(layer, p)] = self._diagonal(p)
+                state[_rest_key(layer, p)] = _diagonal(p)
         state[_WHOLE] = whole
         return state
 
@@ -193,38 +202,29 @@ class Kronecker(RememberingUpdate):
         if asked.drawn is not None:
             sides.inputs.observe(self._some(a, asked), asked.common.batch)
             sides.outputs.observe(self._some(asked.drawn, asked), asked.common.batch)
-        change = self._precondition(sides, a, dz / asked.scale, asked.common.batch)
+        newest, change = self._precondition(sides, a, dz / asked.scale, asked.common.batch)
+        change = self._shorten(change, newest, sides, a, asked, _whole(state).maps)
         sides.steps += 1
-        change = self._cut(sides, change, a, asked, _whole(state).maps)
         return change if asked.common.batch.processes == 1 else change / asked.common.batch.processes
 
     def step_rest(
-        self, layer: LayerRecord, rest: Sequence[Tensor], asked: Sequence[Tensor | None],
-        drawn: Sequence[Tensor | None], common: Common, state: nn.ModuleDict,
-    ) -> Sequence[Tensor | None]:  # fmt: skip
-        """Take a step of the same bounded length with a factor for each number; see `LinearUpdate.step_rest`."""
+        self, layer: LayerRecord, rest: Sequence[Tensor], asked: Sequence[Tensor | None], common: Common, state: Any
+    ) -> Sequence[Tensor | None]:
+        """Scale each number by itself; see `LinearUpdate.step_rest`."""
         found: list[Tensor | None] = []
-        for p, g, s in zip(rest, asked, drawn, strict=True):
-            memory = state[_rest_key(layer, p)] if _rest_key(layer, p) in state else None
-            if not isinstance(memory, Diagonal) or memory.average.shape != p.shape:
-                state[_rest_key(layer, p)] = memory = self._diagonal(p)
-            if s is not None:
-                memory.observe(s.to_dense(), common.batch)
-            if g is None:
-                found.append(None)
-                continue
-            change = memory.change(g.to_dense() / common.scale, common.batch)
-            felt, size = memory.measure(change).sqrt(), change.square().mean().sqrt()
-            change.mul_(self._longest(felt, size, common, _whole(state).maps)).div_(-common.batch.processes)
-            found.append(change.to(p.dtype))
+        for p, g in zip(rest, asked, strict=True):
+            if g is not None:
+                key = _rest_key(layer, p)
+                memory = state[key] if key in state else None
+                if not isinstance(memory, Diagonal) or memory.average.shape != p.shape:
+                    state[key] = memory = _diagonal(p)
+                change = memory.change(g.to_dense(), self.momentum, common.batch)
+                g = change.mul_(-self.rate / common.batch.processes).to(p.dtype)
+            found.append(g)
         return found
 
-    def _diagonal(self, p: Tensor) -> Diagonal:
-        with p.device:  # the default one may be another
-            return Diagonal(p.shape, self.decay, self.output_damping, self.momentum).to(p)
-
-    def _precondition(self, sides: Sides, a: Tensor, dz: Tensor, batch: Batch) -> Tensor:
-        """Move the momentum, and give it with one more share of the newest part (Nesterov), both factors applied."""
+    def _precondition(self, sides: Sides, a: Tensor, dz: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Apply both factors to what is asked; give that, and the momentum with one more share of it (Nesterov)."""
         step = int(sides.steps)
         if _due(step, self.every, _EARLY):
             sides.inputs.refresh()
@@ -232,8 +232,7 @@ class Kronecker(RememberingUpdate):
         if step < _SETTLED:
             product = dz.T @ a
             batch.sum_([product])
-            sides.momentum.lerp_(product, 1 - self.momentum)
-            return sides.solve(torch.lerp(sides.momentum, product, 1 - self.momentum))
+            return sides.solve(product), sides.solve(averaged(sides.momentum, product, self.momentum, step))
         if step == _SETTLED:
             sides.momentum.copy_(sides.solve(sides.momentum))
         (rows, d), k = a.shape, dz.shape[1]
@@ -242,18 +241,41 @@ class Kronecker(RememberingUpdate):
         else:
             newest = sides.solve(dz.T @ a)
         batch.sum_([newest])
-        sides.momentum.lerp_(newest, 1 - self.momentum)
-        return newest.mul_(1 - self.momentum).add_(sides.momentum, alpha=self.momentum)
+        return newest, averaged(sides.momentum, newest, self.momentum, step)
 
-    def _cut(self, sides: Sides, change: Tensor, a: Tensor, asked: Regression, maps: int) -> Tensor:
-        """Cut a change to the length of a step, as measured on some samples."""
-        assert asked.common.nats is not None
+    def _shorten(self, change: Tensor, newest: Tensor, sides: Sides, a: Tensor, asked: Regression, maps: int) -> Tensor:
+        """Cut an average to the length that a step would have if its newest part were all of it.
+
+        An average that noise cancels is shorter than its parts, and so then is the step. In the beginning parts of
+        different steps do not compare, as the factors change.
+
+        Args:
+            change: the average ``C``, shape ``(k, d)``; changed in place.
+            newest: its newest part ``N``, shape ``(k, d)``.
+            sides: what is remembered of the map.
+            a: its inputs, shape ``(r, d)``.
+            asked: the regression.
+            maps: how many maps share a step.
+
+        Returns:
+            The step.
+        """
+        step = int(sides.steps)
+        squares = self._measure(newest, sides, a, asked)
+        if step < _SETTLED:
+            squares = squares.maximum(self._measure(change, sides, a, asked))
+        else:
+            squares = averaged(sides.squares, squares, self.momentum, step - _SETTLED)
+        felt, size = squares.sqrt()
+        return change.mul_(self._longest(felt, size, asked.common, maps))
+
+    def _measure(self, change: Tensor, sides: Sides, a: Tensor, asked: Regression) -> Tensor:
+        """Measure a change of a map on some samples: ``q`` and ``c²``, shape ``(2,)``."""
         moved = self._some(a[: asked.common.batch.head(_MEASURED).rows * asked.positions], asked) @ change.T
         rows = moved.new_tensor(len(moved))
         sums = torch.stack([sides.outputs.measure(moved), moved.square().sum() / moved.shape[1], rows])
         asked.common.batch.sum_([sums])
-        felt, size = (sums[:2] / sums[2]).sqrt()
-        return change.mul_(self._longest(felt, size, asked.common, maps))
+        return sums[:2] / sums[2]
 
     def _longest(self, felt: Tensor, size: Tensor, common: Common, maps: int) -> Tensor:
         """Give the factor that makes a change as long as a step may be: 0 for a change of nothing."""
@@ -273,6 +295,11 @@ def _whole(state: nn.ModuleDict) -> Whole:
     found = state[_WHOLE]
     assert isinstance(found, Whole)
     return found
+
+
+def _diagonal(p: Tensor) -> Diagonal:
+    with p.device:  # the default one may be another
+        return Diagonal(p.shape).to(p)
 
 
 def _rest_key(layer: LayerRecord, p: Tensor) -> str:
