@@ -16,7 +16,7 @@ from pymdownx.slugs import slugify
 
 PAGES = ("CONTRIBUTING.md", "CHANGELOG.md")
 LINK = re.compile(r"(?<=\]\()([^)#\s]+)(?=[)#])")
-OUTSIDE = re.compile(r"\]\(\.\./((?:\.\./)*benchmarks/[^)#\s]+)\)")
+OUTSIDE = re.compile(r"\]\(\.\./((?:\.\./)*(?:benchmarks/[^)#\s]+|examples/[^)#\s]+\.ipynb))\)")
 
 
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
@@ -50,7 +50,7 @@ def on_page_markdown(markdown: str, page: Page, **_: object) -> str:
             return link
         origin = here if here in PAGES else f"docs/{here}"
         target = posixpath.normpath(posixpath.join(posixpath.dirname(origin), link)).removeprefix("docs/")
-        if target.startswith("examples/"):
+        if target.startswith("examples/") and target.endswith(".py"):
             target = str(PurePosixPath(target).with_suffix(".md"))
         return posixpath.relpath(target, posixpath.dirname(here) or ".")
 
