@@ -1,6 +1,7 @@
 """The arena: runs, tuning that resumes, the table, the problems and the command."""
 
 import json
+import math
 from dataclasses import replace
 from math import inf
 from pathlib import Path
@@ -10,7 +11,17 @@ import torch
 
 from targetprop.bench.competitors import COMPETITORS, Stepper
 from targetprop.bench.competitors.gradient import Adam
-from targetprop.bench.problems import PROBLEMS, Autoencoder, DigitsAutoencoder, Narrow, Regression
+from targetprop.bench.losses import SoftmaxCrossEntropy
+from targetprop.bench.problems import (
+    PROBLEMS,
+    Autoencoder,
+    Characters,
+    Convolutions,
+    DigitsAutoencoder,
+    Narrow,
+    Regression,
+)  # fmt: skip
+from targetprop.bench.problems.characters import library_text
 from targetprop.bench.results import Outcome, format_table, rows
 from targetprop.bench.run import History, train
 from targetprop.bench.timing import Times, alternate
@@ -235,3 +246,35 @@ def test_command_describes_itself(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["bench", "--help"]) == 0
     text = capsys.readouterr().out
     assert all(name in text for name in (*PROBLEMS, *COMPETITORS))
+
+
+def test_windows_of_characters_ask_for_the_next_one() -> None:
+    problem = Characters(steps=2, batch=4, length=8, width=8, layers=1, heads=2, size=2000)
+    task, text = problem.load(), library_text(2000)
+    assert len(task.x) == 199 and len(task.test_x) == 23  # of 222 windows of 9 characters
+    assert "".join(map(chr, task.x[1].tolist())) == text[9:17] and "".join(map(chr, task.y[1].tolist())) == text[10:18]
+    first, again = (train(problem, task, COMPETITORS["kronecker"], 0, 2) for _ in range(2))
+    assert first.losses == again.losses and first.losses[0] == pytest.approx(math.log(128), rel=0.02)
+    network = problem.network(0)
+    x = task.x[:1].clone()
+    x[0, 5] = 65 + (x[0, 5] == 65)
+    with torch.no_grad():
+        moved = (network(x) - network(task.x[:1])).abs().amax(2)[0]
+    assert bool((moved[:5] == 0).all()) and float(moved[5]) > 0  # a position sees none that follow it
+
+
+@pytest.mark.parametrize("name", ["k-fac", "k-fac-adaptive", "locoprop"])
+def test_rivals_for_sequences_refuse_other_networks(name: str) -> None:
+    problem = Characters(length=8, width=8, layers=1, heads=2, size=2000)
+    task = problem.load()
+    with pytest.raises(CommandError, match="takes linear layers in a sequence alone"):
+        COMPETITORS[name].start(problem.network(0), task.loss, task.x[:2], 0)
+
+
+def test_convolutions_want_a_folder_and_refuse_the_same() -> None:
+    with pytest.raises(CommandError, match="needs CIFAR-10: give the folder"):
+        Convolutions().load()
+    network = Convolutions().network(0)
+    assert network(torch.zeros(2, 3, 32, 32)).shape == (2, 10)
+    with pytest.raises(CommandError, match="takes linear layers in a sequence alone"):
+        COMPETITORS["k-fac"].start(network, SoftmaxCrossEntropy(), torch.zeros(2, 3, 32, 32), 0)

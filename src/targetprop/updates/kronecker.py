@@ -75,7 +75,7 @@ class Whole(nn.Module):
     scale: Tensor
 
     def __init__(self, maps: int) -> None:
-        """Start with no step and no belief of a network of so many maps."""
+        """Start with no step and no belief, of a network with so many maps that are solved for."""
         super().__init__()
         self.maps = maps
         for name, dtype in (("steps", torch.long), ("kind", torch.long), ("scale", torch.double)):
@@ -168,7 +168,7 @@ class Kronecker(RememberingUpdate):
     def build(self, network: Network, example: Record) -> nn.ModuleDict:
         """Make both sides of every map, and count steps; see `Update.build`."""
         state = super().build(network, example)
-        whole = Whole(len(state))
+        whole = Whole(maps=len(state))
         for layer in example.layers:
             for p in self.split(layer, state)[1]:
                 state[_rest_key(layer, p)] = _diagonal(p)
@@ -194,7 +194,7 @@ class Kronecker(RememberingUpdate):
     def solve(self, asked: Regression, state: nn.ModuleDict) -> Tensor:
         """Move the momentum and cut it to length; see `LinearUpdate.solve`."""
         sides, a, dz = state[state_key(asked.name)], asked.a, asked.dz
-        assert isinstance(sides, Sides) and asked.common.nats is not None
+        assert isinstance(sides, Sides)
         if sides.momentum.shape != (dz.shape[1], a.shape[1]):  # the map has another size now, or no bias
             top = sides.outputs.diagonal and dz.shape[1] <= self.most
             state[state_key(asked.name)] = sides = self.memory(a.shape[1], dz.shape[1], sides.momentum, top=top)
@@ -267,7 +267,10 @@ class Kronecker(RememberingUpdate):
         else:
             squares = averaged(sides.squares, squares, self.momentum, step - _SETTLED)
         felt, size = squares.sqrt()
-        return change.mul_(self._longest(felt, size, asked.common, maps))
+        assert asked.common.nats is not None
+        root = asked.common.nats.to(felt).clamp(min=0).sqrt()
+        longest = torch.where(felt == 0, torch.inf, self.length * root / felt).minimum(self.limit / size) / maps
+        return change.mul_(longest.nan_to_num(nan=torch.nan, posinf=0.0))  # 0 for a change of nothing
 
     def _measure(self, change: Tensor, sides: Sides, a: Tensor, asked: Regression) -> Tensor:
         """Measure a change of a map on some samples: ``q`` and ``c²``, shape ``(2,)``."""
@@ -276,13 +279,6 @@ class Kronecker(RememberingUpdate):
         sums = torch.stack([sides.outputs.measure(moved), moved.square().sum() / moved.shape[1], rows])
         asked.common.batch.sum_([sums])
         return sums[:2] / sums[2]
-
-    def _longest(self, felt: Tensor, size: Tensor, common: Common, maps: int) -> Tensor:
-        """Give the factor that makes a change as long as a step may be: 0 for a change of nothing."""
-        assert common.nats is not None
-        root = common.nats.to(felt).clamp(min=0).sqrt()
-        longest = torch.where(felt == 0, torch.inf, self.length * root / felt).minimum(self.limit / size) / maps
-        return longest.nan_to_num(nan=torch.nan, posinf=0.0)
 
     def _some(self, v: Tensor, asked: Regression) -> Tensor:
         """Leave positions out where there are many rows; of every sample the same."""
