@@ -21,20 +21,18 @@ def _classes(z: Tensor, y: Tensor, dim: int) -> Tensor:
     return -z.log_softmax(dim).gather(dim, y.unsqueeze(dim)).sum()
 
 
-# name: loss, output, labels, kind, where the classes are, labels of a sample, the sum of −log p
-Case = tuple[
-    Callable[[Tensor, Tensor], Tensor], tuple[int, ...], str, str, int, int, Callable[[Tensor, Tensor], Tensor]
-]
+# name: loss, output, labels, kind, where the classes are, the sum of −log p
+Case = tuple[Callable[[Tensor, Tensor], Tensor], tuple[int, ...], str, str, int, Callable[[Tensor, Tensor], Tensor]]
 CASES: dict[str, Case] = {
-    "classes": (nn.CrossEntropyLoss(), (6, 5), "classes", "softmax", -1, 1, lambda z, y: _classes(z, y, 1)),
-    "sum": (nn.CrossEntropyLoss(reduction="sum"), (6, 5), "classes", "softmax", -1, 1, lambda z, y: _classes(z, y, 1)),
-    "images": (nn.CrossEntropyLoss(), (4, 5, 3, 2), "positions", "softmax", 1, 6, lambda z, y: _classes(z, y, 1)),
-    "sequences": (_sequence_loss, (4, 7, 5), "sequences", "softmax", -1, 7, lambda z, y: _classes(z, y, 2)),
+    "classes": (nn.CrossEntropyLoss(), (6, 5), "classes", "softmax", -1, lambda z, y: _classes(z, y, 1)),
+    "sum": (nn.CrossEntropyLoss(reduction="sum"), (6, 5), "classes", "softmax", -1, lambda z, y: _classes(z, y, 1)),
+    "images": (nn.CrossEntropyLoss(), (4, 5, 3, 2), "positions", "softmax", 1, lambda z, y: _classes(z, y, 1)),
+    "sequences": (_sequence_loss, (4, 7, 5), "sequences", "softmax", -1, lambda z, y: _classes(z, y, 2)),
     "pixels": (
-        nn.BCEWithLogitsLoss(), (6, 5), "shares", "sigmoid", -1, 1,
+        nn.BCEWithLogitsLoss(), (6, 5), "shares", "sigmoid", -1,
         lambda z, y: functional.binary_cross_entropy_with_logits(z, y, reduction="sum"),
     ),
-    "values": (nn.MSELoss(), (6, 5), "values", "identity", -1, 1, lambda z, y: 0.5 * (z - y).square().sum()),
+    "values": (nn.MSELoss(), (6, 5), "values", "identity", -1, lambda z, y: 0.5 * (z - y).square().sum()),
 }  # fmt: skip
 
 
@@ -49,17 +47,31 @@ def _labels(kind: str, z: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_the_loss_in_nats_is_minus_the_logarithm_of_the_probability(name: str) -> None:
-    loss, shape, labels, kind, dim, rows, total = CASES[name]
+def test_the_distribution_of_a_loss_and_its_excess_are_found_in_its_gradient(name: str) -> None:
+    loss, shape, labels, kind, dim, total = CASES[name]
     torch.manual_seed(0)
     z = torch.randn(shape, dtype=torch.double)
     y = _labels(labels, z)
     change = GradientStep(beta=0.1)(z, y, loss)
     belief = find_belief(z, y, change.gradient, Batch(len(z)))
-    assert belief is not None and (belief.kind, belief.rows(z)) == (kind, rows)
+    assert belief is not None and belief.kind == kind
     assert kind != "softmax" or belief.dim == dim
-    nats = change.loss * change.samples / (belief.scale * len(z) * rows)
-    torch.testing.assert_close(nats, total(z, y) / (len(z) * rows))
+    least = -(torch.xlogy(y, y) + torch.xlogy(1 - y, 1 - y)).sum() if labels == "shares" else 0.0
+    excess = belief.excess(z, change.gradient) / change.samples
+    torch.testing.assert_close(excess / change.loss, (total(z, y) - least) / total(z, y))
+
+
+@pytest.mark.parametrize("loss", [nn.CrossEntropyLoss(label_smoothing=0.2), nn.BCEWithLogitsLoss()])
+def test_the_excess_of_labels_with_shares_is_the_loss_above_its_least(loss: nn.Module) -> None:
+    torch.manual_seed(0)
+    z = torch.randn(6, 5, dtype=torch.double)
+    y = torch.rand_like(z) if isinstance(loss, nn.BCEWithLogitsLoss) else torch.randint(5, (6,))
+    smooth = y if isinstance(loss, nn.BCEWithLogitsLoss) else 0.8 * functional.one_hot(y, 5) + 0.04
+    best = smooth.logit() if isinstance(loss, nn.BCEWithLogitsLoss) else smooth.log()
+    kind, dim, weight = ("sigmoid", -1, 1 / 5) if isinstance(loss, nn.BCEWithLogitsLoss) else ("softmax", -1, 1.0)
+    change = GradientStep(beta=0.1)(z, y, loss)
+    excess = Belief(kind, dim, weight).excess(z, change.gradient) / change.samples
+    torch.testing.assert_close(excess, loss(z, y) - loss(best, y))
 
 
 def test_ignored_positions_and_smoothed_labels_do_not_hide_the_classes() -> None:

@@ -201,7 +201,7 @@ def test_a_sum_over_the_batch_is_n_times_the_mean(name: str) -> None:
         update = tp.LeastSquares(unit_scale=False) if name == "least-squares" else UPDATES[name]()
         engine(model, update, x, loss).backward(x, y)
         found.append(gradients(model))
-    factor = 1 if name == "kronecker" else 15  # MSELoss divides by n times 3 units; a length in nats has no units
+    factor = 1 if name == "kronecker" else 15  # MSELoss divides by n times 3 units; Polyak's step has no units
     assert relative(found[1], factor * found[0]) < 1e-10
 
 

@@ -61,9 +61,28 @@ class Belief:
         noise = batch.noise(output.shape[1:].numel(), 1.0, generator, output).view(output.shape)
         return noise if self.kind == "identity" else (torch.special.ndtr(noise) < p).to(p) - p
 
-    def rows(self, output: Tensor) -> int:
-        """Count the labels of a sample: its positions where each has classes, else one."""
-        return output.shape[1:].numel() // output.shape[self.dim] if self.kind == "softmax" else 1
+    def excess(self, output: Tensor, gradient: Tensor) -> Tensor:
+        """Measure how far a loss is above the least of any output, ``w Σ KL(ỹ ‖ p)``, with ``ỹ = p − ∂C/∂h_L / w``.
+
+        A loss of labels with shares, such as grey pixels or smoothed classes, has their entropy as its least value.
+
+        Args:
+            output: ``h_L``, shape ``(n, …)``.
+            gradient: of each sample's loss in the output, shape of that.
+
+        Returns:
+            The sum over the samples, a scalar; a Gaussian's divergence is ``½ |ỹ − h_L|²``.
+        """
+        z, away = output.detach(), gradient.detach() / self.scale
+        z, away = (v.to(torch.promote_types(v.dtype, torch.float32)) for v in (z, away))
+        if self.kind == "identity":
+            return 0.5 * self.scale * away.square().sum()
+        log_p = z.log_softmax(self.dim) if self.kind == "softmax" else nn.functional.logsigmoid(z)
+        label = (log_p.exp() - away).clamp(0.0, 1.0)  # weights of classes can take it out of [0, 1]
+        found = torch.xlogy(label, label) - label * log_p
+        if self.kind == "sigmoid":
+            found += torch.xlogy(1 - label, 1 - label) - (1 - label) * (log_p - z)
+        return self.scale * found.sum().clamp(min=0)
 
 
 def find_belief(output: Tensor, y: Any, gradient: Tensor, batch: Batch) -> Belief | None:

@@ -22,12 +22,12 @@ class Drawn:
     """What is known of the network's belief in one step.
 
     Attributes:
-        nats: the loss of one row in units of ``−log p``, a scalar; None where nobody asked.
+        excess: how far the loss is above the least of any output, a scalar; None where nobody asked.
         changes: ``s_l`` of every layer, shape of ``h_l``; None where no labels were drawn.
         belief: the distribution, if it is known.
     """
 
-    nats: Tensor | None = None
+    excess: Tensor | None = None
     changes: list[Tensor] | None = None
     belief: Belief | None = None
 
@@ -50,7 +50,7 @@ def draw_targets(
         draw: whether labels are to be drawn.
 
     Returns:
-        The loss in nats and the changes.
+        The excess of the loss and the changes.
 
     Raises:
         ValueError: the loss is of no known distribution.
@@ -65,9 +65,9 @@ def draw_targets(
             "this update draws labels from what the network believes, and the loss is no cross-entropy of a softmax or"
             " of sigmoids, and no squared error; choose another update or method"
         )
-    rows = batch.total * belief.rows(output)
-    nats = change.loss * change.samples / (belief.scale * rows)
+    excess = belief.excess(output, change.gradient) / change.samples
+    batch.sum_([excess])
     if not draw:
-        return Drawn(nats, None, belief)
+        return Drawn(excess, None, belief)
     drawn = belief.draw(output, batch, generator)
-    return Drawn(nats, propagate(record, bank, drawn, Difference(), "layerwise", peers).deltas, belief)
+    return Drawn(excess, propagate(record, bank, drawn, Difference(), "layerwise", peers).deltas, belief)

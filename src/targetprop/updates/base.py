@@ -31,13 +31,13 @@ class Common:
     Attributes:
         batch: which samples of the step these are.
         scale: ``β n``: what makes the result a mean over the batch, independent of ``β`` to first order.
-        nats: the loss of one row in units of ``−log p``, a scalar; None for an update that draws no labels.
+        excess: how far the loss is above the least of any output, a scalar; None for an update that draws no labels.
         belief: the distribution that this is of, if it is known.
     """
 
     batch: Batch
     scale: float
-    nats: Tensor | None = None
+    excess: Tensor | None = None
     belief: Belief | None = None
 
 

@@ -8,12 +8,13 @@ With inputs ``a`` (a constant 1 for the bias), asked changes ``δ`` and drawn on
 decoders as ``δ``: then ``A ⊗ G`` is the map's block of the Fisher matrix, as in K-FAC (Martens & Grosse 2015,
 arXiv:1503.05671), and every number of it is local to the layer. The step is
 
-    ``ΔW = min(ρ √ℓ / (L √q), r / (L c)) C``,   ``q = E[(N a)ᵀ E[s sᵀ] N a]``,   ``c`` the root mean square of ``N a``
+    ``ΔW = min(ρ e / D, r / c) C / L``,   ``D = ⟨Σ δ aᵀ/n, N⟩``,   ``c`` the root mean square of ``N a``
 
-with ``ℓ`` the loss of a row in nats and ``L`` the number of maps; ``q`` and ``c²`` are averaged like ``C``. ``½ q`` is
-to second order the divergence of the distribution after a change ``N`` from that before it, so the length of a step
-does not depend on the units of a layer. Where the batches agree, ``C`` is as long as ``N``; where noise rules, it is
-shorter, and so is the step.
+with ``e`` how far the loss is above the least of any output, and ``L`` the number of maps. A change ``N`` of the map
+lowers the loss by ``D`` to first order, so this is Polyak's step, as for stochastic gradients (Loizou et al. 2021,
+arXiv:2002.10542), in the metric of the factors: it has no units, and where noise is most of ``N``, and of ``D``, it
+is short. ``D`` is averaged like ``C``, and ``e`` over some thirty steps. ``r`` bounds the change of the outputs in
+their own units, in the beginning above all.
 """
 
 from collections.abc import Iterable, Sequence
@@ -44,7 +45,7 @@ class Sides(nn.Module):
     """
 
     momentum: Tensor
-    squares: Tensor
+    decrease: Tensor
     steps: Tensor
 
     def __init__(self, inputs: Side, outputs: Side) -> None:
@@ -52,7 +53,7 @@ class Sides(nn.Module):
         super().__init__()
         self.inputs, self.outputs = inputs, outputs
         self.register_buffer("momentum", torch.zeros(len(outputs.average), len(inputs.average)))
-        self.register_buffer("squares", torch.zeros(2))
+        self.register_buffer("decrease", torch.zeros(()))
         self.register_buffer("steps", torch.zeros((), dtype=torch.long, device="cpu"))
 
     def solve(self, product: Tensor) -> Tensor:
@@ -64,20 +65,24 @@ _EARLY = 10  # steps of the beginning, after which factors are made a step more 
 _SETTLED = 100  # steps after which factors change slowly: a momentum that has them applied is not out of date then
 _WHOLE = "network"
 _FEWEST = 64  # leading directions of the narrowest side whose whole inverse costs more
+_KEPT = 0.97  # of the average of e: few samples rule the loss of a batch once most are fitted
 _MEASURED = 64  # samples that the length of a step is measured on
 
 
 class Whole(nn.Module):
-    """What is remembered of the network: steps, and its belief; alike in processes that have different layers."""
+    """What is remembered of the network: steps, the average of ``e``, and its belief; alike in all processes."""
 
     steps: Tensor
+    excess: Tensor
     kind: Tensor
     scale: Tensor
 
-    def __init__(self, maps: int) -> None:
-        """Start with no step and no belief, of a network with so many maps that are solved for."""
+    def __init__(self, maps: int, output: Tensor) -> None:
+        """Start with no step and no belief, of a network with so many maps that are solved for, and that output."""
         super().__init__()
         self.maps = maps
+        wide = torch.promote_types(output.dtype, torch.float32)  # under autocast an output has fewer digits
+        self.register_buffer("excess", torch.zeros((), dtype=wide, device=output.device))
         for name, dtype in (("steps", torch.long), ("kind", torch.long), ("scale", torch.double)):
             self.register_buffer(name, torch.zeros((), dtype=dtype, device="cpu"))
 
@@ -113,8 +118,9 @@ class Kronecker(RememberingUpdate):
         decay: share of the old moments that each observation keeps, in [0, 1).
         observe: steps between two observations of both moments; more often in the beginning.
         every: steps that one inverse serves; fewer in the beginning.
-        length: ``ρ``, length of a step where the loss is 1 nat.
-        limit: ``r``, largest root mean square of the change of a map's outputs.
+        decrease: ``ρ``, what a step is to lower the loss by if its newest part held for all samples, in units of ``e``;
+            above 1, as much of that part is noise.
+        limit: ``r``, largest root mean square of the change of a map's outputs, of all maps together.
         rate: step of each number of the parameters that are not solved for.
         leading: ``ν``, share of the directions of a map's outputs that are told apart; the others have one value. Sides
             of few units keep all.
@@ -123,15 +129,15 @@ class Kronecker(RememberingUpdate):
     """
 
     pullback: Pullback = "transpose"
-    damping: float = 0.003
-    shrinkage: float = 0.1
-    output_damping: float = 5.0
+    damping: float = 0.03
+    shrinkage: float = 3.0
+    output_damping: float = 0.5
     momentum: float = 0.9
     decay: float = 0.8
     observe: int = 8
     every: int = 20
-    length: float = 1.0
-    limit: float = 1.0
+    decrease: float = 3.0
+    limit: float = 1.3
     rate: float = 1e-3
     leading: float = 0.125
     most: int = 2048
@@ -143,7 +149,7 @@ class Kronecker(RememberingUpdate):
         """Check the settings; a wrong one raises `ValueError`."""
         super().__post_init__()
         positive = {
-            name: (getattr(self, name) > 0, "a number > 0") for name in ("output_damping", "length", "limit", "rate")
+            name: (getattr(self, name) > 0, "a number > 0") for name in ("output_damping", "decrease", "limit", "rate")
         }
         check_ranges(
             self, "update ", **positive,
@@ -168,7 +174,7 @@ class Kronecker(RememberingUpdate):
     def build(self, network: Network, example: Record) -> nn.ModuleDict:
         """Make both sides of every map, and count steps; see `Update.build`."""
         state = super().build(network, example)
-        whole = Whole(maps=len(state))
+        whole = Whole(len(state), example.output)
         for layer in example.layers:
             for p in self.split(layer, state)[1]:
                 state[_rest_key(layer, p)] = _diagonal(p)
@@ -185,10 +191,13 @@ class Kronecker(RememberingUpdate):
 
     def gradients(self, layers: Iterable[LayerChange], common: Common, state: nn.ModuleDict) -> LocalGradients:
         """Solve for the maps, and count the step; see `LinearUpdate.gradients`."""
+        whole = _whole(state)
+        assert common.excess is not None
+        whole.excess.lerp_(common.excess.to(whole.excess), 1 - _KEPT)
         found = super().gradients(layers, common, state)
-        _whole(state).steps += 1
+        whole.steps += 1
         if common.belief is not None:
-            _whole(state).keep(common.belief)
+            whole.keep(common.belief)
         return found
 
     def solve(self, asked: Regression, state: nn.ModuleDict) -> Tensor:
@@ -202,8 +211,9 @@ class Kronecker(RememberingUpdate):
         if asked.drawn is not None:
             sides.inputs.observe(self._some(a, asked), asked.common.batch)
             sides.outputs.observe(self._some(asked.drawn, asked), asked.common.batch)
-        newest, change = self._precondition(sides, a, dz / asked.scale, asked.common.batch)
-        change = self._shorten(change, newest, sides, a, asked, _whole(state).maps)
+        dz = dz / asked.scale
+        newest, change = self._precondition(sides, a, dz, asked.common.batch)
+        change = self._shorten(change, self._measure(newest, a, dz, asked), sides, _whole(state))
         sides.steps += 1
         return change if asked.common.batch.processes == 1 else change / asked.common.batch.processes
 
@@ -243,42 +253,39 @@ class Kronecker(RememberingUpdate):
         batch.sum_([newest])
         return newest, averaged(sides.momentum, newest, self.momentum, step)
 
-    def _shorten(self, change: Tensor, newest: Tensor, sides: Sides, a: Tensor, asked: Regression, maps: int) -> Tensor:
-        """Cut an average to the length that a step would have if its newest part were all of it.
+    def _shorten(self, change: Tensor, measured: Tensor, sides: Sides, whole: Whole) -> Tensor:
+        """Give an average the length that its newest part asks for.
 
-        An average that noise cancels is shorter than its parts, and so then is the step. In the beginning parts of
-        different steps do not compare, as the factors change.
+        An average that noise cancels is shorter than its parts, and so then is the step.
 
         Args:
             change: the average ``C``, shape ``(k, d)``; changed in place.
-            newest: its newest part ``N``, shape ``(k, d)``.
+            measured: of its newest part, ``D`` and ``c²``, shape ``(2,)``.
             sides: what is remembered of the map.
-            a: its inputs, shape ``(r, d)``.
-            asked: the regression.
-            maps: how many maps share a step.
+            whole: what is remembered of the network.
 
         Returns:
             The step.
         """
-        step = int(sides.steps)
-        squares = self._measure(newest, sides, a, asked)
-        if step < _SETTLED:
-            squares = squares.maximum(self._measure(change, sides, a, asked))
-        else:
-            squares = averaged(sides.squares, squares, self.momentum, step - _SETTLED)
-        felt, size = squares.sqrt()
-        assert asked.common.nats is not None
-        root = asked.common.nats.to(felt).clamp(min=0).sqrt()
-        longest = torch.where(felt == 0, torch.inf, self.length * root / felt).minimum(self.limit / size) / maps
+        decrease, square = measured
+        sides.decrease.lerp_(decrease.to(sides.decrease), 1 - self.momentum)
+        excess = whole.excess / (1 - _KEPT ** (1 + int(whole.steps)))
+        decrease = sides.decrease / (1 - self.momentum ** (1 + int(sides.steps)))
+        polyak = torch.where(decrease <= 0, torch.inf, self.decrease * excess / decrease)
+        longest = polyak.minimum(self.limit / square.sqrt()) / whole.maps
         return change.mul_(longest.nan_to_num(nan=torch.nan, posinf=0.0))  # 0 for a change of nothing
 
-    def _measure(self, change: Tensor, sides: Sides, a: Tensor, asked: Regression) -> Tensor:
-        """Measure a change of a map on some samples: ``q`` and ``c²``, shape ``(2,)``."""
-        moved = self._some(a[: asked.common.batch.head(_MEASURED).rows * asked.positions], asked) @ change.T
+    def _measure(self, newest: Tensor, a: Tensor, dz: Tensor, asked: Regression) -> Tensor:
+        """Measure a change of a map on some samples: ``D`` and ``c²``, shape ``(2,)``."""
+        batch, positions = asked.common.batch, asked.positions
+        head = batch.head(_MEASURED).rows * positions
+        moved = self._some(a[:head], asked) @ newest.T
         rows = moved.new_tensor(len(moved))
-        sums = torch.stack([sides.outputs.measure(moved), moved.square().sum() / moved.shape[1], rows])
-        asked.common.batch.sum_([sums])
-        return sums[:2] / sums[2]
+        sums = torch.stack([(self._some(dz[:head], asked) * moved).sum(), moved.square().sum() / moved.shape[1], rows])
+        batch.sum_([sums])
+        sums = sums / sums[2]
+        sums[0] *= batch.total * positions**2
+        return sums[:2]
 
     def _some(self, v: Tensor, asked: Regression) -> Tensor:
         """Leave positions out where there are many rows; of every sample the same."""

@@ -67,9 +67,3 @@ class Leading(Side):
         """Apply the inverse to rows; see `Side.solve`."""
         share = 1 - self.raised / (self.raised + self.along - self.rest)
         return torch.addmm(v, (v @ self.directions).mul_(share), self.directions.T, alpha=-1).div_(self.raised)
-
-    def measure(self, v: Tensor) -> Tensor:
-        """Measure rows by what is kept of the moment, at its size of now; see `Side.measure`."""
-        along = (v @ self.directions).square().sum(0)
-        found = self.rest * v.square().sum() + (self.along - self.rest) @ along
-        return found * self.average.diagonal().mean() / (1 - self.decay ** max(1, int(self.count)))

@@ -93,15 +93,3 @@ class Side(nn.Module):
             Shape ``(r, d)``.
         """
         return v * self.inverse if self.diagonal else v @ self.inverse
-
-    def measure(self, v: Tensor) -> Tensor:
-        """Measure rows by the moment.
-
-        Args:
-            v: shape ``(r, d)``.
-
-        Returns:
-            ``Σ vᵀ E[v vᵀ] v``, a scalar; 0 where nothing was seen.
-        """
-        found = (v.square() @ self.average).sum() if self.diagonal else ((v @ self.average) * v).sum()
-        return found / (1 - self.decay ** max(1, int(self.count)))
