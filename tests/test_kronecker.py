@@ -77,7 +77,7 @@ class Oracle:
         moved = a[:64] @ newest.T
         self.decreases[place].append((down[:64] * moved).sum() / len(moved))
         self.excess[place].append(excess)
-        polyak = u.decrease * _average(self.excess[place], 0.97) / _average(self.decreases[place], u.momentum)
+        polyak = u.decrease * _average(self.excess[place], u.momentum) / _average(self.decreases[place], u.momentum)
         return change * torch.minimum(polyak, u.limit / moved.square().mean().sqrt()) / len(self.maps)
 
 

@@ -12,9 +12,9 @@ arXiv:1503.05671), and every number of it is local to the layer. The step is
 
 with ``e`` how far the loss is above the least of any output, and ``L`` the number of maps. A change ``N`` of the map
 lowers the loss by ``D`` to first order, so this is Polyak's step, as for stochastic gradients (Loizou et al. 2021,
-arXiv:2002.10542), in the metric of the factors: it has no units, and where noise is most of ``N``, and of ``D``, it
-is short. ``D`` is averaged like ``C``, and ``e`` over some thirty steps. ``r`` bounds the change of the outputs in
-their own units, in the beginning above all.
+arXiv:2002.10542), in the metric of the factors. It has no units. Of a quadratic function ``D = 2 e`` without noise, so
+``ρ = 2`` is then Newton's step; where noise is most of ``N``, it is most of ``D``, and the step is short. ``e`` and
+``D`` are averaged like ``C``. ``r`` bounds the change of the outputs in their own units, in the beginning above all.
 """
 
 from collections.abc import Iterable, Sequence
@@ -45,7 +45,7 @@ class Sides(nn.Module):
     """
 
     momentum: Tensor
-    decrease: Tensor
+    left: Tensor
     steps: Tensor
 
     def __init__(self, inputs: Side, outputs: Side) -> None:
@@ -53,7 +53,7 @@ class Sides(nn.Module):
         super().__init__()
         self.inputs, self.outputs = inputs, outputs
         self.register_buffer("momentum", torch.zeros(len(outputs.average), len(inputs.average)))
-        self.register_buffer("decrease", torch.zeros(()))
+        self.register_buffer("left", torch.zeros(2))  # e and D
         self.register_buffer("steps", torch.zeros((), dtype=torch.long, device="cpu"))
 
     def solve(self, product: Tensor) -> Tensor:
@@ -65,24 +65,20 @@ _EARLY = 10  # steps of the beginning, after which factors are made a step more 
 _SETTLED = 100  # steps after which factors change slowly: a momentum that has them applied is not out of date then
 _WHOLE = "network"
 _FEWEST = 64  # leading directions of the narrowest side whose whole inverse costs more
-_KEPT = 0.97  # of the average of e: few samples rule the loss of a batch once most are fitted
 _MEASURED = 64  # samples that the length of a step is measured on
 
 
 class Whole(nn.Module):
-    """What is remembered of the network: steps, the average of ``e``, and its belief; alike in all processes."""
+    """What is remembered of the network: steps, and its belief; alike in processes that have different layers."""
 
     steps: Tensor
-    excess: Tensor
     kind: Tensor
     scale: Tensor
 
-    def __init__(self, maps: int, output: Tensor) -> None:
-        """Start with no step and no belief, of a network with so many maps that are solved for, and that output."""
+    def __init__(self, maps: int) -> None:
+        """Start with no step and no belief, of a network with so many maps that are solved for."""
         super().__init__()
         self.maps = maps
-        wide = torch.promote_types(output.dtype, torch.float32)  # under autocast an output has fewer digits
-        self.register_buffer("excess", torch.zeros((), dtype=wide, device=output.device))
         for name, dtype in (("steps", torch.long), ("kind", torch.long), ("scale", torch.double)):
             self.register_buffer(name, torch.zeros((), dtype=dtype, device="cpu"))
 
@@ -119,7 +115,7 @@ class Kronecker(RememberingUpdate):
         observe: steps between two observations of both moments; more often in the beginning.
         every: steps that one inverse serves; fewer in the beginning.
         decrease: ``ρ``, what a step is to lower the loss by if its newest part held for all samples, in units of ``e``;
-            above 1, as much of that part is noise.
+            2 is Newton's step where there is no noise.
         limit: ``r``, largest root mean square of the change of a map's outputs, of all maps together.
         rate: step of each number of the parameters that are not solved for.
         leading: ``ν``, share of the directions of a map's outputs that are told apart; the others have one value. Sides
@@ -136,7 +132,7 @@ class Kronecker(RememberingUpdate):
     decay: float = 0.8
     observe: int = 8
     every: int = 20
-    decrease: float = 3.0
+    decrease: float = 2.0
     limit: float = 1.3
     rate: float = 1e-3
     leading: float = 0.125
@@ -174,7 +170,7 @@ class Kronecker(RememberingUpdate):
     def build(self, network: Network, example: Record) -> nn.ModuleDict:
         """Make both sides of every map, and count steps; see `Update.build`."""
         state = super().build(network, example)
-        whole = Whole(len(state), example.output)
+        whole = Whole(maps=len(state))
         for layer in example.layers:
             for p in self.split(layer, state)[1]:
                 state[_rest_key(layer, p)] = _diagonal(p)
@@ -191,13 +187,10 @@ class Kronecker(RememberingUpdate):
 
     def gradients(self, layers: Iterable[LayerChange], common: Common, state: nn.ModuleDict) -> LocalGradients:
         """Solve for the maps, and count the step; see `LinearUpdate.gradients`."""
-        whole = _whole(state)
-        assert common.excess is not None
-        whole.excess.lerp_(common.excess.to(whole.excess), 1 - _KEPT)
         found = super().gradients(layers, common, state)
-        whole.steps += 1
+        _whole(state).steps += 1
         if common.belief is not None:
-            whole.keep(common.belief)
+            _whole(state).keep(common.belief)
         return found
 
     def solve(self, asked: Regression, state: nn.ModuleDict) -> Tensor:
@@ -213,7 +206,7 @@ class Kronecker(RememberingUpdate):
             sides.outputs.observe(self._some(asked.drawn, asked), asked.common.batch)
         dz = dz / asked.scale
         newest, change = self._precondition(sides, a, dz, asked.common.batch)
-        change = self._shorten(change, self._measure(newest, a, dz, asked), sides, _whole(state))
+        change = self._shorten(change, sides, self._measure(newest, a, dz, asked), _whole(state).maps)
         sides.steps += 1
         return change if asked.common.batch.processes == 1 else change / asked.common.batch.processes
 
@@ -253,39 +246,37 @@ class Kronecker(RememberingUpdate):
         batch.sum_([newest])
         return newest, averaged(sides.momentum, newest, self.momentum, step)
 
-    def _shorten(self, change: Tensor, measured: Tensor, sides: Sides, whole: Whole) -> Tensor:
+    def _shorten(self, change: Tensor, sides: Sides, measured: Tensor, maps: int) -> Tensor:
         """Give an average the length that its newest part asks for.
 
         An average that noise cancels is shorter than its parts, and so then is the step.
 
         Args:
             change: the average ``C``, shape ``(k, d)``; changed in place.
-            measured: of its newest part, ``D`` and ``c²``, shape ``(2,)``.
             sides: what is remembered of the map.
-            whole: what is remembered of the network.
+            measured: of its newest part ``N``, ``e``, ``D`` and ``c²``, shape ``(3,)``.
+            maps: how many maps share a step.
 
         Returns:
             The step.
         """
-        decrease, square = measured
-        sides.decrease.lerp_(decrease.to(sides.decrease), 1 - self.momentum)
-        excess = whole.excess / (1 - _KEPT ** (1 + int(whole.steps)))
-        decrease = sides.decrease / (1 - self.momentum ** (1 + int(sides.steps)))
+        sides.left.lerp_(measured[:2].to(sides.left), 1 - self.momentum)
+        excess, decrease = sides.left
         polyak = torch.where(decrease <= 0, torch.inf, self.decrease * excess / decrease)
-        longest = polyak.minimum(self.limit / square.sqrt()) / whole.maps
+        longest = polyak.minimum(self.limit / measured[2].sqrt()) / maps
         return change.mul_(longest.nan_to_num(nan=torch.nan, posinf=0.0))  # 0 for a change of nothing
 
     def _measure(self, newest: Tensor, a: Tensor, dz: Tensor, asked: Regression) -> Tensor:
-        """Measure a change of a map on some samples: ``D`` and ``c²``, shape ``(2,)``."""
-        batch, positions = asked.common.batch, asked.positions
+        """Measure a change of a map on some samples: ``e``, ``D`` and ``c²``, shape ``(3,)``."""
+        batch, positions, excess = asked.common.batch, asked.positions, asked.common.excess
+        assert excess is not None
         head = batch.head(_MEASURED).rows * positions
         moved = self._some(a[:head], asked) @ newest.T
         rows = moved.new_tensor(len(moved))
         sums = torch.stack([(self._some(dz[:head], asked) * moved).sum(), moved.square().sum() / moved.shape[1], rows])
         batch.sum_([sums])
-        sums = sums / sums[2]
-        sums[0] *= batch.total * positions**2
-        return sums[:2]
+        decrease, square = sums[:2] / sums[2]
+        return torch.stack([excess.to(sums), decrease * (batch.total * positions**2), square])
 
     def _some(self, v: Tensor, asked: Regression) -> Tensor:
         """Leave positions out where there are many rows; of every sample the same."""

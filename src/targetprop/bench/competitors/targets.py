@@ -60,9 +60,9 @@ class Kronecker(Competitor):
     """The method `kronecker`, whose update is a step of SGD at rate 1."""
 
     lr: float = 1.0
-    damping: float = 0.003  # of the inputs' factor
-    output_damping: float = 5.0  # of the outputs' factor
-    space: ClassVar = {"lr": Range(0.3, 3.0), "damping": Range(3e-4, 3e-2), "output_damping": Range(0.5, 50.0)}
+    damping: float = tp.Kronecker.damping  # of the inputs' factor
+    output_damping: float = tp.Kronecker.output_damping  # of the outputs' factor
+    space: ClassVar = {"lr": Range(0.3, 3.0), "damping": Range(3e-3, 0.3), "output_damping": Range(0.05, 5.0)}
 
     def __post_init__(self) -> None:
         """Check the settings."""
