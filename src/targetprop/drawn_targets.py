@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from targetprop.batch import Batch
 from targetprop.belief import Belief, find_belief
 from targetprop.decoders import Bank
 from targetprop.inversion import Difference
@@ -22,7 +23,8 @@ class Drawn:
     """What is known of the network's belief in one step.
 
     Attributes:
-        excess: how far the loss is above the least of any output, a scalar; None where nobody asked.
+        excess: how far the loss is above the least of any output, in units of what is asked of the output, a scalar;
+            None where nobody asked.
         changes: ``s_l`` of every layer, shape of ``h_l``; None where no labels were drawn.
         belief: the distribution, if it is known.
     """
@@ -65,9 +67,18 @@ def draw_targets(
             "this update draws labels from what the network believes, and the loss is no cross-entropy of a softmax or"
             " of sigmoids, and no squared error; choose another update or method"
         )
-    excess = belief.excess(output, change.gradient) / change.samples
+    excess = belief.excess(output, change.gradient) / change.samples * _asked_by_loss(change, batch)
     batch.sum_([excess])
     if not draw:
         return Drawn(excess, None, belief)
     drawn = belief.draw(output, batch, generator)
     return Drawn(excess, propagate(record, bank, drawn, Difference(), "layerwise", peers).deltas, belief)
+
+
+def _asked_by_loss(change: OutputChange, batch: Batch) -> Tensor:
+    """Measure ``|Δ_L|² / (β ⟨Δ_L, −∂C/∂h_L⟩)``: 1 of a gradient step, and what a target in other units has instead."""
+    delta = change.delta.flatten()
+    sums = torch.stack([delta @ delta, -(delta @ change.gradient.flatten().to(delta))])
+    batch.sum_([sums])
+    ratio = sums[0] * change.samples / (sums[1] * change.scale)
+    return torch.where(sums[1] <= 0, 1.0, ratio)

@@ -31,7 +31,8 @@ class Common:
     Attributes:
         batch: which samples of the step these are.
         scale: ``β n``: what makes the result a mean over the batch, independent of ``β`` to first order.
-        excess: how far the loss is above the least of any output, a scalar; None for an update that draws no labels.
+        excess: how far the loss is above the least of any output, in units of what is asked of the output, a scalar;
+            None for an update that draws no labels.
         belief: the distribution that this is of, if it is known.
     """
 
