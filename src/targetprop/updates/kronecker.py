@@ -1,4 +1,4 @@
-r"""A factor for each side of a linear map, and a step of bounded length in what the output feels.
+r"""A factor for each side of a linear map, and Polyak's step in their metric.
 
 With inputs ``a`` (a constant 1 for the bias), asked changes ``δ`` and drawn ones ``s`` of the outputs of a map,
 
