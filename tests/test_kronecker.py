@@ -1,6 +1,5 @@
 """The update with a factor for each side, against the same formulas written out for a whole network."""
 
-from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
@@ -8,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 import targetprop as tp
+from cases import NETWORKS
 from targetprop.batch import Batch
 from targetprop.belief import Belief
 from targetprop.updates import kronecker
@@ -284,29 +284,12 @@ def test_settings_out_of_range_are_refused(setting: str) -> None:
         replace(tp.Kronecker(), **{setting: 0.0})
 
 
-def _convolutions() -> nn.Sequential:
-    return nn.Sequential(
-        nn.Conv2d(2, 4, 3, padding=1),
-        nn.Tanh(),
-        nn.Conv2d(4, 3, 3, stride=2),
-        nn.Tanh(),
-        nn.Flatten(),
-        nn.Linear(12, 3),
-    )
-
-
-def _sequences() -> nn.Sequential:
-    return nn.Sequential(nn.Linear(2, 6), nn.Tanh(), nn.Linear(6, 3))
-
-
 @pytest.mark.parametrize("weight", [1.0, 30.0])
-@pytest.mark.parametrize(("make", "shape"), [(_convolutions, (8, 2, 5, 5)), (_sequences, (8, 7, 2))])
-def test_a_first_step_of_each_map_is_to_lower_the_loss_by_its_share(
-    make: Callable[[], nn.Sequential], shape: tuple[int, ...], weight: float
-) -> None:
+@pytest.mark.parametrize("name", ["convolutions", "sequences"])
+def test_a_first_step_of_each_map_is_to_lower_the_loss_by_its_share(name: str, weight: float) -> None:
+    net, x = NETWORKS[name].build(), NETWORKS[name].batch()
     torch.manual_seed(0)
-    net, x = make().double(), torch.randn(shape, dtype=torch.double)
-    y = torch.randint(3, shape[:1] if len(shape) == 4 else shape[:2])
+    y = torch.randint(3, net(x).shape[:-1])
 
     def loss(z: Tensor, y: Tensor) -> Tensor:
         return weight * nn.functional.cross_entropy(z.movedim(-1, 1), y)
@@ -314,7 +297,7 @@ def test_a_first_step_of_each_map_is_to_lower_the_loss_by_its_share(
     method = tp.method("kronecker", decoder=tp.Exact(w=0.0, damping=1.0), update=tp.Kronecker(limit=1e9, decrease=2.0))
     engine = tp.TargetPropagation(net, loss, example_input=x[:2], method=method, seed=0)
     value = engine.backward(x, y).loss
-    maps = [module for module in net if isinstance(module, (nn.Linear, nn.Conv2d))]
+    maps = [module for module in net.modules() if isinstance(module, (nn.Linear, nn.Conv2d))]
     for module in maps:
         steps = [p.grad for p in module.parameters()]
         slopes = torch.autograd.grad(loss(net(x), y), list(module.parameters()))
