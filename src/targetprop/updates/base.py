@@ -242,10 +242,11 @@ class LinearUpdate(Update):
             a = torch.cat([a, torch.ones_like(a[:, :1])], dim=1)
         felt = None if drawn is None else _outputs(use, drawn)
         scale = common.scale * positions
-        change = self.solve(Regression(use.site.key, a, dz, scale, common, positions, felt), state).neg_()
+        change = self.solve(Regression(use.site.key, a, dz, scale, common, positions, felt), state)
         if use.bias is not None:
-            found.note(layer.name, [use.bias], [_through_hooks(use.bias, change[:, -1].to(use.bias.dtype))])
+            found.note(layer.name, [use.bias], [_through_hooks(use.bias, change[:, -1].neg().to(use.bias.dtype))])
             change = change[:, :-1]
+        change = -change  # in memory of its own, without gaps
         change = change.T if use.site.kind == "matmul" else change.reshape(use.weight.shape)
         found.note(layer.name, [use.weight], [_through_hooks(use.weight, change.to(use.weight.dtype))])
 

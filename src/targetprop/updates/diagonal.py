@@ -63,7 +63,7 @@ def averaged(momentum: Tensor, newest: Tensor, share: float, step: int) -> Tenso
 
     Args:
         momentum: the average so far, zero at first.
-        newest: what this step asks for.
+        newest: what this step asks for; its memory is taken for the outcome.
         share: ``β``, share of the old average that is kept.
         step: steps before this one; what the average lacks for its start at zero is made up for.
 
@@ -71,4 +71,4 @@ def averaged(momentum: Tensor, newest: Tensor, share: float, step: int) -> Tenso
         The average for this step.
     """
     momentum.lerp_(newest, 1 - share)
-    return torch.lerp(momentum / (1 - share ** (step + 1)), newest, 1 - share)
+    return newest.mul_(1 - share).add_(momentum, alpha=share / (1 - share ** (step + 1)))

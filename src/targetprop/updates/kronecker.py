@@ -19,6 +19,7 @@ arXiv:2002.10542), in the metric of the factors. It has no units. Of a quadratic
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from math import sqrt
 from typing import Any, ClassVar
 
 import torch
@@ -65,7 +66,7 @@ _EARLY = 10  # steps of the beginning, after which factors are made a step more 
 _SETTLED = 100  # steps after which factors change slowly: a momentum that has them applied is not out of date then
 _WHOLE = "network"
 _FEWEST = 64  # leading directions of the narrowest side whose whole inverse costs more
-_MEASURED = 64  # samples that the length of a step is measured on
+_MEASURED = 32  # samples that the length of a step is measured on
 
 
 class Whole(nn.Module):
@@ -100,9 +101,9 @@ class Kronecker(RememberingUpdate):
 
     Parameters that are not solved for, such as gains of norms and tables of vectors, take Adam's steps.
 
-    Beyond the targets, a map of ``d`` inputs and ``k`` outputs on ``n`` rows costs ``n (d² + d k)`` and ``n k²``
-    multiplications a step, the latter ``2 ν n k²`` where ``ν`` of the directions are told apart, and every few steps
-    ``n (d² + k²)`` for the moments and ``d³ + k³`` for their inverses; memory ``2 d² + 2 k² + d k``.
+    Beyond the targets, a map of ``d`` inputs and ``k`` outputs on ``n`` rows costs ``n d k + 2 ν n (d² + k²)``
+    multiplications a step, and every few steps ``n (d² + k²)`` for the moments and ``2 ν (d³ + k³)`` for their
+    directions; memory ``(1 + ν) (d² + k²) + d k``. For sides that keep all directions read 1 for ``2 ν`` and ``ν``.
 
     Attributes:
         pullback: see `LinearUpdate`.
@@ -118,8 +119,8 @@ class Kronecker(RememberingUpdate):
             2 is Newton's step where there is no noise.
         limit: ``r``, largest root mean square of the change of a map's outputs, of all maps together.
         rate: step of each number of the parameters that are not solved for.
-        leading: ``ν``, share of the directions of a map's outputs that are told apart; the others have one value. Sides
-            of few units keep all.
+        leading: ``ν``, share of the directions of a side that are told apart; the others have one value. Sides of few
+            units keep all.
         most: widest side whose moment is kept whole; of wider ones, and of the network's output, the diagonal is.
         rows: most rows that the moments are taken of, as far as fewer positions of a sample can do that.
     """
@@ -132,7 +133,7 @@ class Kronecker(RememberingUpdate):
     decay: float = 0.8
     observe: int = 8
     every: int = 20
-    decrease: float = 2.0
+    decrease: float = 2.5
     limit: float = 1.3
     rate: float = 1e-3
     leading: float = 0.125
@@ -158,14 +159,14 @@ class Kronecker(RememberingUpdate):
     def memory(self, inputs: int, outputs: int, like: Tensor, *, top: bool) -> Sides:
         """Make both sides; see `RememberingUpdate.memory`."""
         with like.device:  # the default one may be another
-            a = Side(inputs, self.decay, self.damping, self.shrinkage, diagonal=inputs > self.most)
-            return Sides(a, self._outputs(outputs, diagonal=top or outputs > self.most)).to(like)
+            a = self._side(inputs, self.damping, self.shrinkage, diagonal=inputs > self.most)
+            return Sides(a, self._side(outputs, self.output_damping, 0.0, diagonal=top or outputs > self.most)).to(like)
 
-    def _outputs(self, width: int, *, diagonal: bool) -> Side:
+    def _side(self, width: int, damping: float, shrinkage: float, *, diagonal: bool) -> Side:
         few = round(width * self.leading)
         if diagonal or few < _FEWEST:
-            return Side(width, self.decay, self.output_damping, 0.0, diagonal=diagonal)
-        return Leading(width, self.decay, self.output_damping, 0.0, directions=few)
+            return Side(width, self.decay, damping, shrinkage, diagonal=diagonal)
+        return Leading(width, self.decay, damping, shrinkage, directions=few)
 
     def build(self, network: Network, example: Record) -> nn.ModuleDict:
         """Make both sides of every map, and count steps; see `Update.build`."""
@@ -202,11 +203,17 @@ class Kronecker(RememberingUpdate):
             state[state_key(asked.name)] = sides = self.memory(a.shape[1], dz.shape[1], sides.momentum, top=top)
         a, dz = a.to(sides.momentum.dtype), dz.to(sides.momentum.dtype)
         if asked.drawn is not None:
-            sides.inputs.observe(self._some(a, asked), asked.common.batch)
-            sides.outputs.observe(self._some(asked.drawn, asked), asked.common.batch)
+            stride = self._stride(asked)
+            sides.inputs.observe(_thin(a, asked.positions, stride), asked.common.batch)
+            sides.outputs.observe(_thin(asked.drawn, asked.positions, stride), asked.common.batch)
         dz = dz / asked.scale
-        newest, change = self._precondition(sides, a, dz, asked.common.batch)
-        change = self._shorten(change, sides, self._measure(newest, a, dz, asked), _whole(state).maps)
+        newest, product = self._precondition(sides, a, dz, asked.common.batch)
+        longest, step = self._longest(newest, a, dz, sides, asked) / _whole(state).maps, int(sides.steps)
+        if product is None:
+            change = averaged(sides.momentum, newest, self.momentum, step)
+        else:
+            change = sides.solve(averaged(sides.momentum, product, self.momentum, step))
+        change.mul_(longest)
         sides.steps += 1
         return change if asked.common.batch.processes == 1 else change / asked.common.batch.processes
 
@@ -226,8 +233,18 @@ class Kronecker(RememberingUpdate):
             found.append(g)
         return found
 
-    def _precondition(self, sides: Sides, a: Tensor, dz: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Apply both factors to what is asked; give that, and the momentum with one more share of it (Nesterov)."""
+    def _precondition(self, sides: Sides, a: Tensor, dz: Tensor, batch: Batch) -> tuple[Tensor, Tensor | None]:
+        """Apply both factors to what is asked.
+
+        Args:
+            sides: what is remembered of the map.
+            a: inputs, shape ``(r, d)``.
+            dz: asked changes by sample, shape ``(r, k)``.
+            batch: the samples of the step.
+
+        Returns:
+            ``N``, shape ``(k, d)``, and, as long as the momentum is of these, what the factors were applied to.
+        """
         step = int(sides.steps)
         if _due(step, self.every, _EARLY):
             sides.inputs.refresh()
@@ -235,54 +252,59 @@ class Kronecker(RememberingUpdate):
         if step < _SETTLED:
             product = dz.T @ a
             batch.sum_([product])
-            return sides.solve(product), sides.solve(averaged(sides.momentum, product, self.momentum, step))
+            return sides.solve(product), product
         if step == _SETTLED:
             sides.momentum.copy_(sides.solve(sides.momentum))
         (rows, d), k = a.shape, dz.shape[1]
-        if rows * (d * d + k * k) < k * d * (d + k):
+        by_row = sides.inputs.cost + sides.outputs.cost
+        if rows * by_row < k * sides.inputs.cost + d * sides.outputs.cost:
             newest = sides.outputs.solve(dz).T @ sides.inputs.solve(a)
         else:
             newest = sides.solve(dz.T @ a)
         batch.sum_([newest])
-        return newest, averaged(sides.momentum, newest, self.momentum, step)
+        return newest, None
 
-    def _shorten(self, change: Tensor, sides: Sides, measured: Tensor, maps: int) -> Tensor:
-        """Give an average the length that its newest part asks for.
+    def _longest(self, newest: Tensor, a: Tensor, dz: Tensor, sides: Sides, asked: Regression) -> Tensor:
+        """Find how long a step may be, and average ``e`` and ``D``.
 
         An average that noise cancels is shorter than its parts, and so then is the step.
 
         Args:
-            change: the average ``C``, shape ``(k, d)``; changed in place.
+            newest: ``N``, shape ``(k, d)``; ``D`` and ``c`` are measured on some samples.
+            a: inputs, shape ``(r, d)``.
+            dz: asked changes by sample, shape ``(r, k)``.
             sides: what is remembered of the map.
-            measured: of its newest part ``N``, ``e``, ``D`` and ``c²``, shape ``(3,)``.
-            maps: how many maps share a step.
+            asked: the regression.
 
         Returns:
-            The step.
+            ``min(ρ e / D, r / c)``, a number; of a change that lowers nothing, ``r / c``.
         """
-        sides.left.lerp_(measured[:2].to(sides.left), 1 - self.momentum)
-        excess, decrease = sides.left
-        polyak = torch.where(decrease <= 0, torch.inf, self.decrease * excess / decrease)
-        longest = polyak.minimum(self.limit / measured[2].sqrt()) / maps
-        return change.mul_(longest.nan_to_num(nan=torch.nan, posinf=0.0))  # 0 for a change of nothing
-
-    def _measure(self, newest: Tensor, a: Tensor, dz: Tensor, asked: Regression) -> Tensor:
-        """Measure a change of a map on some samples: ``e``, ``D`` and ``c²``, shape ``(3,)``."""
-        batch, positions, excess = asked.common.batch, asked.positions, asked.common.excess
-        assert excess is not None
-        head = batch.head(_MEASURED).rows * positions
-        moved = self._some(a[:head], asked) @ newest.T
-        rows = moved.new_tensor(len(moved))
-        sums = torch.stack([(self._some(dz[:head], asked) * moved).sum(), moved.square().sum() / moved.shape[1], rows])
+        batch, positions = asked.common.batch, asked.positions
+        assert asked.common.excess is not None
+        head, stride = batch.head(_MEASURED), self._stride(asked)
+        some = slice(head.rows * positions)
+        moved = _thin(a[some], positions, stride) @ newest.T
+        sums = torch.stack([_dot(_thin(dz[some], positions, stride), moved), _dot(moved, moved)])
         batch.sum_([sums])
-        decrease, square = sums[:2] / sums[2]
-        return torch.stack([excess.to(sums), decrease * (batch.total * positions**2), square])
+        lowered, square = sums.unbind()
+        rows, tiny = head.total * -(-positions // stride), torch.finfo(sums.dtype).tiny
+        now = torch.stack([asked.common.excess.to(sums), lowered * (batch.total * positions**2 / rows)])
+        excess, decrease = sides.left.lerp_(now, 1 - self.momentum).unbind()
+        polyak = self.decrease * excess / decrease.clamp(min=tiny)
+        return polyak.minimum(self.limit * sqrt(rows * len(newest)) * square.clamp(min=tiny).rsqrt())
 
-    def _some(self, v: Tensor, asked: Regression) -> Tensor:
-        """Leave positions out where there are many rows; of every sample the same."""
-        total = asked.common.batch.total * asked.positions
-        stride = min(asked.positions, -(-total // self.rows))
-        return v if stride == 1 else v.unflatten(0, (-1, asked.positions))[:, ::stride].flatten(0, 1)
+    def _stride(self, asked: Regression) -> int:
+        """Say of how many positions one is looked at; of every sample the same."""
+        return min(asked.positions, -(-asked.common.batch.total * asked.positions // self.rows))
+
+
+def _thin(v: Tensor, positions: int, stride: int) -> Tensor:
+    """Leave positions out where there are many rows."""
+    return v if stride == 1 else v.unflatten(0, (-1, positions))[:, ::stride].flatten(0, 1)
+
+
+def _dot(v: Tensor, w: Tensor) -> Tensor:
+    return v.reshape(-1).dot(w.reshape(-1))
 
 
 def _whole(state: nn.ModuleDict) -> Whole:

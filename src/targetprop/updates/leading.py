@@ -44,6 +44,11 @@ class Leading(Side):
         self.register_buffer("rest", torch.ones(()))
         self.register_buffer("raised", torch.ones(()))
 
+    @property
+    def cost(self) -> int:
+        """See `Side.cost`."""
+        return 2 * self.directions.numel()
+
     @torch.no_grad()
     def refresh(self) -> None:
         """Turn the directions towards the leading ones; where nothing finite was seen, the last ones stay."""

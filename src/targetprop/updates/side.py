@@ -57,6 +57,11 @@ class Side(nn.Module):
         self.rows.fill_(rows)
 
     @property
+    def cost(self) -> int:
+        """How many multiplications `solve` takes for a row."""
+        return self.inverse.numel()
+
+    @property
     def moment(self) -> Tensor:
         """The average, corrected for its start at zero."""
         return self.average / (1 - self.decay ** int(self.count))
