@@ -208,11 +208,11 @@ class Kronecker(RememberingUpdate):
             sides.outputs.observe(_thin(asked.drawn, asked.positions, stride), asked.common.batch)
         dz = dz / asked.scale
         newest, product = self._precondition(sides, a, dz, asked.common.batch)
-        longest, step = self._longest(newest, a, dz, sides, asked) / _whole(state).maps, int(sides.steps)
-        if product is None:
-            change = averaged(sides.momentum, newest, self.momentum, step)
-        else:
+        longest, step = self._longest(newest, product, a, dz, sides, asked) / _whole(state).maps, int(sides.steps)
+        if product is not None and step < _SETTLED:
             change = sides.solve(averaged(sides.momentum, product, self.momentum, step))
+        else:
+            change = averaged(sides.momentum, newest, self.momentum, step)
         change.mul_(longest)
         sides.steps += 1
         return change if asked.common.batch.processes == 1 else change / asked.common.batch.processes
@@ -243,34 +243,34 @@ class Kronecker(RememberingUpdate):
             batch: the samples of the step.
 
         Returns:
-            ``N``, shape ``(k, d)``, and, as long as the momentum is of these, what the factors were applied to.
+            ``N``, shape ``(k, d)``, and ``Σ δ aᵀ/n`` of the same shape where it was made.
         """
         step = int(sides.steps)
         if _due(step, self.every, _EARLY):
             sides.inputs.refresh()
             sides.outputs.refresh()
-        if step < _SETTLED:
-            product = dz.T @ a
-            batch.sum_([product])
-            return sides.solve(product), product
         if step == _SETTLED:
             sides.momentum.copy_(sides.solve(sides.momentum))
         (rows, d), k = a.shape, dz.shape[1]
-        by_row = sides.inputs.cost + sides.outputs.cost
-        if rows * by_row < k * sides.inputs.cost + d * sides.outputs.cost:
+        by_row = rows * (sides.inputs.cost + sides.outputs.cost)
+        if step >= _SETTLED and by_row < k * sides.inputs.cost + d * sides.outputs.cost:
             newest = sides.outputs.solve(dz).T @ sides.inputs.solve(a)
-        else:
-            newest = sides.solve(dz.T @ a)
-        batch.sum_([newest])
-        return newest, None
+            batch.sum_([newest])
+            return newest, None
+        product = dz.T @ a
+        batch.sum_([product])
+        return sides.solve(product), product
 
-    def _longest(self, newest: Tensor, a: Tensor, dz: Tensor, sides: Sides, asked: Regression) -> Tensor:
+    def _longest(
+        self, newest: Tensor, product: Tensor | None, a: Tensor, dz: Tensor, sides: Sides, asked: Regression
+    ) -> Tensor:
         """Find how long a step may be, and average ``e`` and ``D``.
 
         An average that noise cancels is shorter than its parts, and so then is the step.
 
         Args:
-            newest: ``N``, shape ``(k, d)``; ``D`` and ``c`` are measured on some samples.
+            newest: ``N``, shape ``(k, d)``; ``c`` is measured on some samples.
+            product: ``Σ δ aᵀ/n``, for ``D``; without it, that is measured on these samples, too.
             a: inputs, shape ``(r, d)``.
             dz: asked changes by sample, shape ``(r, k)``.
             sides: what is remembered of the map.
@@ -286,12 +286,12 @@ class Kronecker(RememberingUpdate):
         moved = _thin(a[some], positions, stride) @ newest.T
         sums = torch.stack([_dot(_thin(dz[some], positions, stride), moved), _dot(moved, moved)])
         batch.sum_([sums])
-        lowered, square = sums.unbind()
         rows, tiny = head.total * -(-positions // stride), torch.finfo(sums.dtype).tiny
-        now = torch.stack([asked.common.excess.to(sums), lowered * (batch.total * positions**2 / rows)])
+        each = sums[0] / rows if product is None else _dot(product, newest) / (batch.total * positions)
+        now = torch.stack([asked.common.excess.to(sums), each * (batch.total * positions**2)])
         excess, decrease = sides.left.lerp_(now, 1 - self.momentum).unbind()
         polyak = self.decrease * excess / decrease.clamp(min=tiny)
-        return polyak.minimum(self.limit * sqrt(rows * len(newest)) * square.clamp(min=tiny).rsqrt())
+        return polyak.minimum(self.limit * sqrt(rows * len(newest)) * sums[1].clamp(min=tiny).rsqrt())
 
     def _stride(self, asked: Regression) -> int:
         """Say of how many positions one is looked at; of every sample the same."""
