@@ -239,7 +239,7 @@ class LinearUpdate(Update):
     ) -> None:  # fmt: skip
         a, dz, positions = rows_of(use, dz)
         if use.bias is not None:
-            a = torch.cat([a, torch.ones_like(a[:, :1])], dim=1)
+            a = nn.functional.pad(a, (0, 1), value=1.0)
         felt = None if drawn is None else _outputs(use, drawn)
         scale = common.scale * positions
         change = self.solve(Regression(use.site.key, a, dz, scale, common, positions, felt), state)

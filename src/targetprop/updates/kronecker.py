@@ -208,7 +208,8 @@ class Kronecker(RememberingUpdate):
             sides.outputs.observe(_thin(asked.drawn, asked.positions, stride), asked.common.batch)
         dz = dz / asked.scale
         newest, product = self._precondition(sides, a, dz, asked.common.batch)
-        longest, step = self._longest(newest, product, a, dz, sides, asked) / _whole(state).maps, int(sides.steps)
+        longest = self._longest(newest, product, a, dz, sides, asked, maps=_whole(state).maps)
+        step = int(sides.steps)
         if product is not None and step < _SETTLED:
             change = sides.solve(averaged(sides.momentum, product, self.momentum, step))
         else:
@@ -262,8 +263,9 @@ class Kronecker(RememberingUpdate):
         return sides.solve(product), product
 
     def _longest(
-        self, newest: Tensor, product: Tensor | None, a: Tensor, dz: Tensor, sides: Sides, asked: Regression
-    ) -> Tensor:
+        self, newest: Tensor, product: Tensor | None, a: Tensor, dz: Tensor, sides: Sides, asked: Regression, *,
+        maps: int,
+    ) -> Tensor:  # fmt: skip
         """Find how long a step may be, and average ``e`` and ``D``.
 
         An average that noise cancels is shorter than its parts, and so then is the step.
@@ -275,23 +277,31 @@ class Kronecker(RememberingUpdate):
             dz: asked changes by sample, shape ``(r, k)``.
             sides: what is remembered of the map.
             asked: the regression.
+            maps: ``L``, how many maps share a step.
 
         Returns:
-            ``min(ρ e / D, r / c)``, a number; of a change that lowers nothing, ``r / c``.
+            ``min(ρ e / D, r / c)/L``, a number; of a change that lowers nothing, ``r / (c L)``.
         """
         batch, positions = asked.common.batch, asked.positions
         assert asked.common.excess is not None
         head, stride = batch.head(_MEASURED), self._stride(asked)
         some = slice(head.rows * positions)
+        rows = head.total * -(-positions // stride)
         moved = _thin(a[some], positions, stride) @ newest.T
-        sums = torch.stack([_dot(_thin(dz[some], positions, stride), moved), _dot(moved, moved)])
-        batch.sum_([sums])
-        rows, tiny = head.total * -(-positions // stride), torch.finfo(sums.dtype).tiny
-        each = sums[0] / rows if product is None else _dot(product, newest) / (batch.total * positions)
-        now = torch.stack([asked.common.excess.to(sums), each * (batch.total * positions**2)])
+        square = moved.square().sum()
+        if product is None:
+            lowered = _dot(_thin(dz[some], positions, stride), moved)
+            batch.sum_([square, lowered])
+            lowered = lowered * (batch.total * positions**2 / rows)
+        else:
+            batch.sum_([square])
+            lowered = _dot(product, newest) * positions
+        now = torch.stack([asked.common.excess.to(lowered), lowered])
         excess, decrease = sides.left.lerp_(now, 1 - self.momentum).unbind()
-        polyak = self.decrease * excess / decrease.clamp(min=tiny)
-        return polyak.minimum(self.limit * sqrt(rows * len(newest)) * sums[1].clamp(min=tiny).rsqrt())
+        tiny = torch.finfo(now.dtype).tiny
+        polyak = excess / decrease.clamp(min=tiny)
+        bound = square.clamp(min=tiny).rsqrt() * (self.limit * sqrt(rows * len(newest)) / self.decrease)
+        return polyak.minimum(bound) * (self.decrease / maps)
 
     def _stride(self, asked: Regression) -> int:
         """Say of how many positions one is looked at; of every sample the same."""
