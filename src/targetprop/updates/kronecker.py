@@ -25,7 +25,6 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from targetprop.batch import Batch
 from targetprop.belief import KINDS, Belief
 from targetprop.layers import LayerRecord, Network, Record
 from targetprop.settings import check_ranges
@@ -207,7 +206,7 @@ class Kronecker(RememberingUpdate):
             sides.inputs.observe(_thin(a, asked.positions, stride), asked.common.batch)
             sides.outputs.observe(_thin(asked.drawn, asked.positions, stride), asked.common.batch)
         dz = dz / asked.scale
-        newest, product = self._precondition(sides, a, dz, asked.common.batch)
+        newest, product = self._precondition(sides, a, dz, asked)
         longest = self._longest(newest, product, a, dz, sides, asked, maps=_whole(state).maps)
         step = int(sides.steps)
         if product is not None and step < _SETTLED:
@@ -234,25 +233,26 @@ class Kronecker(RememberingUpdate):
             found.append(g)
         return found
 
-    def _precondition(self, sides: Sides, a: Tensor, dz: Tensor, batch: Batch) -> tuple[Tensor, Tensor | None]:
+    def _precondition(self, sides: Sides, a: Tensor, dz: Tensor, asked: Regression) -> tuple[Tensor, Tensor | None]:
         """Apply both factors to what is asked.
 
         Args:
             sides: what is remembered of the map.
             a: inputs, shape ``(r, d)``.
             dz: asked changes by sample, shape ``(r, k)``.
-            batch: the samples of the step.
+            asked: the regression.
 
         Returns:
             ``N``, shape ``(k, d)``, and ``Σ δ aᵀ/n`` of the same shape where it was made.
         """
-        step = int(sides.steps)
+        step, batch = int(sides.steps), asked.common.batch
         if _due(step, self.every, _EARLY):
             sides.inputs.refresh()
             sides.outputs.refresh()
         if step == _SETTLED:
             sides.momentum.copy_(sides.solve(sides.momentum))
-        (rows, d), k = a.shape, dz.shape[1]
+        k, d = sides.momentum.shape
+        rows = batch.total * asked.positions // batch.processes  # the same in all processes, which have to agree
         by_row = rows * (sides.inputs.cost + sides.outputs.cost)
         if step >= _SETTLED and by_row < k * sides.inputs.cost + d * sides.outputs.cost:
             newest = sides.outputs.solve(dz).T @ sides.inputs.solve(a)
