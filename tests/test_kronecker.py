@@ -309,3 +309,18 @@ def test_a_first_step_of_each_map_is_to_lower_the_loss_by_its_share(name: str, r
         slopes = torch.autograd.grad(loss(net(x), y), list(module.parameters()))
         lowered = sum((g * s).sum() for g, s in zip(slopes, steps, strict=True) if s is not None)
         torch.testing.assert_close(lowered, 2.0 * value / len(maps))
+
+
+@pytest.mark.parametrize("name", ["convolutions", "sequences"])
+def test_rows_one_by_one_give_the_same_step_as_their_sum(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Side, "cost", -1)  # as if rows were the cheaper, the more of them there are
+    x, found = NETWORKS[name].batch(), []
+    for settled in (100, 0):
+        monkeypatch.setattr(kronecker, "_SETTLED", settled)
+        net = NETWORKS[name].build()
+        update = tp.Kronecker(limit=1e9)
+        method = tp.method("kronecker", decoder=tp.Exact(w=0.0, damping=1.0), update=update)
+        engine = tp.TargetPropagation(net, nn.MSELoss(), example_input=x[:2], method=method, seed=0)
+        engine.backward(x, torch.zeros_like(net(x)))
+        found.append([p.grad for p in net.parameters()])
+    torch.testing.assert_close(found[0], found[1])
