@@ -118,3 +118,12 @@ def test_a_loss_of_no_known_distribution_is_refused() -> None:
     engine = tp.TargetPropagation(net, nn.MultiMarginLoss(), example_input=x, method="kronecker")
     with pytest.raises(ValueError, match="draws labels from what the network believes"):
         engine.backward(x, y)
+
+
+def test_a_squared_error_is_known_where_the_outputs_could_be_odds() -> None:
+    z, loss = torch.linspace(0.2, 0.4, 12, dtype=torch.double).view(4, 3), nn.MSELoss()
+    y = torch.zeros_like(z)
+    change = GradientStep(beta=0.1)(z, y, loss)
+    found = find_belief(z, y, change.gradient, Batch(4))  # odds that are nearly equal give nearly the same direction
+    assert found is not None and found.kind == "identity"
+    torch.testing.assert_close(found.excess(z, change.gradient) / change.samples, loss(z, y))

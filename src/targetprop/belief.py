@@ -95,8 +95,9 @@ def find_belief(output: Tensor, y: Any, gradient: Tensor, batch: Batch) -> Belie
         batch: which samples of the step these are.
 
     Returns:
-        The distribution; None if there is none known.
+        The distribution of the most similar gradient; None if there is none known.
     """
+    best, found = _ALIKE, None
     for kind, dim in KINDS:
         if kind == "softmax" and dim == output.dim() - 1:  # the last axis was tried
             continue
@@ -105,9 +106,9 @@ def find_belief(output: Tensor, y: Any, gradient: Tensor, batch: Batch) -> Belie
         sums = torch.stack([(a * b).sum(dtype=torch.double) for a, b in pairs])
         batch.sum_([sums])
         both, own, asked = sums.tolist()
-        if both > _ALIKE * (own * asked) ** 0.5:
-            return Belief(kind, dim, both / own)
-    return None
+        if both > best * (own * asked) ** 0.5:
+            best, found = both / (own * asked) ** 0.5, Belief(kind, dim, both / own)
+    return found
 
 
 def _guess(kind: str, dim: int, output: Tensor, y: Any, gradient: Tensor) -> Tensor:
