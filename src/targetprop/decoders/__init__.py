@@ -9,7 +9,6 @@ from targetprop.decoders.linearised import LinearisedDecoder
 from targetprop.decoders.mirror import WeightMirror
 from targetprop.decoders.mirror_bank import MirrorBank
 from targetprop.decoders.objective import Learned, Objective, OptimizerFactory
-from targetprop.decoders.probes import unfold
 from targetprop.decoders.registry import Style, register_decoder, registered
 from targetprop.decoders.untrained import Exact, Fixed, NoDecoder, Ridge
 from targetprop.decoders.weight_inverse import WeightInverse
@@ -48,5 +47,4 @@ __all__ = [
     "difference_loss",
     "register_decoder",
     "registered",
-    "unfold",
 ]

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from targetprop.decoders.probes import pads, settings, spread
 from targetprop.layers import MapUse
+from targetprop.layers.convolution import pads, settings, spread
 
 
 class MapDecoder(nn.Module):

@@ -4,21 +4,16 @@ A linear map is probed by vectors, a convolution by patches of the size of its k
 convolution of several groups is several maps.
 """
 
-import math
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from targetprop.batch import Batch
 from targetprop.layers import MapUse
+from targetprop.layers.convolution import pads, settings, spread
 from targetprop.layers.sites import same_view
 from targetprop.precision import at_least_float32
-
-_CONV = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
-_CONV_TRANSPOSE = ("input", "weight", "bias", "stride", "padding", "output_padding", "groups", "dilation")
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,15 +89,6 @@ def groups_of(use: MapUse) -> int:
     return settings(use)["groups"] if use.site.kind in ("conv", "conv-transpose") else 1
 
 
-def settings(use: MapUse) -> dict[str, Any]:
-    """Read the settings of a convolution off its call."""
-    assert use.call is not None
-    _, args, kwargs = use.call
-    defaults = {"stride": 1, "padding": 0, "output_padding": 0, "dilation": 1, "groups": 1}
-    names = _CONV if use.site.kind == "conv" else _CONV_TRANSPOSE
-    return defaults | dict(zip(names, args, strict=False)) | dict(kwargs)
-
-
 def _activities(use: MapUse, count: int, groups: int, generator: torch.Generator, batch: Batch) -> Tensor:
     """Draw inputs of the map, shape ``(g, count, d)``."""
     a = use.input
@@ -158,39 +144,3 @@ def _patches(use: MapUse, a: Tensor, count: int, generator: torch.Generator, bat
         index.append(taps.clamp(0, size - 1))
     found = picked[tuple(index)]
     return (found if inside is None else found * inside).flatten(1)
-
-
-def spread(value: Any, dims: int) -> tuple[int, ...]:
-    """Give a setting to every axis."""
-    return (value,) * dims if isinstance(value, int) else tuple(value) * (dims if len(value) == 1 else 1)
-
-
-def pads(padding: Any, spans: list[int]) -> list[tuple[int, int]]:
-    """Say how many zeros a convolution adds below and above each axis, whose kernel reaches so far."""
-    if padding == "same":
-        return [(span // 2, span - span // 2) for span in spans]
-    each = spread(0 if padding == "valid" else padding, len(spans))
-    return [(p, p) for p in each]
-
-
-def unfold(use: MapUse) -> Tensor | None:
-    """Write out all patches that a convolution of one group sees, shape ``(rows, channels · kernel)``; else None.
-
-    Args:
-        use: the use of its weight.
-
-    Returns:
-        A row per sample and position.
-    """
-    given, a, kernel = settings(use), use.input, use.weight.shape[2:]
-    if given["groups"] != 1 or a is None or len(kernel) > 2 or a.dim() != len(kernel) + 2:
-        return None
-    dims = len(kernel)
-    stride, dilation = (spread(given[name], dims) for name in ("stride", "dilation"))
-    before = pads(given["padding"], [dilation[d] * (kernel[d] - 1) for d in range(dims)])
-    a = functional.pad(a, [side for pads in reversed(before) for side in pads])
-    for d in range(dims):
-        a = a.unfold(2 + d, dilation[d] * (kernel[d] - 1) + 1, stride[d])[..., :: dilation[d]]
-    places = a.shape[2 : 2 + dims]
-    order = (0, *range(2, 2 + dims), 1, *range(2 + dims, 2 + 2 * dims))
-    return a.permute(order).reshape(len(a) * math.prod(places), -1)

@@ -31,8 +31,9 @@ from torch import Tensor, nn
 from targetprop.decoders.bank import Mirrors
 from targetprop.decoders.mirror import WeightMirror
 from targetprop.decoders.mirror_bank import MirrorBank
-from targetprop.decoders.probes import as_matrix, groups_of, settings, spread
+from targetprop.decoders.probes import as_matrix, groups_of
 from targetprop.layers import MapUse
+from targetprop.layers.convolution import settings, spread
 from targetprop.layers.sites import same_view
 from targetprop.precision import at_least_float32
 from targetprop.settings import check_ranges

@@ -1,6 +1,7 @@
 """Local updates: from ``Δ_l`` to ``.grad`` of ``θ_l``."""
 
-from targetprop.updates.base import Common, LinearUpdate, Regression, Update, state_key
+from targetprop.updates.asked import Common, Regression
+from targetprop.updates.base import LinearUpdate, Update, state_key
 from targetprop.updates.delta_rule import DeltaRule
 from targetprop.updates.gradient import Gradient
 from targetprop.updates.kronecker import Kronecker

@@ -8,11 +8,10 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from targetprop.batch import Batch
 from targetprop.belief import Belief
-from targetprop.decoders import unfold
 from targetprop.layers import Layer, LayerRecord, MapUse, Network, Record
 from targetprop.settings import check_ranges, check_types
+from targetprop.updates.asked import Common, Regression, is_solved
 from targetprop.updates.local_gradients import LayerChange, LocalGradients
 
 _ELEMENTWISE = {
@@ -22,24 +21,6 @@ _ELEMENTWISE = {
     "contiguous",
 }  # fmt: skip
 Pullback = Literal["inverse", "transpose"]
-
-
-@dataclass(frozen=True, eq=False)
-class Common:
-    """What holds for all layers of a step.
-
-    Attributes:
-        batch: which samples of the step these are.
-        scale: ``β n``: what makes the result a mean over the batch, independent of ``β`` to first order.
-        excess: how far the loss is above the least of any output, in units of what is asked of the output, a scalar;
-            None for an update that draws no labels.
-        belief: the distribution that this is of, if it is known.
-    """
-
-    batch: Batch
-    scale: float
-    excess: Tensor | None = None
-    belief: Belief | None = None
 
 
 @dataclass(frozen=True)
@@ -105,29 +86,6 @@ class Update(ABC):
         Returns:
             The gradients.
         """
-
-
-@dataclass(frozen=True, eq=False)
-class Regression:
-    """What the linear map of a layer is asked: ``W a`` to change by ``Δz``.
-
-    Attributes:
-        name: the map's name.
-        a: inputs with a constant 1 for the bias, if there is one, a row per sample and position, shape ``(r, d)``.
-        dz: changes wanted of the outputs, shape ``(r, k)``.
-        scale: ``β n`` times the number of positions.
-        common: what holds for all layers.
-        positions: rows of one sample.
-        drawn: changes that drawn labels ask for, shape ``(r, k)``; None where none were drawn.
-    """
-
-    name: str
-    a: Tensor
-    dz: Tensor
-    scale: float
-    common: Common
-    positions: int = 1
-    drawn: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -237,12 +195,7 @@ class LinearUpdate(Update):
         self, found: LocalGradients, layer: LayerRecord, use: MapUse, dz: Tensor, drawn: Tensor | None, common: Common,
         state: Any,
     ) -> None:  # fmt: skip
-        a, dz, positions = rows_of(use, dz)
-        if use.bias is not None:
-            a = nn.functional.pad(a, (0, 1), value=1.0)
-        felt = None if drawn is None else _outputs(use, drawn)
-        scale = common.scale * positions
-        change = self.solve(Regression(use.site.key, a, dz, scale, common, positions, felt), state)
+        change = self.solve(Regression(use, dz, common, drawn), state)
         if use.bias is not None:
             found.note(layer.name, [use.bias], [_through_hooks(use.bias, change[:, -1].neg().to(use.bias.dtype))])
             change = change[:, :-1]
@@ -287,43 +240,12 @@ def state_key(name: str) -> str:
     return name.replace(".", "/")
 
 
-def is_solved(use: MapUse) -> bool:
-    """Say whether a map has a closed form: its weight is a parameter, and it takes rows of one input."""
-    weight = use.weight
-    trained = isinstance(weight, nn.Parameter) and weight.requires_grad and weight.numel() > 0
-    if not trained or use.input is None:
-        return False
-    return use.site.kind in ("linear", "matmul") or (use.site.kind == "conv" and unfold(use) is not None)
-
-
 def _through_hooks(p: Tensor, gradient: Tensor) -> Tensor:
     """Call the hooks that autograd calls with a gradient before it is added to ``.grad``."""
     for hook in list((p._backward_hooks or {}).values()):
         changed = hook(gradient)
         gradient = gradient if changed is None else changed
     return gradient
-
-
-def rows_of(use: MapUse, dz: Tensor) -> tuple[Tensor, Tensor, int]:
-    """Write a map as a regression: inputs and changes asked of the outputs, a row per sample and position.
-
-    Args:
-        use: the use of its weight.
-        dz: changes asked, shape of its output.
-
-    Returns:
-        Inputs ``(r, d)``, changes ``(r, k)``, and how many positions a sample has.
-    """
-    assert use.input is not None
-    if use.site.kind == "conv":
-        a = unfold(use)
-        assert a is not None
-        return a, _outputs(use, dz), dz.shape[2:].numel()
-    return use.input.flatten(0, -2), _outputs(use, dz), dz.shape[1:-1].numel()
-
-
-def _outputs(use: MapUse, dz: Tensor) -> Tensor:
-    return (dz.movedim(1, -1) if use.site.kind == "conv" else dz).flatten(0, -2)
 
 
 def not_elementwise(layer: Layer) -> str | None:

@@ -5,7 +5,8 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
-from targetprop.updates.base import LinearUpdate, Regression
+from targetprop.updates.asked import Regression
+from targetprop.updates.base import LinearUpdate
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,8 @@ from typing import ClassVar
 
 from torch import nn
 
-from targetprop.updates.base import Common, Update
+from targetprop.updates.asked import Common
+from targetprop.updates.base import Update
 from targetprop.updates.local_gradients import LayerChange, LocalGradients
 
 

@@ -28,7 +28,8 @@ from torch import Tensor, nn
 from targetprop.belief import Belief
 from targetprop.layers import LayerRecord, Network, Record
 from targetprop.settings import check_ranges
-from targetprop.updates.base import Common, Pullback, Regression, state_key
+from targetprop.updates.asked import Common, Regression
+from targetprop.updates.base import Pullback, state_key
 from targetprop.updates.diagonal import Diagonal, averaged
 from targetprop.updates.leading import Leading
 from targetprop.updates.local_gradients import LayerChange, LocalGradients
@@ -146,19 +147,17 @@ class Kronecker(RememberingUpdate):
 
     def solve(self, asked: Regression, state: nn.ModuleDict) -> Tensor:
         """Move the momentum and cut it to length; see `LinearUpdate.solve`."""
-        sides, a, dz = state[state_key(asked.name)], asked.a, asked.dz
+        sides = state[state_key(asked.name)]
         assert isinstance(sides, Sides)
-        if sides.momentum.shape != (dz.shape[1], a.shape[1]):  # the map has another size now, or no bias
-            top = sides.outputs.diagonal and dz.shape[1] <= self.most
-            state[state_key(asked.name)] = sides = self.memory(a.shape[1], dz.shape[1], sides.momentum, top=top)
-        a, dz = a.to(sides.momentum.dtype), dz.to(sides.momentum.dtype)
-        if asked.drawn is not None:
+        if sides.momentum.shape != (asked.outputs, asked.inputs):  # the map has another size now, or no bias
+            top = sides.outputs.diagonal and asked.outputs <= self.most
+            state[state_key(asked.name)] = sides = self.memory(asked.inputs, asked.outputs, sides.momentum, top=top)
+        if asked.felt is not None:
             stride = self._stride(asked)
-            sides.inputs.observe(_thin(a, asked.positions, stride), asked.common.batch)
-            sides.outputs.observe(_thin(asked.drawn, asked.positions, stride), asked.common.batch)
-        dz = dz / asked.scale
-        newest, product = self._precondition(sides, a, dz, asked)
-        longest = self._longest(newest, product, a, dz, sides, asked, maps=_whole(state).maps)
+            sides.inputs.observe(asked.some_a(None, stride), asked.common.batch)
+            sides.outputs.observe(asked.some_felt(stride), asked.common.batch)
+        newest, product = self._precondition(sides, asked)
+        longest = self._longest(newest, product, sides, asked, maps=_whole(state).maps)
         step = int(sides.steps)
         if product is not None and step < _SETTLED:
             change = sides.solve(averaged(sides.momentum, product, self.momentum, step))
@@ -184,13 +183,11 @@ class Kronecker(RememberingUpdate):
             found.append(g)
         return found
 
-    def _precondition(self, sides: Sides, a: Tensor, dz: Tensor, asked: Regression) -> tuple[Tensor, Tensor | None]:
+    def _precondition(self, sides: Sides, asked: Regression) -> tuple[Tensor, Tensor | None]:
         """Apply both factors to what is asked.
 
         Args:
             sides: what is remembered of the map.
-            a: inputs, shape ``(r, d)``.
-            dz: asked changes by sample, shape ``(r, k)``.
             asked: the regression.
 
         Returns:
@@ -206,17 +203,15 @@ class Kronecker(RememberingUpdate):
         rows = batch.total * asked.positions // batch.processes  # the same in all processes, which have to agree
         by_row = rows * (sides.inputs.cost + sides.outputs.cost)
         if step >= _SETTLED and by_row < k * sides.inputs.cost + d * sides.outputs.cost:
-            newest = sides.outputs.solve(dz).T @ sides.inputs.solve(a)
+            dtype = sides.momentum.dtype
+            newest = sides.outputs.solve(asked.dz.to(dtype) / asked.scale).T @ sides.inputs.solve(asked.a.to(dtype))
             batch.sum_([newest])
             return newest, None
-        product = dz.T @ a
+        product = asked.product(sides.momentum.dtype) / asked.scale
         batch.sum_([product])
         return sides.solve(product), product
 
-    def _longest(
-        self, newest: Tensor, product: Tensor | None, a: Tensor, dz: Tensor, sides: Sides, asked: Regression, *,
-        maps: int,
-    ) -> Tensor:  # fmt: skip
+    def _longest(self, newest: Tensor, product: Tensor | None, sides: Sides, asked: Regression, *, maps: int) -> Tensor:
         """Find how long a step may be, and average ``e`` and ``D``.
 
         An average that noise cancels is shorter than its parts, and so then is the step.
@@ -224,8 +219,6 @@ class Kronecker(RememberingUpdate):
         Args:
             newest: ``N``, shape ``(k, d)``; ``c`` is measured on some samples.
             product: ``Σ δ aᵀ/n``, for ``D``; without it, that is measured on these samples, too.
-            a: inputs, shape ``(r, d)``.
-            dz: asked changes by sample, shape ``(r, k)``.
             sides: what is remembered of the map.
             asked: the regression.
             maps: ``L``, how many maps share a step.
@@ -236,14 +229,13 @@ class Kronecker(RememberingUpdate):
         batch, positions = asked.common.batch, asked.positions
         assert asked.common.excess is not None
         head, stride = batch.head(_MEASURED), self._stride(asked)
-        some = slice(head.rows * positions)
         rows = head.total * -(-positions // stride)
-        moved = _thin(a[some], positions, stride) @ newest.T
+        moved = asked.some_a(head.rows, stride).to(newest.dtype) @ newest.T
         square = moved.square().sum()
         if product is None:
-            lowered = _dot(_thin(dz[some], positions, stride), moved)
+            lowered = _dot(asked.some_dz(head.rows, stride).to(moved), moved)
             batch.sum_([square, lowered])
-            lowered = lowered * (batch.total * positions**2 / rows)
+            lowered = lowered * (batch.total * positions**2 / rows / asked.scale)
         else:
             batch.sum_([square])
             lowered = _dot(product, newest) * positions
@@ -257,11 +249,6 @@ class Kronecker(RememberingUpdate):
     def _stride(self, asked: Regression) -> int:
         """Say of how many positions one is looked at; of every sample the same."""
         return min(asked.positions, -(-asked.common.batch.total * asked.positions // self.rows))
-
-
-def _thin(v: Tensor, positions: int, stride: int) -> Tensor:
-    """Leave positions out where there are many rows."""
-    return v if stride == 1 else v.unflatten(0, (-1, positions))[:, ::stride].flatten(0, 1)
 
 
 def _dot(v: Tensor, w: Tensor) -> Tensor:

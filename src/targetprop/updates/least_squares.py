@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from targetprop.regression import Covariance
-from targetprop.updates.base import Pullback, Regression, state_key
+from targetprop.updates.asked import Regression
+from targetprop.updates.base import Pullback, state_key
 from targetprop.updates.remembering import RememberingUpdate
 
 

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from targetprop.finite import check_digits
 from targetprop.layers import MapUse, Network, Record
-from targetprop.updates.base import LinearUpdate, is_solved, state_key
+from targetprop.updates.asked import is_solved
+from targetprop.updates.base import LinearUpdate, state_key
 
 
 @dataclass(frozen=True)
