@@ -45,11 +45,15 @@ def cases() -> dict[str, tuple[str, Any, str]]:
         "joint": (
             "tanh", tp.method("dtp", inversion=tp.InputSpace(steps=9), propagation="joint"), "squared error",
         ),
+        "kronecker, wide sides": (
+            "tanh", tp.method("kronecker", update=tp.Kronecker(most=4, leading=0.5)), "cross-entropy",
+        ),
         "Gauss-Newton": ("tanh", tp.method("drl", output_target=tp.GaussNewtonStep()), "cross-entropy"),
         "backprop of convolutions": ("convolutions", tp.method("backprop"), "cross-entropy, weights"),
     }  # fmt: skip
 
 
+@patch.object(kronecker, "_FEWEST", 1)
 @patch.object(kronecker, "_SETTLED", 1)  # in the first step a product is formed, in later ones rows are cheaper
 def steps(case: tuple[str, Any, str], group: Any, rank: int = 0, size: int = 1) -> list[dict[str, Any]]:
     """Train on this rank's share of some batches, and keep all that must not depend on the number of ranks.

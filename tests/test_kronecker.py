@@ -13,6 +13,7 @@ from targetprop.belief import Belief
 from targetprop.updates import kronecker
 from targetprop.updates.leading import Leading
 from targetprop.updates.side import Side
+from targetprop.updates.sketch import Sketch
 
 ROWS, STEPS, WIDTHS = 24, 18, (5, 7, 4, 3)
 MEASURED = 2
@@ -177,8 +178,9 @@ def test_a_step_does_not_depend_on_the_units_of_loss_and_layer() -> None:
 
 
 @pytest.mark.parametrize("diagonal", [False, True])
-def test_a_side_with_few_rows_is_damped_more(diagonal: bool) -> None:
-    v = torch.randn(10, 4, dtype=torch.double, generator=torch.Generator().manual_seed(0))
+@pytest.mark.parametrize("positions", [1, 3])
+def test_a_side_with_few_samples_is_damped_more(diagonal: bool, positions: int) -> None:
+    v = torch.randn(10 * positions, 4, dtype=torch.double, generator=torch.Generator().manual_seed(0))
     sides = [Side(4, 0.5, 0.0, shrinkage, diagonal=diagonal).double() for shrinkage in (0.0, 2.0)]
     for side in sides:
         side.observe(v, Batch(10))
@@ -188,20 +190,49 @@ def test_a_side_with_few_rows_is_damped_more(diagonal: bool) -> None:
     torch.testing.assert_close(damped, expected)
 
 
-def test_leading_directions_invert_a_moment_of_that_form() -> None:
+@pytest.mark.parametrize(("kind", "observed", "refreshed"), [(Leading, 2, 30), (Sketch, 60, 1)])
+def test_leading_directions_invert_a_moment_of_that_form(kind: type[Leading], observed: int, refreshed: int) -> None:
     generator = torch.Generator().manual_seed(0)
     basis = torch.linalg.qr(torch.randn(12, 12, dtype=torch.double, generator=generator)).Q
     values = torch.tensor([9.0, 5.0, 2.0] + [0.3] * 9, dtype=torch.double)
     moment = basis * values @ basis.T
-    side = Leading(12, 0.7, 5.0, 0.2, directions=3).double()
-    for _ in range(2):  # a moment that stays
+    side = kind(12, 0.7, 5.0, 0.2, directions=3).double()
+    for _ in range(observed):  # a moment that stays
         side.observe((12 * values).sqrt()[:, None] * basis.T, Batch(12))
-    for _ in range(30):
+    for _ in range(refreshed):
         side.refresh()
-    v = torch.randn(5, 12, dtype=torch.double, generator=generator)
-    worth = 12 * (1 - 0.7**2) * 1.7 / ((1 + 0.7**2) * 0.3)
+    v, kept = torch.randn(5, 12, dtype=torch.double, generator=generator), 0.7**observed
+    worth = 12 * (1 - kept) * 1.7 / ((1 + kept) * 0.3)
     whole = moment / moment.diagonal().mean() + (5.0 + 0.2 * 12 / worth) * torch.eye(12, dtype=torch.double)
     torch.testing.assert_close(side.solve(v), v @ torch.linalg.inv(whole))
+
+
+def test_a_sketch_leaves_a_batch_out_that_is_not_finite() -> None:
+    side, v = Sketch(6, 0.5, 1.0, 0.0, directions=2), torch.randn(8, 6, generator=torch.Generator().manual_seed(0))
+    side.observe(v, Batch(8))
+    before = {name: value.clone() for name, value in side.state_dict().items()}
+    side.observe(v * torch.inf, Batch(8))
+    assert all(torch.equal(value, before[name]) for name, value in side.state_dict().items())
+
+
+@pytest.mark.parametrize("settled", [0, 100])
+def test_directions_of_the_last_changes_are_combinations_of_their_rows(
+    settled: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kronecker, "_SETTLED", settled)
+    net, x, y = _network(), torch.randn(ROWS, WIDTHS[0], dtype=torch.double), torch.randint(WIDTHS[-1], (ROWS,))
+    engine = tp.TargetPropagation(net, nn.CrossEntropyLoss(), example_input=x, method="kronecker", seed=0)
+    update, state = engine.method.update, engine._parts.update_state
+    generator = torch.Generator().manual_seed(0)
+    assert update.moved("0.weight", 3, generator, state) is None
+    engine.backward(x[:3], y[:3])  # three samples change a map in three directions
+    layer = net[0]
+    assert isinstance(layer, nn.Linear) and layer.weight.grad is not None and layer.bias.grad is not None
+    change = torch.cat([layer.weight.grad, layer.bias.grad[:, None]], 1)
+    found = update.moved("0.weight", 3, generator, state)
+    assert found is not None and update.moved("elsewhere", 3, generator, state) is None
+    both = torch.linalg.matrix_rank(torch.cat([change, found])), torch.linalg.matrix_rank(found)
+    assert both == (3, 3)
 
 
 def test_leading_directions_follow_a_moment_that_turns() -> None:

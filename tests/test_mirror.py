@@ -11,6 +11,7 @@ import targetprop as tp
 from cases import DTYPE, backprop, gradients, rand, relative
 from one_layer import CONVS
 from targetprop.batch import Batch
+from targetprop.decoders.mirror_step import project
 from targetprop.decoders.probes import probe
 
 
@@ -61,7 +62,7 @@ def test_mirrors_of_convolutions_become_their_weights(case: str) -> None:
     net, x = nn.Sequential(Shift(), make().to(DTYPE)), rand(4, *shape, seed=1)
     engine = build(net, x)
     (use,) = engine.record(x).uses()
-    seen = probe(use, mirror(engine, "1.weight"), 6, 1.0, torch.Generator().manual_seed(0), Batch(len(x)))
+    seen = probe(use, mirror(engine, "1.weight"), 6, 1.0, torch.Generator().manual_seed(0), Batch(len(x)), None)
     rows, values = (seen.e, x) if use.site.kind == "conv-transpose" else (seen.z, net(x).detach())
     if rows is seen.z and net[1].bias is not None:
         values = values - net[1].bias.detach().view(-1, *[1] * (x.dim() - 2))
@@ -95,6 +96,37 @@ def test_activities_teach_what_an_update_along_them_changed() -> None:
         train(engine, x, 1)
         left[share] = relative(mirror(engine, "2.weight"), weight)
     assert left[1.0] < 0.02 and left[0.0] > 0.3
+
+
+def test_probes_along_what_an_update_remembers_teach_its_changes() -> None:
+    delta, left = rand(4, 3, seed=3) @ rand(3, 50, seed=4), []
+
+    def moved(_: str, count: int, generator: torch.Generator) -> Tensor:  # with the constant of the bias
+        return nn.functional.pad(torch.randn(count, 4, generator=generator).to(delta) @ delta, (0, 1))
+
+    for source in (moved, None):
+        net, x = two_layers(50, 4, 6), rand(4, 6)
+        engine, weight = build(net, x), net.get_parameter("2.weight").detach()
+        v = mirror(engine, "2.weight").copy_(weight)
+        weight.add_(delta)
+        (use,) = (use for use in engine.record(x).uses() if use.site.key == "2.weight")
+        (step,) = project([probe(use, v, 8, 0.5, torch.Generator().manual_seed(0), Batch(4), source)])
+        step.take()
+        left.append(relative(v, weight))
+    assert left[0] < 0.05 and left[1] > 0.3
+
+
+@pytest.mark.parametrize(("early", "turns"), [(0, [1, 1, 1, 1, 1, 1]), (4, [2, 2, 2, 2, 1, 1])])
+def test_all_mirrors_have_their_turn_in_the_first_batches(early: int, turns: list[int]) -> None:
+    torch.manual_seed(0)
+    net, x = nn.Sequential(*(nn.Linear(9, 9) for _ in range(3))).to(DTYPE), rand(5, 9)
+    engine, found = build(net, x, every=2, early=early), []
+    for _ in turns:
+        before = [mirror(engine, f"{place}.weight").clone() for place in (1, 2)]
+        train(engine, x, 1)
+        pairs = zip(before, (1, 2), strict=True)
+        found.append(sum(bool((mirror(engine, f"{place}.weight") != old).any()) for old, place in pairs))
+    assert found == turns
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import cycle
 from typing import Any
 
@@ -98,7 +99,8 @@ def take_step(parts: Parts, x: Any, y: Any, *, measure: bool) -> StepReport:
 def learn(parts: Parts, record: Record, looks: Iterable[Look]) -> tuple[Tensor | None, str | None]:
     """Let the decoders learn if all is finite; returns their loss before, if any, or why nothing was changed."""
     draws = {name: generator.get_state() for name, generator in parts.generators.items()}
-    learned = parts.method.decoder.propose(parts.bank, record, parts.decoder_optimizer, parts.generators)
+    moved = partial(parts.method.update.moved, state=parts.update_state)
+    learned = parts.method.decoder.propose(parts.bank, record, parts.decoder_optimizer, parts.generators, moved)
     if problem := not_finite([*looks, *learned.looks], parts.peers):
         for name, state in draws.items():
             parts.generators[name].set_state(state)

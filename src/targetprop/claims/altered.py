@@ -9,7 +9,7 @@ from torch import nn
 
 from targetprop.decoders import Bank, Inverse, Objective
 from targetprop.decoders.bank import Mirrors
-from targetprop.decoders.objective import Generators
+from targetprop.decoders.objective import Generators, Moved
 from targetprop.decoders.proposal import Proposal
 from targetprop.layers import LayerRecord, Network, Record
 
@@ -39,11 +39,11 @@ class Altered(Objective):
         return _AlteredBank(self.objective.build(network, example, custom), self.alter)
 
     def propose(
-        self, bank: Bank, record: Record, optimizer: torch.optim.Optimizer | None, generators: Generators
+        self, bank: Bank, record: Record, optimizer: torch.optim.Optimizer | None, generators: Generators, moved: Moved
     ) -> Proposal:
         """Train them unaltered; see `Objective.propose`."""
         assert isinstance(bank, _AlteredBank)
-        return self.objective.propose(bank.bank, record, optimizer, generators)
+        return self.objective.propose(bank.bank, record, optimizer, generators, moved)
 
     def make_optimizer(self, parameters: list[nn.Parameter]) -> torch.optim.Optimizer | None:
         """Make the objective's optimiser; see `Objective.make_optimizer`."""

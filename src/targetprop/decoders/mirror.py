@@ -11,8 +11,10 @@ kernel. Products of another form that are linear in ``W`` take a gradient step o
 line search makes it.
 
 The squared error of ``V`` shrinks by ``1 − n/d`` a step, ``n`` probes in ``d`` dimensions; there is no learning rate
-and no optimiser state. A part of the probes is white noise and the rest activities of the batch: local updates
-``ΔW = Σ δ aᵀ`` change ``W`` only along activities, so that is where a mirror falls behind.
+and no optimiser state. A part of the probes is white noise, and the rest lies where a mirror falls behind. An update
+that remembers its changes ``ΔW`` gives combinations of their rows, ``ωᵀ ΔW`` with ``ω`` white noise: a few of them
+catch most of a matrix of few leading directions (Halko, Martinsson & Tropp 2011, arXiv:0909.4061). Else they are
+activities of the batch, along which local updates ``ΔW = Σ δ aᵀ`` change ``W``.
 
 What has no weights pulls changes back by its own derivative, so with mirrors the backward pass of a layer, whatever is
 in it, is the layer's transpose.
@@ -21,8 +23,9 @@ Source: weight mirrors, Akrout 2019, arXiv:1904.05391, which learn ``Wᵀ`` from
 Kaczmarz' projection onto the equations of a block of probes.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from math import ceil
 from typing import Any, ClassVar
 
@@ -33,7 +36,7 @@ from targetprop.batch import Batch
 from targetprop.decoders.bank import Bank
 from targetprop.decoders.mirror_bank import MirrorBank
 from targetprop.decoders.mirror_step import MirrorStep, descend, distinct_parts, project
-from targetprop.decoders.objective import Generators, Objective
+from targetprop.decoders.objective import Generators, Moved, Objective
 from targetprop.decoders.probes import Probes, inputs, probe, rows
 from targetprop.decoders.proposal import Proposal, Rehearsal, look_at_mirror
 from targetprop.finite import check_digits
@@ -54,9 +57,11 @@ class WeightMirror(Objective):
         probes: most probes of every map and step.
         share: most probes as a share of the rows that a map is applied to, samples times positions, so that mirrors
             cost little beside it; but eight at least.
-        activity: share of the probes that are activities of the batch, in [0, 1]; the others are white noise.
+        activity: share of the probes that lie along changes of the weights, or are activities of the batch where the
+            update does not tell, in [0, 1]; the others are white noise.
         updates: steps of every mirror that has its turn, ≥ 0.
         every: batches between two turns of a mirror, ≥ 1; mirrors take turns, and each has as many times the probes.
+        early: first batches in which every mirror has its turn, ≥ 0: weights change fastest then.
         warmup: white noise on the first batch, in probes for each input of a map, 0 to 100: ``c`` leave ``e^{−c}``
             of the squared error. Products of another form take ten steps for each.
     """
@@ -66,6 +71,7 @@ class WeightMirror(Objective):
     activity: float = 0.5
     updates: int = 1
     every: int = 1
+    early: int = 0
     warmup: float = 0.0
     name: ClassVar[str] = "mirror"
 
@@ -79,6 +85,7 @@ class WeightMirror(Objective):
             activity=(0 <= self.activity <= 1, "a share of the probes in [0, 1]"),
             updates=(self.updates >= 0, "a number of steps ≥ 0"),
             every=(self.every >= 1, "a number of batches ≥ 1"),
+            early=(self.early >= 0, "a number of batches ≥ 0"),
             warmup=(0 <= self.warmup <= _MOST, f"a number of probes per input in [0, {_MOST}]"),
         )  # fmt: skip
 
@@ -107,14 +114,15 @@ class WeightMirror(Objective):
         return MirrorBank(weights, layers)
 
     def propose(
-        self, bank: Bank, record: Record, optimizer: torch.optim.Optimizer | None, generators: Generators
+        self, bank: Bank, record: Record, optimizer: torch.optim.Optimizer | None, generators: Generators, moved: Moved
     ) -> Proposal:
         """Work out a step of the mirrors that have their turn; see `Objective.propose`."""
         assert isinstance(bank, MirrorBank)
         uses, seen = distinct_parts(use for use in record.uses() if use.site.needed), int(bank.seen)
         cold, mirrors = self.warmup > 0 and seen == 0, {u.site.key: bank.mirror(u.site.key, u.base) for u in uses}
-        known = bank.keys()
-        turns = {key for turn, key in enumerate(known) if cold or (turn + seen) % self.every == 0}
+        known, every = bank.keys(), 1 if seen < self.early else self.every
+        turns = {key for turn, key in enumerate(known) if cold or (turn + seen) % every == 0}
+        find = partial(self._probes, every=every, generators=generators, batch=record.batch, moved=moved)
         uses = [use for use in uses if use.site.key in turns]
         mirrors = {key: mirror for key, mirror in mirrors.items() if key in turns}
         with torch.no_grad(), no_autocast(record.output):
@@ -122,9 +130,9 @@ class WeightMirror(Objective):
             for use in uses if cold else ():
                 self._warm_up(use, mirrors[use.site.key], generators[use.site.key], record.batch)
             for _ in range(self.updates - 1):
-                for _, step in self._steps(uses, mirrors, generators, record.batch):
+                for _, step in self._steps(uses, mirrors, generators, record.batch, find):
                     step.take()
-            steps = list(self._steps(uses, mirrors, generators, record.batch)) if self.updates else []
+            steps = list(self._steps(uses, mirrors, generators, record.batch, find)) if self.updates else []
             if earlier is not None:
                 earlier.take_back()
 
@@ -149,13 +157,22 @@ class WeightMirror(Objective):
             return
         left = ceil(self.warmup * inputs(use))
         while left > 0:
-            (step,) = project([probe(use, mirror, min(left, _BLOCK), 0.0, generator, batch)])
+            (step,) = project([probe(use, mirror, min(left, _BLOCK), 0.0, generator, batch, None)])
             step.take()
             left -= _BLOCK
 
+    def _probes(
+        self, use: MapUse, mirror: Tensor, *, every: int, generators: Generators, batch: Batch, moved: Moved
+    ) -> Probes:
+        """Probe a map as the settings say."""
+        count = every * min(self.probes, max(_FEW, int(self.share * rows(use, batch))))
+        key = use.site.key
+        return probe(use, mirror, count, self.activity, generators[key], batch, moved)
+
     def _steps(
-        self, uses: Sequence[MapUse], mirrors: Mapping[str, Tensor], generators: Generators, batch: Batch
-    ) -> Iterator[tuple[str, MirrorStep]]:
+        self, uses: Sequence[MapUse], mirrors: Mapping[str, Tensor], generators: Generators, batch: Batch,
+        find: Callable[[MapUse, Tensor], Probes],
+    ) -> Iterator[tuple[str, MirrorStep]]:  # fmt: skip
         """Work out a step of every mirror."""
         alike: dict[Any, list[tuple[str, Probes]]] = {}
         for use in uses:
@@ -163,8 +180,7 @@ class WeightMirror(Objective):
             if use.site.kind == "other":
                 yield key, descend(use, mirrors[key], generators[key], batch)
                 continue
-            count = self.every * min(self.probes, max(_FEW, int(self.share * rows(use, batch))))
-            probes = probe(use, mirrors[key], count, self.activity, generators[key], batch)
+            probes = find(use, mirrors[key])
             size = probes.e.shape[1:], probes.z.shape[2], probes.e.dtype, probes.e.device
             alike.setdefault(size, []).append((key, probes))
         for found in alike.values():  # many small matrices at once cost hardly more than one

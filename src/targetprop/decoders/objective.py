@@ -20,6 +20,8 @@ from targetprop.settings import check_ranges, check_types
 
 OptimizerFactory = Callable[[list[nn.Parameter]], torch.optim.Optimizer]
 Generators = Mapping[str, torch.Generator]
+# Directions of a map's inputs that its last changes were along, by its key: at most so many rows; None if unknown.
+Moved = Callable[[str, int, torch.Generator], Tensor | None]
 
 
 class Noise:
@@ -89,7 +91,7 @@ class Objective(ABC):
         """
 
     def propose(
-        self, bank: Bank, record: Record, optimizer: torch.optim.Optimizer | None, generators: Generators
+        self, bank: Bank, record: Record, optimizer: torch.optim.Optimizer | None, generators: Generators, moved: Moved
     ) -> Proposal:
         """Work out what the decoders learn from one batch; by default there is nothing to learn.
 
@@ -98,6 +100,7 @@ class Objective(ABC):
             record: the forward pass of the batch.
             optimizer: over the decoders' parameters; None if there are none.
             generators: source of noise of each layer, by name.
+            moved: what the update asked of a map in the last steps; see `targetprop.updates.Update.moved`.
 
         Returns:
             The change and the numbers that must be finite before it is made.
@@ -185,7 +188,7 @@ class Learned(Objective):
         return Signal(loss.detach(), loss, None)
 
     def propose(
-        self, bank: Bank, record: Record, optimizer: torch.optim.Optimizer | None, generators: Generators
+        self, bank: Bank, record: Record, optimizer: torch.optim.Optimizer | None, generators: Generators, moved: Moved
     ) -> Proposal:
         """Work out `updates` steps on fresh noise, all or none; see `Objective.propose`."""
         if optimizer is None or self.updates == 0:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from targetprop.batch import Batch
+from targetprop.decoders.objective import Moved
 from targetprop.layers import MapUse
 from targetprop.layers.convolution import pads, settings, spread
 from targetprop.layers.sites import same_view
@@ -31,16 +32,20 @@ class Probes:
     mirror: Tensor
 
 
-def probe(use: MapUse, mirror: Tensor, count: int, activity: float, generator: torch.Generator, batch: Batch) -> Probes:
-    """Probe a map with white noise and with activities of the batch.
+def probe(
+    use: MapUse, mirror: Tensor, count: int, activity: float, generator: torch.Generator, batch: Batch,
+    moved: Moved | None,
+) -> Probes:  # fmt: skip
+    """Probe a map with white noise, and along its last changes or with activities of the batch.
 
     Args:
         use: the use of its weight.
         mirror: ``V``, shape of the parameter.
         count: most probes; more than a group has inputs are of no use.
-        activity: share of them that are activities.
+        activity: share of them that are no noise.
         generator: source of randomness.
         batch: which samples of the step the activities belong to.
+        moved: gives directions of the map's last changes, if the update knows them.
 
     Returns:
         The probes.
@@ -53,7 +58,12 @@ def probe(use: MapUse, mirror: Tensor, count: int, activity: float, generator: t
     noise = torch.empty(groups, count - active, width, dtype=torch.float32, device=weight.device)  # in any precision
     e = noise.normal_(generator=generator).to(weight.dtype)
     if active:
-        e = torch.cat([e, _activities(use, active, groups, generator, batch).to(weight.dtype)], dim=1)
+        along = None if moved is None or groups > 1 else moved(use.site.key, active, generator)
+        if along is None:
+            along = _activities(use, active, groups, generator, batch)
+        else:
+            along = along[:, :width].unsqueeze(0)  # without the constant of the bias
+        e = torch.cat([e, along.to(weight.dtype)], dim=1)
     e = at_least_float32(e)
     return Probes(e, e @ matrix.to(e.dtype), as_matrix(use, mirror, groups))
 

@@ -14,7 +14,7 @@ from targetprop.decoders.bank import Bank, LayerBank, build_layer_bank
 from targetprop.decoders.layer import Applied, LayerDecoder, Part, Scaled, Transposed, reciprocal
 from targetprop.decoders.linearised import LinearisedDecoder
 from targetprop.decoders.maps import BoundMap, ConvDecoder, MapDecoder
-from targetprop.decoders.objective import Generators, Noise, Objective, perturbed
+from targetprop.decoders.objective import Generators, Moved, Noise, Objective, perturbed
 from targetprop.decoders.proposal import Proposal, look_at_decoder
 from targetprop.decoders.registry import Style
 from targetprop.finite import Look, check_digits
@@ -133,7 +133,7 @@ class Ridge(Objective):
 
     @torch.no_grad()
     def propose(
-        self, bank: Bank, record: Record, optimizer: torch.optim.Optimizer | None, generators: Generators
+        self, bank: Bank, record: Record, optimizer: torch.optim.Optimizer | None, generators: Generators, moved: Moved
     ) -> Proposal:
         """Work out the moments and, every few batches, the decoders; see `Objective.propose`."""
         assert isinstance(bank, LayerBank)

@@ -51,6 +51,20 @@ class Update(ABC):
         """
         return False
 
+    def moved(self, name: str, count: int, generator: torch.Generator, state: nn.ModuleDict) -> Tensor | None:
+        """Give directions of a map's inputs that its last changes were along, for decoders that are to follow.
+
+        Args:
+            name: the map.
+            count: how many directions.
+            generator: source of randomness.
+            state: what `build` returned.
+
+        Returns:
+            Shape ``(count, d)``, of any length; None from an update that does not remember them.
+        """
+        return None
+
     def build(self, network: Network, example: Record) -> nn.ModuleDict:
         """Make the update's state.
 

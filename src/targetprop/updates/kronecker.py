@@ -36,6 +36,7 @@ from targetprop.updates.local_gradients import LayerChange, LocalGradients
 from targetprop.updates.remembering import RememberingUpdate
 from targetprop.updates.side import Side
 from targetprop.updates.sides import Sides, Whole
+from targetprop.updates.sketch import Sketch
 
 _EARLY = 10  # steps of the beginning, after which factors are made a step more rarely, and so on
 _SETTLED = 100  # steps after which factors change slowly: a momentum that has them applied is not out of date then
@@ -72,13 +73,14 @@ class Kronecker(RememberingUpdate):
         rate: step of each number of the parameters that are not solved for.
         leading: ``ν``, share of the directions of a side that are told apart; the others have one value. Sides of few
             units keep all.
-        most: widest side whose moment is kept whole; of wider ones, and of the network's output, the diagonal is.
+        most: widest side whose moment is kept whole; of wider ones the leading directions are, as many as of this one.
+            Of the network's output the diagonal is.
         rows: most rows that the moments are taken of, as far as fewer positions of a sample can do that.
     """
 
     pullback: Pullback = "transpose"
     damping: float = 0.03
-    shrinkage: float = 3.0
+    shrinkage: float = 10.0
     output_damping: float = 0.5
     momentum: float = 0.9
     decay: float = 0.8
@@ -110,14 +112,15 @@ class Kronecker(RememberingUpdate):
     def memory(self, inputs: int, outputs: int, like: Tensor, *, top: bool) -> Sides:
         """Make both sides; see `RememberingUpdate.memory`."""
         with like.device:  # the default one may be another
-            a = self._side(inputs, self.damping, self.shrinkage, diagonal=inputs > self.most)
-            return Sides(a, self._side(outputs, self.output_damping, 0.0, diagonal=top or outputs > self.most)).to(like)
+            a = self._side(inputs, self.damping, self.shrinkage, diagonal=False)
+            return Sides(a, self._side(outputs, self.output_damping, 0.0, diagonal=top), top=top).to(like)
 
     def _side(self, width: int, damping: float, shrinkage: float, *, diagonal: bool) -> Side:
-        few = round(width * self.leading)
+        few = round(min(width, self.most) * self.leading)
         if diagonal or few < _FEWEST:
-            return Side(width, self.decay, damping, shrinkage, diagonal=diagonal)
-        return Leading(width, self.decay, damping, shrinkage, directions=few)
+            return Side(width, self.decay, damping, shrinkage, diagonal=diagonal or width > self.most)
+        kind = Sketch if width > self.most else Leading
+        return kind(width, self.decay, damping, shrinkage, directions=few)
 
     def build(self, network: Network, example: Record) -> nn.ModuleDict:
         """Make both sides of every map, and count steps; see `Update.build`."""
@@ -132,6 +135,15 @@ class Kronecker(RememberingUpdate):
     def belief(self, state: nn.ModuleDict) -> Belief | None:
         """Give what an earlier step found: with smoothed labels, what fits them well no longer shows it."""
         return _whole(state).belief()
+
+    def moved(self, name: str, count: int, generator: torch.Generator, state: nn.ModuleDict) -> Tensor | None:
+        """Combine the rows of a map's momentum at random; see `Update.moved`."""
+        sides = state[state_key(name)] if state_key(name) in state else None
+        if not isinstance(sides, Sides) or int(sides.steps) == 0:
+            return None
+        noise = torch.empty(count, len(sides.momentum), device=generator.device).normal_(generator=generator)
+        rows = noise.to(sides.momentum) @ sides.momentum
+        return sides.inputs.solve(rows) if int(sides.steps) <= _SETTLED else rows
 
     def observes(self, state: nn.ModuleDict) -> bool:
         """Say whether the moments have their turn; see `Update.observes`."""
@@ -150,8 +162,8 @@ class Kronecker(RememberingUpdate):
         sides = state[state_key(asked.name)]
         assert isinstance(sides, Sides)
         if sides.momentum.shape != (asked.outputs, asked.inputs):  # the map has another size now, or no bias
-            top = sides.outputs.diagonal and asked.outputs <= self.most
-            state[state_key(asked.name)] = sides = self.memory(asked.inputs, asked.outputs, sides.momentum, top=top)
+            sides = self.memory(asked.inputs, asked.outputs, sides.momentum, top=sides.top)
+            state[state_key(asked.name)] = sides
         if asked.felt is not None:
             stride = self._stride(asked)
             sides.inputs.observe(asked.some_a(None, stride), asked.common.batch)

@@ -37,8 +37,12 @@ class Leading(Side):
     def __init__(self, width: int, decay: float, damping: float, shrinkage: float, *, directions: int) -> None:
         """Start from directions of no meaning, the same every time."""
         super().__init__(width, decay, damping, shrinkage, diagonal=False)
+        self.start(directions)
+
+    def start(self, directions: int) -> None:
+        """Put directions of no meaning in place of the inverse."""
         del self.inverse
-        drawn = torch.randn(width, directions, generator=torch.Generator().manual_seed(0), device="cpu")
+        drawn = torch.randn(len(self.average), directions, generator=torch.Generator().manual_seed(0), device="cpu")
         self.register_buffer("directions", torch.linalg.qr(drawn).Q.to(self.average))
         self.register_buffer("along", torch.ones(directions))
         self.register_buffer("rest", torch.ones(()))
@@ -63,9 +67,18 @@ class Leading(Side):
         small = basis.T @ moment @ basis
         values, turn = torch.linalg.eigh(small)
         self.directions.copy_(basis @ turn)
-        self.along.copy_(values.clamp(min=0) / size)
-        others = len(moment) - len(values)
-        self.rest.copy_((len(moment) - self.along.sum()).clamp(min=0) / others)
+        self.set(values.clamp(min=0), size)
+
+    def set(self, values: Tensor, size: Tensor) -> None:
+        """Set the moment along the directions, and its mean over the others.
+
+        Args:
+            values: ``m Λ``, shape ``(r,)``.
+            size: ``m``, the mean of the diagonal.
+        """
+        width = len(self.average)
+        self.along.copy_(values / size)
+        self.rest.copy_((width - self.along.sum()).clamp(min=0) / (width - len(values)))
         self.raised.copy_(self.rest + self.total_damping())
 
     def solve(self, v: Tensor) -> Tensor:

@@ -13,16 +13,17 @@ class Sides(nn.Module):
     Args:
         inputs: the factor of the inputs.
         outputs: the factor of the outputs.
+        top: whether those are the network's.
     """
 
     momentum: Tensor
     left: Tensor
     steps: Tensor
 
-    def __init__(self, inputs: Side, outputs: Side) -> None:
+    def __init__(self, inputs: Side, outputs: Side, *, top: bool) -> None:
         """Start without observations."""
         super().__init__()
-        self.inputs, self.outputs = inputs, outputs
+        self.inputs, self.outputs, self.top = inputs, outputs, top
         self.register_buffer("momentum", torch.zeros(len(outputs.average), len(inputs.average)))
         self.register_buffer("left", torch.zeros(2))  # e and D
         self.register_buffer("steps", torch.zeros((), dtype=torch.long, device="cpu"))
