@@ -116,19 +116,6 @@ def test_probes_along_what_an_update_remembers_teach_its_changes() -> None:
     assert left[0] < 0.05 and left[1] > 0.3
 
 
-@pytest.mark.parametrize(("early", "turns"), [(0, [1, 1, 1, 1, 1, 1]), (4, [2, 2, 2, 2, 1, 1])])
-def test_all_mirrors_have_their_turn_in_the_first_batches(early: int, turns: list[int]) -> None:
-    torch.manual_seed(0)
-    net, x = nn.Sequential(*(nn.Linear(9, 9) for _ in range(3))).to(DTYPE), rand(5, 9)
-    engine, found = build(net, x, every=2, early=early), []
-    for _ in turns:
-        before = [mirror(engine, f"{place}.weight").clone() for place in (1, 2)]
-        train(engine, x, 1)
-        pairs = zip(before, (1, 2), strict=True)
-        found.append(sum(bool((mirror(engine, f"{place}.weight") != old).any()) for old, place in pairs))
-    assert found == turns
-
-
 @pytest.mark.parametrize(
     ("settings", "rows", "count"),
     [({}, 5, 8), ({}, 160, 20), ({}, 800, 64), ({"share": 0.05}, 320, 16), ({"probes": 4}, 160, 4)],

@@ -155,7 +155,7 @@ def _kronecker() -> Method:
     Returns:
         The recipe.
     """
-    return Method(decoder=replace(_mirrors(), early=100), update=Kronecker())
+    return Method(decoder=_mirrors(), update=Kronecker())
 
 
 def _gauss_newton() -> Method:

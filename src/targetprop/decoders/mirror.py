@@ -61,7 +61,6 @@ class WeightMirror(Objective):
             update does not tell, in [0, 1]; the others are white noise.
         updates: steps of every mirror that has its turn, ≥ 0.
         every: batches between two turns of a mirror, ≥ 1; mirrors take turns, and each has as many times the probes.
-        early: first batches in which every mirror has its turn, ≥ 0: weights change fastest then.
         warmup: white noise on the first batch, in probes for each input of a map, 0 to 100: ``c`` leave ``e^{−c}``
             of the squared error. Products of another form take ten steps for each.
     """
@@ -71,7 +70,6 @@ class WeightMirror(Objective):
     activity: float = 0.5
     updates: int = 1
     every: int = 1
-    early: int = 0
     warmup: float = 0.0
     name: ClassVar[str] = "mirror"
 
@@ -85,7 +83,6 @@ class WeightMirror(Objective):
             activity=(0 <= self.activity <= 1, "a share of the probes in [0, 1]"),
             updates=(self.updates >= 0, "a number of steps ≥ 0"),
             every=(self.every >= 1, "a number of batches ≥ 1"),
-            early=(self.early >= 0, "a number of batches ≥ 0"),
             warmup=(0 <= self.warmup <= _MOST, f"a number of probes per input in [0, {_MOST}]"),
         )  # fmt: skip
 
@@ -120,9 +117,9 @@ class WeightMirror(Objective):
         assert isinstance(bank, MirrorBank)
         uses, seen = distinct_parts(use for use in record.uses() if use.site.needed), int(bank.seen)
         cold, mirrors = self.warmup > 0 and seen == 0, {u.site.key: bank.mirror(u.site.key, u.base) for u in uses}
-        known, every = bank.keys(), 1 if seen < self.early else self.every
-        turns = {key for turn, key in enumerate(known) if cold or (turn + seen) % every == 0}
-        find = partial(self._probes, every=every, generators=generators, batch=record.batch, moved=moved)
+        known = bank.keys()
+        turns = {key for turn, key in enumerate(known) if cold or (turn + seen) % self.every == 0}
+        find = partial(self._probes, generators=generators, batch=record.batch, moved=moved)
         uses = [use for use in uses if use.site.key in turns]
         mirrors = {key: mirror for key, mirror in mirrors.items() if key in turns}
         with torch.no_grad(), no_autocast(record.output):
@@ -161,11 +158,9 @@ class WeightMirror(Objective):
             step.take()
             left -= _BLOCK
 
-    def _probes(
-        self, use: MapUse, mirror: Tensor, *, every: int, generators: Generators, batch: Batch, moved: Moved
-    ) -> Probes:
+    def _probes(self, use: MapUse, mirror: Tensor, *, generators: Generators, batch: Batch, moved: Moved) -> Probes:
         """Probe a map as the settings say."""
-        count = every * min(self.probes, max(_FEW, int(self.share * rows(use, batch))))
+        count = self.every * min(self.probes, max(_FEW, int(self.share * rows(use, batch))))
         key = use.site.key
         return probe(use, mirror, count, self.activity, generators[key], batch, moved)
 

@@ -55,13 +55,14 @@ class Kronecker(RememberingUpdate):
 
     Beyond the targets, a map of ``d`` inputs and ``k`` outputs on ``n`` rows costs ``n d k + 2 ν n (d² + k²)``
     multiplications a step, and every few steps ``n (d² + k²)`` for the moments and ``2 ν (d³ + k³)`` for their
-    directions; memory ``(1 + ν) (d² + k²) + d k``. For sides that keep all directions read 1 for ``2 ν`` and ``ν``.
+    directions; memory ``(1 + ν) (d² + k²) + d k``. For sides that keep all directions read 1 for ``2 ν`` and ``ν``;
+    sides wider than ``most`` cost ``4 r n d + 3 r² d`` and ``r d`` for ``r = ν most`` directions, and no ``d²``.
 
     Attributes:
         pullback: see `LinearUpdate`.
         pullback_damping: see `LinearUpdate`.
         damping: ``μ`` of the inputs, relative to the mean of the diagonal.
-        shrinkage: ``κ``: ``κ d/n`` is added to ``μ`` while the moment is worth ``n`` rows of ``d`` inputs.
+        shrinkage: ``κ``: ``κ d/n`` is added to ``μ`` of a moment of ``d`` inputs that is worth ``n`` samples.
         output_damping: ``μ_G`` of the outputs.
         momentum: ``β``, share of the last change that is kept, in [0, 1).
         decay: share of the old moments that each observation keeps, in [0, 1).
