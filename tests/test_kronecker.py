@@ -207,6 +207,29 @@ def test_leading_directions_invert_a_moment_of_that_form(kind: type[Leading], ob
     torch.testing.assert_close(side.solve(v), v @ torch.linalg.inv(whole))
 
 
+def test_a_sketch_is_exact_of_few_directions_from_the_first_batch_on() -> None:
+    generator = torch.Generator().manual_seed(0)
+    v = torch.randn(3, 12, dtype=torch.double, generator=generator)
+    side = Sketch(12, 0.7, 0.1, 0.0, directions=3).double()
+    for _ in range(2):
+        side.observe(v, Batch(3))
+    side.refresh()
+    moment = v.T @ v / 3
+    whole = moment / moment.diagonal().mean() + 0.1 * torch.eye(12, dtype=torch.double)
+    torch.testing.assert_close(side.solve(torch.eye(12, dtype=torch.double)), torch.linalg.inv(whole))
+
+
+def test_a_sketch_takes_a_step_of_orthogonal_iteration_on_what_it_knows() -> None:
+    generator = torch.Generator().manual_seed(0)
+    batches = torch.randn(4, 20, 12, dtype=torch.double, generator=generator)
+    side = Sketch(12, 0.7, 0.1, 0.0, directions=3).double()
+    for v in batches:
+        known = side.directions * side.values @ side.directions.T
+        expected = torch.linalg.qr((0.7 * known + 0.3 * v.T @ v / 20) @ side.directions).Q
+        side.observe(v, Batch(20))
+        torch.testing.assert_close(side.directions @ side.directions.T, expected @ expected.T)
+
+
 def test_a_sketch_leaves_a_batch_out_that_is_not_finite() -> None:
     side, v = Sketch(6, 0.5, 1.0, 0.0, directions=2), torch.randn(8, 6, generator=torch.Generator().manual_seed(0))
     side.observe(v, Batch(8))
@@ -215,16 +238,19 @@ def test_a_sketch_leaves_a_batch_out_that_is_not_finite() -> None:
     assert all(torch.equal(value, before[name]) for name, value in side.state_dict().items())
 
 
-@pytest.mark.parametrize("settled", [0, 100])
+@pytest.mark.parametrize("settled", [1, 2, 100])
 def test_directions_of_the_last_changes_are_combinations_of_their_rows(
     settled: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(kronecker, "_SETTLED", settled)
     net, x, y = _network(), torch.randn(ROWS, WIDTHS[0], dtype=torch.double), torch.randint(WIDTHS[-1], (ROWS,))
-    engine = tp.TargetPropagation(net, nn.CrossEntropyLoss(), example_input=x, method="kronecker", seed=0)
+    method = tp.method("kronecker", update=tp.Kronecker(momentum=0.0, observe=1, every=1))
+    engine = tp.TargetPropagation(net, nn.CrossEntropyLoss(), example_input=x, method=method, seed=0)
     update, state = engine.method.update, engine._parts.update_state
     generator = torch.Generator().manual_seed(0)
     assert update.moved("0.weight", 3, generator, state) is None
+    engine.backward(x, y)
+    net.zero_grad()
     engine.backward(x[:3], y[:3])  # three samples change a map in three directions
     layer = net[0]
     assert isinstance(layer, nn.Linear) and layer.weight.grad is not None and layer.bias.grad is not None

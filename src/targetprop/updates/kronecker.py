@@ -81,7 +81,7 @@ class Kronecker(RememberingUpdate):
 
     pullback: Pullback = "transpose"
     damping: float = 0.03
-    shrinkage: float = 10.0
+    shrinkage: float = 3.0
     output_damping: float = 0.5
     momentum: float = 0.9
     decay: float = 0.8
