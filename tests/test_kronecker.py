@@ -10,7 +10,7 @@ import targetprop as tp
 from cases import NETWORKS
 from targetprop.batch import Batch
 from targetprop.belief import Belief
-from targetprop.updates import kronecker
+from targetprop.updates import kronecker, length
 from targetprop.updates.leading import Leading
 from targetprop.updates.side import Side
 from targetprop.updates.sketch import Sketch
@@ -116,7 +116,7 @@ def test_every_step_is_that_of_the_formulas(
     rows: int, cut: str, limit: float, settled: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(kronecker, "_SETTLED", settled)
-    monkeypatch.setattr(kronecker, "_MEASURED", MEASURED)
+    monkeypatch.setattr(length, "_MEASURED", MEASURED)
     net, update = _network(), tp.Kronecker(observe=3, every=4, limit=limit)
     method = tp.method("kronecker", cut=cut, decoder=tp.Exact(w=0.0, damping=1.0), update=update)
     torch.manual_seed(1)

@@ -19,7 +19,6 @@ arXiv:2002.10542), in the metric of the factors. It has no units. Of a quadratic
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from math import sqrt
 from typing import Any, ClassVar
 
 import torch
@@ -32,6 +31,7 @@ from targetprop.updates.asked import Common, Regression
 from targetprop.updates.base import Pullback, state_key
 from targetprop.updates.diagonal import Diagonal, averaged
 from targetprop.updates.leading import Leading
+from targetprop.updates.length import Length
 from targetprop.updates.local_gradients import LayerChange, LocalGradients
 from targetprop.updates.remembering import RememberingUpdate
 from targetprop.updates.side import Side
@@ -42,7 +42,6 @@ _EARLY = 10  # steps of the beginning, after which factors are made a step more 
 _SETTLED = 100  # steps after which factors change slowly: a momentum that has them applied is not out of date then
 _WHOLE = "network"
 _FEWEST = 64  # leading directions of the narrowest side whose whole inverse costs more
-_MEASURED = 32  # samples that the length of a step is measured on
 
 
 @dataclass(frozen=True)
@@ -170,7 +169,8 @@ class Kronecker(RememberingUpdate):
             sides.inputs.observe(asked.some_a(None, stride), asked.common.batch)
             sides.outputs.observe(asked.some_felt(stride), asked.common.batch)
         newest, product = self._precondition(sides, asked)
-        longest = self._longest(newest, product, sides, asked, maps=_whole(state).maps)
+        length = Length(self.decrease, self.limit, self.momentum, _whole(state).maps)
+        longest = length.measure(newest, product, sides.left, asked, self._stride(asked))
         step = int(sides.steps)
         if product is not None and step < _SETTLED:
             change = sides.solve(averaged(sides.momentum, product, self.momentum, step))
@@ -224,48 +224,9 @@ class Kronecker(RememberingUpdate):
         batch.sum_([product])
         return sides.solve(product), product
 
-    def _longest(self, newest: Tensor, product: Tensor | None, sides: Sides, asked: Regression, *, maps: int) -> Tensor:
-        """Find how long a step may be, and average ``e`` and ``D``.
-
-        An average that noise cancels is shorter than its parts, and so then is the step.
-
-        Args:
-            newest: ``N``, shape ``(k, d)``; ``c`` is measured on some samples.
-            product: ``Σ δ aᵀ/n``, for ``D``; without it, that is measured on these samples, too.
-            sides: what is remembered of the map.
-            asked: the regression.
-            maps: ``L``, how many maps share a step.
-
-        Returns:
-            ``min(ρ e / D, r / c)/L``, a number; of a change that lowers nothing, ``r / (c L)``.
-        """
-        batch, positions = asked.common.batch, asked.positions
-        assert asked.common.excess is not None
-        head, stride = batch.head(_MEASURED), self._stride(asked)
-        rows = head.total * -(-positions // stride)
-        moved = asked.some_a(head.rows, stride).to(newest.dtype) @ newest.T
-        square = moved.square().sum()
-        if product is None:
-            lowered = _dot(asked.some_dz(head.rows, stride).to(moved), moved)
-            batch.sum_([square, lowered])
-            lowered = lowered * (batch.total * positions**2 / rows / asked.scale)
-        else:
-            batch.sum_([square])
-            lowered = _dot(product, newest) * positions
-        now = torch.stack([asked.common.excess.to(lowered), lowered])
-        excess, decrease = sides.left.lerp_(now, 1 - self.momentum).unbind()
-        tiny = torch.finfo(now.dtype).tiny
-        polyak = excess / decrease.clamp(min=tiny)
-        bound = square.clamp(min=tiny).rsqrt() * (self.limit * sqrt(rows * len(newest)) / self.decrease)
-        return polyak.minimum(bound) * (self.decrease / maps)
-
     def _stride(self, asked: Regression) -> int:
         """Say of how many positions one is looked at; of every sample the same."""
         return min(asked.positions, -(-asked.common.batch.total * asked.positions // self.rows))
-
-
-def _dot(v: Tensor, w: Tensor) -> Tensor:
-    return v.reshape(-1).dot(w.reshape(-1))
 
 
 def _whole(state: nn.ModuleDict) -> Whole:
