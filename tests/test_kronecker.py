@@ -13,6 +13,7 @@ from targetprop.belief import Belief
 from targetprop.updates import kronecker, length
 from targetprop.updates.leading import Leading
 from targetprop.updates.side import Side
+from targetprop.updates.sides import Sides
 from targetprop.updates.sketch import Sketch
 
 ROWS, STEPS, WIDTHS = 24, 18, (5, 7, 4, 3)
@@ -178,16 +179,27 @@ def test_a_step_does_not_depend_on_the_units_of_loss_and_layer() -> None:
 
 
 @pytest.mark.parametrize("diagonal", [False, True])
-@pytest.mark.parametrize("positions", [1, 3])
-def test_a_side_with_few_samples_is_damped_more(diagonal: bool, positions: int) -> None:
-    v = torch.randn(10 * positions, 4, dtype=torch.double, generator=torch.Generator().manual_seed(0))
+@pytest.mark.parametrize(("independent", "worth"), [(None, 30), (10, 10)])
+def test_a_side_with_few_independent_rows_is_damped_more(diagonal: bool, independent: int | None, worth: int) -> None:
+    v = torch.randn(30, 4, dtype=torch.double, generator=torch.Generator().manual_seed(0))
     sides = [Side(4, 0.5, 0.0, shrinkage, diagonal=diagonal).double() for shrinkage in (0.0, 2.0)]
     for side in sides:
-        side.observe(v, Batch(10))
+        side.observe(v, Batch(10), independent)
         side.refresh()
     plain, damped = (torch.diag(s.inverse) if diagonal else s.inverse for s in sides)
-    expected = torch.linalg.inv(torch.linalg.inv(plain) + 2.0 * 4 / 10 * torch.eye(4, dtype=torch.double))
+    expected = torch.linalg.inv(torch.linalg.inv(plain) + 2.0 * 4 / worth * torch.eye(4, dtype=torch.double))
     torch.testing.assert_close(damped, expected)
+
+
+@pytest.mark.parametrize("name", ["convolutions", "sequences"])
+def test_patches_of_an_image_count_as_one_row_and_positions_of_a_sequence_as_many(name: str) -> None:
+    net, x = NETWORKS[name].build(), NETWORKS[name].batch()
+    method = tp.method("kronecker", update=tp.Kronecker(rows=10**6))
+    engine = tp.TargetPropagation(net, nn.MSELoss(), example_input=x[:2], method=method, seed=0)
+    engine.backward(x, torch.zeros_like(net(x)))
+    positions = {"convolutions": 1, "sequences": x.shape[1]}[name]
+    sides = [side for side in engine._parts.update_state.values() if isinstance(side, Sides)]
+    assert int(sides[0].inputs.rows) == len(x) * positions
 
 
 @pytest.mark.parametrize(("kind", "observed", "refreshed"), [(Leading, 2, 30), (Sketch, 60, 1)])

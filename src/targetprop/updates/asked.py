@@ -71,6 +71,11 @@ class Regression:
         return (self.wanted.shape[2:] if self._convolution else self.wanted.shape[1:-1]).numel()
 
     @property
+    def independent(self) -> int | None:
+        """How many rows of the whole step are independent: one of each image, whose patches overlap; None: all."""
+        return self.common.batch.total if self._convolution else None
+
+    @property
     def scale(self) -> float:
         """``β n`` times the number of positions."""
         return self.common.scale * self.positions

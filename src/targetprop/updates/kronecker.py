@@ -61,7 +61,7 @@ class Kronecker(RememberingUpdate):
         pullback: see `LinearUpdate`.
         pullback_damping: see `LinearUpdate`.
         damping: ``μ`` of the inputs, relative to the mean of the diagonal.
-        shrinkage: ``κ``: ``κ d/n`` is added to ``μ`` of a moment of ``d`` inputs that is worth ``n`` samples.
+        shrinkage: ``κ``: ``κ d/n`` is added to ``μ`` of a moment of ``d`` inputs that is worth ``n`` rows.
         output_damping: ``μ_G`` of the outputs.
         momentum: ``β``, share of the last change that is kept, in [0, 1).
         decay: share of the old moments that each observation keeps, in [0, 1).
@@ -166,7 +166,7 @@ class Kronecker(RememberingUpdate):
             state[state_key(asked.name)] = sides
         if asked.felt is not None:
             stride = self._stride(asked)
-            sides.inputs.observe(asked.some_a(None, stride), asked.common.batch)
+            sides.inputs.observe(asked.some_a(None, stride), asked.common.batch, asked.independent)
             sides.outputs.observe(asked.some_felt(stride), asked.common.batch)
         newest, product = self._precondition(sides, asked)
         length = Length(self.decrease, self.limit, self.momentum, _whole(state).maps)

@@ -9,8 +9,7 @@ from targetprop.batch import Batch
 class Side(nn.Module):
     r"""Exponential average of ``v vᵀ`` over rows, and ``(E[v vᵀ]/m + (μ + κ d/n) I)⁻¹``, ``m`` its mean diagonal.
 
-    ``n`` is the number of samples that the average is worth: an average of few is damped more. The rows of one sample,
-    such as the patches of an image, are no independent ones.
+    ``n`` is the number of independent rows that the average is worth: an average of few is damped more.
 
     Args:
         width: ``d``, length of ``v``.
@@ -29,7 +28,7 @@ class Side(nn.Module):
     average: Tensor
     inverse: Tensor
     count: Tensor
-    samples: Tensor
+    rows: Tensor
 
     def __init__(self, width: int, decay: float, damping: float, shrinkage: float, *, diagonal: bool) -> None:
         """Start without observations."""
@@ -38,24 +37,25 @@ class Side(nn.Module):
         self.register_buffer("average", torch.zeros(width) if diagonal else torch.zeros(width, width))
         self.register_buffer("inverse", torch.ones(width) if diagonal else torch.eye(width))
         self.register_buffer("count", torch.zeros((), dtype=torch.long, device="cpu"))
-        self.register_buffer("samples", torch.zeros((), dtype=torch.long, device="cpu"))
+        self.register_buffer("rows", torch.zeros((), dtype=torch.long, device="cpu"))
 
     @torch.no_grad()
-    def observe(self, v: Tensor, batch: Batch) -> None:
+    def observe(self, v: Tensor, batch: Batch, independent: int | None = None) -> None:
         """Add a batch.
 
         Args:
             v: rows of the samples held here, shape ``(r, d)``.
             batch: which samples of the step they belong to.
+            independent: how many rows of the whole step are independent of each other; all if None.
         """
         v = v.to(self.average.dtype)  # under autocast activations have fewer digits
         if self.diagonal:
             ones = torch.ones_like(v[:, :1])
-            batch.move_average(self.average.unsqueeze(0), ones, v.square(), self.decay, self.average[None])
+            _, rows = batch.move_average(self.average.unsqueeze(0), ones, v.square(), self.decay, self.average[None])
         else:
-            batch.move_average(self.average, v, v, self.decay, self.average)
+            _, rows = batch.move_average(self.average, v, v, self.decay, self.average)
         self.count += 1
-        self.samples.fill_(batch.total)
+        self.rows.fill_(rows if independent is None else independent)
 
     @property
     def cost(self) -> int:
@@ -70,7 +70,7 @@ class Side(nn.Module):
     def total_damping(self) -> float:
         """Compute ``μ + κ d/n``, and what covers rounding."""
         kept, width = self.decay ** int(self.count), len(self.average)
-        worth = int(self.samples) * (1 - kept) * (1 + self.decay) / ((1 + kept) * (1 - self.decay))
+        worth = int(self.rows) * (1 - kept) * (1 + self.decay) / ((1 + kept) * (1 - self.decay))
         return self.damping + width * (self.shrinkage / worth + torch.finfo(self.average.dtype).eps)
 
     @torch.no_grad()

@@ -38,13 +38,13 @@ class Sketch(Leading):
         self.register_buffer("values", torch.zeros(directions))  # Λ, not yet corrected for its start at zero
 
     @torch.no_grad()
-    def observe(self, v: Tensor, batch: Batch) -> None:
+    def observe(self, v: Tensor, batch: Batch, independent: int | None = None) -> None:
         """Turn the directions towards those of a batch; one that is not finite is left out. See `Side.observe`."""
         v, old = v.to(self.average.dtype), self.directions
         turned, _ = batch.move_average(old * self.values, v, v @ old, self.decay)
         if not bool(turned.isfinite().all()):
             return
-        super().observe(v, batch)
+        super().observe(v, batch, independent)
         basis = torch.linalg.qr(turned).Q
         kept, along = basis.T @ old, v @ basis
         small, _ = batch.move_average((kept * self.values) @ kept.T, along, along, self.decay)
