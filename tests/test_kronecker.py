@@ -306,6 +306,21 @@ def test_a_map_that_changes_between_two_observations_goes_on() -> None:
     assert max(losses[170:]) < losses[0] / 2
 
 
+@pytest.mark.parametrize("width", [3, 11])
+def test_a_layer_of_another_size_goes_on(width: int) -> None:
+    net, x, y = _network(), torch.randn(ROWS, WIDTHS[0], dtype=torch.double), torch.randint(WIDTHS[-1], (ROWS,))
+    engine = tp.TargetPropagation(net, nn.CrossEntropyLoss(), example_input=x, method="kronecker", seed=0)
+    losses = []
+    for step in range(40):
+        if step == 5:
+            torch.manual_seed(1)
+            net[0], net[2] = nn.Linear(WIDTHS[0], width).double(), nn.Linear(width, WIDTHS[2]).double()
+        net.zero_grad()
+        losses.append(float(engine.backward(x, y).loss))
+        torch.optim.SGD(net.parameters(), 0.3).step()
+    assert losses[-1] < losses[5] / 2
+
+
 def test_smoothed_labels_that_are_fitted_well_are_still_those_of_classes() -> None:
     net, x, y = _network(), torch.randn(ROWS, WIDTHS[0], dtype=torch.double), torch.randint(WIDTHS[-1], (ROWS,))
     loss, steps = nn.CrossEntropyLoss(label_smoothing=0.3), 300

@@ -59,7 +59,7 @@ def probe(
     e = noise.normal_(generator=generator).to(weight.dtype)
     if active:
         along = None if moved is None or groups > 1 else moved(use.site.key, active, generator)
-        if along is None:
+        if along is None or along.shape[1] < width:  # or the map has grown since
             along = _activities(use, active, groups, generator, batch)
         else:
             along = along[:, :width].unsqueeze(0)  # without the constant of the bias
