@@ -11,14 +11,13 @@ import math
 from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from targetprop.layers import MapUse
-from targetprop.layers.convolution import pads, settings, spread
+from targetprop.layers.convolution import Convolution, settings, spread
 
 
 class MapDecoder(nn.Module):
@@ -129,44 +128,8 @@ class ConvDecoder(MapDecoder):
 
     def bind(self, use: MapUse, x: Tensor) -> BoundMap:
         """Bind; see `MapDecoder.bind`."""
-        conv = _Convolution(use, x)
+        conv = Convolution(use, x)
         return BoundMap(self.weight, self.bias, 1, conv.back, conv.push, conv.outer)
-
-
-class _Convolution:
-    """The three products of a convolution with the settings of one use, for a weight to be given."""
-
-    def __init__(self, use: MapUse, x: Tensor) -> None:
-        given, kernel = settings(use), use.weight.shape[2:]
-        dims = len(kernel)
-        stride, dilation = spread(given["stride"], dims), spread(given["dilation"], dims)
-        sides = pads(given["padding"], [d * (k - 1) for d, k in zip(dilation, kernel, strict=True)])
-        self._shape, self._weight = x.shape[1:], use.weight.shape
-        # A kernel of even length under padding "same" has one more zero on the upper side: the input is lengthened.
-        self._more = [high - low for low, high in sides]
-        transposed, more = use.site.kind == "conv-transpose", spread(given["output_padding"], dims)
-        self._settings: Any = (stride, [low for low, _ in sides], dilation, transposed, more, given["groups"])
-
-    def back(self, y: Tensor, weight: Tensor) -> Tensor:
-        x = y.new_empty(1).expand(len(y), self._shape[0], *self._sizes())
-        found = torch.ops.aten.convolution_backward(
-            y, x, weight.to(y.dtype), None, *self._settings, [True, False, False]
-        )[0]
-        return found[(..., *(slice(size) for size in self._shape[1:]))] if any(self._more) else found
-
-    def push(self, x: Tensor, weight: Tensor) -> Tensor:
-        return torch.ops.aten.convolution(self._lengthened(x), weight.to(x.dtype), None, *self._settings)
-
-    def outer(self, x: Tensor, y: Tensor) -> Tensor:
-        weight = y.new_empty(1).expand(self._weight)
-        x = self._lengthened(x).to(y.dtype)
-        return torch.ops.aten.convolution_backward(y, x, weight, None, *self._settings, [False, True, False])[1]
-
-    def _sizes(self) -> list[int]:
-        return [size + more for size, more in zip(self._shape[1:], self._more, strict=True)]
-
-    def _lengthened(self, x: Tensor) -> Tensor:
-        return functional.pad(x, [p for more in reversed(self._more) for p in (0, more)]) if any(self._more) else x
 
 
 def map_decoder(use: MapUse, x: Tensor, y: Tensor) -> MapDecoder | None:

@@ -23,9 +23,8 @@ Source: weight mirrors, Akrout 2019, arXiv:1904.05391, which learn ``Wᵀ`` from
 Kaczmarz' projection onto the equations of a block of probes.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from math import ceil
 from typing import Any, ClassVar
 
@@ -119,7 +118,6 @@ class WeightMirror(Objective):
         cold, mirrors = self.warmup > 0 and seen == 0, {u.site.key: bank.mirror(u.site.key, u.base) for u in uses}
         known = bank.keys()
         turns = {key for turn, key in enumerate(known) if cold or (turn + seen) % self.every == 0}
-        find = partial(self._probes, generators=generators, batch=record.batch, moved=moved)
         uses = [use for use in uses if use.site.key in turns]
         mirrors = {key: mirror for key, mirror in mirrors.items() if key in turns}
         with torch.no_grad(), no_autocast(record.output):
@@ -127,9 +125,9 @@ class WeightMirror(Objective):
             for use in uses if cold else ():
                 self._warm_up(use, mirrors[use.site.key], generators[use.site.key], record.batch)
             for _ in range(self.updates - 1):
-                for _, step in self._steps(uses, mirrors, generators, record.batch, find):
+                for _, step in self._steps(uses, mirrors, generators, record.batch, moved):
                     step.take()
-            steps = list(self._steps(uses, mirrors, generators, record.batch, find)) if self.updates else []
+            steps = list(self._steps(uses, mirrors, generators, record.batch, moved)) if self.updates else []
             if earlier is not None:
                 earlier.take_back()
 
@@ -158,15 +156,9 @@ class WeightMirror(Objective):
             step.take()
             left -= _BLOCK
 
-    def _probes(self, use: MapUse, mirror: Tensor, *, generators: Generators, batch: Batch, moved: Moved) -> Probes:
-        """Probe a map as the settings say."""
-        count = self.every * min(self.probes, max(_FEW, int(self.share * rows(use, batch))))
-        key = use.site.key
-        return probe(use, mirror, count, self.activity, generators[key], batch, moved)
-
     def _steps(
         self, uses: Sequence[MapUse], mirrors: Mapping[str, Tensor], generators: Generators, batch: Batch,
-        find: Callable[[MapUse, Tensor], Probes],
+        moved: Moved,
     ) -> Iterator[tuple[str, MirrorStep]]:  # fmt: skip
         """Work out a step of every mirror."""
         alike: dict[Any, list[tuple[str, Probes]]] = {}
@@ -175,7 +167,8 @@ class WeightMirror(Objective):
             if use.site.kind == "other":
                 yield key, descend(use, mirrors[key], generators[key], batch)
                 continue
-            probes = find(use, mirrors[key])
+            count = self.every * min(self.probes, max(_FEW, int(self.share * rows(use, batch))))
+            probes = probe(use, mirrors[key], count, self.activity, generators[key], batch, moved)
             size = probes.e.shape[1:], probes.z.shape[2], probes.e.dtype, probes.e.device
             alike.setdefault(size, []).append((key, probes))
         for found in alike.values():  # many small matrices at once cost hardly more than one

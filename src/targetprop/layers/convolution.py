@@ -64,24 +64,46 @@ def patches(use: MapUse, samples: int | None = None, stride: int = 1) -> Tensor:
     return a.reshape(-1, use.weight[0].numel())
 
 
-def weight_gradient(use: MapUse, dz: Tensor) -> Tensor:
-    """Sum ``δ aᵀ`` over samples and positions, without writing the patches out, see `has_patches`.
+class Convolution:
+    """The three products of a convolution with the settings of one use, for a weight to be given.
 
     Args:
-        use: the use of the weight.
-        dz: changes of the outputs, in their shape.
-
-    Returns:
-        Shape ``(k, channels · kernel)``.
+        use: the use of a weight; only shape and settings are read.
+        x: its input, for the shape, ``(n, channels, …)``.
     """
-    assert use.input is not None
-    (steps, dilation, sides), a = _geometry(use), use.input.to(dz)
-    low = tuple(below for below, _ in sides)
-    if any(below != above for below, above in sides):  # the operator knows no other zeros than those on both sides
-        a = functional.pad(a, [side for below, above in reversed(sides) for side in (0, above - below)])
-    rest: Any = (steps, low, dilation, False, (0,) * len(steps), 1, [False, True, False])
-    weight = dz.new_empty(1).expand(use.weight.shape)
-    return torch.ops.aten.convolution_backward(dz, a, weight, None, *rest)[1].flatten(1)
+
+    def __init__(self, use: MapUse, x: Tensor) -> None:
+        """Read the settings."""
+        given, (stride, dilation, sides) = settings(use), _geometry(use)
+        self._shape, self._weight = x.shape[1:], use.weight.shape
+        # A kernel of even length under padding "same" has one more zero on the upper side: the input is lengthened.
+        self._more = [high - low for low, high in sides]
+        transposed, more = use.site.kind == "conv-transpose", spread(given["output_padding"], len(stride))
+        self._settings: Any = (stride, [low for low, _ in sides], dilation, transposed, more, given["groups"])
+
+    def back(self, y: Tensor, weight: Tensor) -> Tensor:
+        """Carry changes of the output to the input, by the transpose."""
+        x = y.new_empty(1).expand(len(y), self._shape[0], *self._sizes())
+        found = torch.ops.aten.convolution_backward(
+            y, x, weight.to(y.dtype), None, *self._settings, [True, False, False]
+        )[0]
+        return found[(..., *(slice(size) for size in self._shape[1:]))] if any(self._more) else found
+
+    def push(self, x: Tensor, weight: Tensor) -> Tensor:
+        """Convolve."""
+        return torch.ops.aten.convolution(self._lengthened(x), weight.to(x.dtype), None, *self._settings)
+
+    def outer(self, x: Tensor, y: Tensor) -> Tensor:
+        """Sum ``y aᵀ`` over samples and positions, with the patches ``a`` of ``x``, shape of the weight."""
+        weight = y.new_empty(1).expand(self._weight)
+        x = self._lengthened(x).to(y.dtype)
+        return torch.ops.aten.convolution_backward(y, x, weight, None, *self._settings, [False, True, False])[1]
+
+    def _sizes(self) -> list[int]:
+        return [size + more for size, more in zip(self._shape[1:], self._more, strict=True)]
+
+    def _lengthened(self, x: Tensor) -> Tensor:
+        return functional.pad(x, [p for more in reversed(self._more) for p in (0, more)]) if any(self._more) else x
 
 
 def _geometry(use: MapUse) -> tuple[tuple[int, ...], tuple[int, ...], list[tuple[int, int]]]:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from targetprop.batch import Batch
 from targetprop.belief import Belief
 from targetprop.layers import MapUse
-from targetprop.layers.convolution import has_patches, patches, weight_gradient
+from targetprop.layers.convolution import Convolution, has_patches, patches
 
 
 @dataclass(frozen=True, eq=False)
@@ -118,7 +118,8 @@ class Regression:
         if not self._convolution:
             return self.dz.to(dtype).T @ self.a.to(dtype)
         wanted = self.wanted.to(dtype)
-        found = weight_gradient(self.use, wanted)
+        assert self.use.input is not None
+        found = Convolution(self.use, self.use.input).outer(self.use.input, wanted).flatten(1)
         if self.use.bias is None:
             return found
         return torch.cat([found, wanted.flatten(2).sum((0, 2)).unsqueeze(1)], 1)
