@@ -38,7 +38,8 @@ class Look:
     def __init__(self, problem: str, values: Iterable[Tensor], name: str = "") -> None:
         """Measure the tensors."""
         self.problem, self.name = problem, name
-        self.norms = [_norm(value.detach()) for value in values if value.is_floating_point()]
+        with torch.no_grad():
+            self.norms = [_norm(value) for value in values if value.is_floating_point()]
 
     @property
     def sentence(self) -> str:
@@ -72,7 +73,7 @@ def _turn(look: Look) -> int:
 
 def _norm(values: Tensor) -> Tensor:
     values = values if values.layout == torch.strided else values.coalesce().values()
-    dtype = torch.promote_types(values.dtype, torch.float32)
+    dtype = torch.float64 if values.dtype == torch.float64 else torch.float32
     return torch.linalg.vector_norm(values, dtype=dtype) if values.dim() else values.to(dtype)
 
 

@@ -58,7 +58,7 @@ class Diagonal(nn.Module):
         return torch.where(mean == 0, mean, mean / root)
 
 
-def averaged(momentum: Tensor, newest: Tensor, share: float, step: int) -> Tensor:
+def averaged(momentum: Tensor, newest: Tensor, share: float, step: int, scale: float | Tensor = 1.0) -> Tensor:
     """Move a momentum in place, and give it with one more share of the newest part, after Nesterov.
 
     Args:
@@ -66,9 +66,11 @@ def averaged(momentum: Tensor, newest: Tensor, share: float, step: int) -> Tenso
         newest: what this step asks for; its memory is taken for the outcome.
         share: ``β``, share of the old average that is kept.
         step: steps before this one; what the average lacks for its start at zero is made up for.
+        scale: what the outcome is multiplied by.
 
     Returns:
         The average for this step.
     """
     momentum.lerp_(newest, 1 - share)
-    return newest.mul_(1 - share).add_(momentum, alpha=share / (1 - share ** (step + 1)))
+    ratio = share / ((1 - share) * (1 - share ** (step + 1)))
+    return newest.add_(momentum, alpha=ratio).mul_((1 - share) * scale)  # few passes over large matrices

@@ -41,7 +41,8 @@ from targetprop.updates.sketch import Sketch
 _EARLY = 10  # steps of the beginning, after which factors are made a step more rarely, and so on
 _SETTLED = 100  # steps after which factors change slowly: a momentum that has them applied is not out of date then
 _WHOLE = "network"
-_FEWEST = 64  # leading directions of the narrowest side whose whole inverse costs more
+_FEWEST = 48  # directions of a side that does not keep all; fewer slow the beginning
+_PART = 4  # how many times as wide a side has to be for its directions to cost clearly less than its whole inverse
 
 
 @dataclass(frozen=True)
@@ -71,8 +72,8 @@ class Kronecker(RememberingUpdate):
             2 is Newton's step where there is no noise.
         limit: ``r``, largest root mean square of the change of a map's outputs, of all maps together.
         rate: step of each number of the parameters that are not solved for.
-        leading: ``ν``, share of the directions of a side that are told apart; the others have one value. Sides of few
-            units keep all.
+        leading: ``ν``, share of the directions of a side that are told apart, 48 at least; the others have one value.
+            Sides of few units keep all; with 0 every side does.
         most: widest side whose moment is kept whole; of wider ones the leading directions are, as many as of this one.
             Of the network's output the diagonal is.
         rows: most rows that the moments are taken of, as far as fewer positions of a sample can do that.
@@ -116,10 +117,11 @@ class Kronecker(RememberingUpdate):
             return Sides(a, self._side(outputs, self.output_damping, 0.0, diagonal=top), top=top).to(like)
 
     def _side(self, width: int, damping: float, shrinkage: float, *, diagonal: bool) -> Side:
-        few = round(min(width, self.most) * self.leading)
-        if diagonal or few < _FEWEST:
-            return Side(width, self.decay, damping, shrinkage, diagonal=diagonal or width > self.most)
-        kind = Sketch if width > self.most else Leading
+        wide, few = width > self.most, max(1, min(_FEWEST, width // _PART), round(min(width, self.most) * self.leading))
+        cheaper = wide or width >= _PART * max(few, _FEWEST)
+        if diagonal or not self.leading or not cheaper:
+            return Side(width, self.decay, damping, shrinkage, diagonal=diagonal or wide)
+        kind = Sketch if wide else Leading
         return kind(width, self.decay, damping, shrinkage, directions=few)
 
     def build(self, network: Network, example: Record) -> nn.ModuleDict:
@@ -173,10 +175,9 @@ class Kronecker(RememberingUpdate):
         longest = length.measure(newest, product, sides.left, asked, self._stride(asked))
         step = int(sides.steps)
         if product is not None and step < _SETTLED:
-            change = sides.solve(averaged(sides.momentum, product, self.momentum, step))
+            change = sides.solve(averaged(sides.momentum, product, self.momentum, step, longest))
         else:
-            change = averaged(sides.momentum, newest, self.momentum, step)
-        change.mul_(longest)
+            change = averaged(sides.momentum, newest, self.momentum, step, longest)
         sides.steps += 1
         return change if asked.common.batch.processes == 1 else change / asked.common.batch.processes
 

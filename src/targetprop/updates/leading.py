@@ -30,8 +30,7 @@ class Leading(Side):
     """
 
     directions: Tensor
-    along: Tensor
-    rest: Tensor
+    share: Tensor
     raised: Tensor
 
     def __init__(self, width: int, decay: float, damping: float, shrinkage: float, *, directions: int) -> None:
@@ -44,9 +43,8 @@ class Leading(Side):
         del self.inverse
         drawn = torch.randn(len(self.average), directions, generator=torch.Generator().manual_seed(0), device="cpu")
         self.register_buffer("directions", torch.linalg.qr(drawn).Q.to(self.average))
-        self.register_buffer("along", torch.ones(directions))
-        self.register_buffer("rest", torch.ones(()))
-        self.register_buffer("raised", torch.ones(()))
+        self.register_buffer("share", torch.zeros(directions))  # of what lies along each direction, that is taken away
+        self.register_buffer("raised", torch.ones(()))  # τ + μ
 
     @property
     def cost(self) -> int:
@@ -76,12 +74,11 @@ class Leading(Side):
             values: ``m Λ``, shape ``(r,)``.
             size: ``m``, the mean of the diagonal.
         """
-        width = len(self.average)
-        self.along.copy_(values / size)
-        self.rest.copy_((width - self.along.sum()).clamp(min=0) / (width - len(values)))
-        self.raised.copy_(self.rest + self.total_damping())
+        width, along = len(self.average), values / size
+        rest = (width - along.sum()).clamp(min=0) / (width - len(values))
+        self.raised.copy_(rest + self.total_damping())
+        self.share.copy_(1 - self.raised / (self.raised + along - rest))
 
     def solve(self, v: Tensor) -> Tensor:
         """Apply the inverse to rows; see `Side.solve`."""
-        share = 1 - self.raised / (self.raised + self.along - self.rest)
-        return torch.addmm(v, (v @ self.directions).mul_(share), self.directions.T, alpha=-1).div_(self.raised)
+        return torch.addmm(v, (v @ self.directions).mul_(self.share), self.directions.T, alpha=-1).div_(self.raised)
