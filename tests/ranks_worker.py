@@ -48,6 +48,8 @@ def cases() -> dict[str, tuple[str, Any, str]]:
         "kronecker, wide sides": (
             "tanh", tp.method("kronecker", update=tp.Kronecker(most=4, leading=0.5)), "cross-entropy",
         ),
+        "kronecker of convolutions": ("convolutions", tp.method("kronecker"), "squared error"),
+        "kronecker of sequences": ("sequences", tp.method("kronecker"), "squared error"),
         "Gauss-Newton": ("tanh", tp.method("drl", output_target=tp.GaussNewtonStep()), "cross-entropy"),
         "backprop of convolutions": ("convolutions", tp.method("backprop"), "cross-entropy, weights"),
     }  # fmt: skip

@@ -31,7 +31,7 @@ def test_a_convolution_is_a_product_with_its_patches(case: str) -> None:
     found = patches(use) @ conv.get_parameter("weight").flatten(1).T
     found = found if use.bias is None else found + use.bias
     torch.testing.assert_close(found.detach(), z.flatten(0, -2))
-    some = patches(use, samples=3, stride=4) @ conv.get_parameter("weight").flatten(1).T
+    some = patches(use, slice(3), stride=4) @ conv.get_parameter("weight").flatten(1).T
     some = some if use.bias is None else some + use.bias
     torch.testing.assert_close(some.detach(), z[:3].flatten(1, -2)[:, ::4].flatten(0, 1))
 

@@ -13,7 +13,6 @@ from targetprop.belief import Belief
 from targetprop.updates import kronecker, length
 from targetprop.updates.leading import Leading
 from targetprop.updates.side import Side
-from targetprop.updates.sides import Sides
 from targetprop.updates.sketch import Sketch
 
 ROWS, STEPS, WIDTHS = 24, 18, (5, 7, 4, 3)
@@ -189,17 +188,6 @@ def test_a_side_with_few_independent_rows_is_damped_more(diagonal: bool, indepen
     plain, damped = (torch.diag(s.inverse) if diagonal else s.inverse for s in sides)
     expected = torch.linalg.inv(torch.linalg.inv(plain) + 2.0 * 4 / worth * torch.eye(4, dtype=torch.double))
     torch.testing.assert_close(damped, expected)
-
-
-@pytest.mark.parametrize("name", ["convolutions", "sequences"])
-def test_patches_of_an_image_count_as_one_row_and_positions_of_a_sequence_as_many(name: str) -> None:
-    net, x = NETWORKS[name].build(), NETWORKS[name].batch()
-    method = tp.method("kronecker", update=tp.Kronecker(rows=10**6))
-    engine = tp.TargetPropagation(net, nn.MSELoss(), example_input=x[:2], method=method, seed=0)
-    engine.backward(x, torch.zeros_like(net(x)))
-    positions = {"convolutions": 1, "sequences": x.shape[1]}[name]
-    sides = [side for side in engine._parts.update_state.values() if isinstance(side, Sides)]
-    assert int(sides[0].inputs.rows) == len(x) * positions
 
 
 @pytest.mark.parametrize(("kind", "observed", "refreshed"), [(Leading, 2, 30), (Sketch, 60, 1)])

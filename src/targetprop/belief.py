@@ -39,6 +39,12 @@ class Belief:
     dim: int
     scale: float
 
+    def labels(self, output: Tensor) -> int:
+        """Count the labels of a sample, such as one of an image, and one for each position of a text."""
+        if output.dim() < 2:
+            return 1
+        return max(1, output.shape[1:].numel() // max(1, output.shape[self.dim]))
+
     def draw(self, output: Tensor, batch: Batch, generator: torch.Generator) -> Tensor:
         """Draw labels and compare: ``s = ỹ − p``.
 

@@ -27,11 +27,13 @@ class Drawn:
             None where nobody asked.
         changes: ``s_l`` of every layer, shape of ``h_l``; None where no labels were drawn.
         belief: the distribution, if it is known.
+        labels: how many labels each sample has.
     """
 
     excess: Tensor | None = None
     changes: list[Tensor] | None = None
     belief: Belief | None = None
+    labels: int = 1
 
 
 @torch.no_grad()
@@ -69,10 +71,11 @@ def draw_targets(
         )
     excess = belief.excess(output, change.gradient) / change.samples * _asked_by_loss(change, batch)
     batch.sum_([excess])
+    labels = belief.labels(output)
     if not draw:
-        return Drawn(excess, None, belief)
+        return Drawn(excess, None, belief, labels)
     drawn = belief.draw(output, batch, generator)
-    return Drawn(excess, propagate(record, bank, drawn, Difference(), "layerwise", peers).deltas, belief)
+    return Drawn(excess, propagate(record, bank, drawn, Difference(), "layerwise", peers).deltas, belief, labels)
 
 
 def _asked_by_loss(change: OutputChange, batch: Batch) -> Tensor:

@@ -81,7 +81,7 @@ def take_step(parts: Parts, x: Any, y: Any, *, measure: bool) -> StepReport:
     drawn = find_drawn(parts, record, change, y)
     seen = [] if record.connected else look_at_targets(record, [*deltas, *(drawn.changes or ())])
     layers = from_top(record, deltas, targets.pulled, drawn.changes)
-    common = Common(record.batch, change.scale, drawn.excess, drawn.belief)
+    common = Common(record.batch, change.scale, drawn.excess, drawn.belief, drawn.labels)
     beside, derived = change.beside, record.derived
     del record, change, targets, deltas, drawn  # what a layer has used is freed before the next one's gradient is made
     if method.update.remembers and (problem := not_finite(seen, peers)):

@@ -40,12 +40,12 @@ def has_patches(use: MapUse) -> bool:
     return settings(use)["groups"] == 1 and use.input is not None and dims <= 2 and use.input.dim() == dims + 2
 
 
-def patches(use: MapUse, samples: int | None = None, stride: int = 1) -> Tensor:
+def patches(use: MapUse, samples: slice = slice(None), stride: int = 1) -> Tensor:
     """Write out the patches that a convolution sees, see `has_patches`.
 
     Args:
         use: the use of its weight.
-        samples: of how many samples, the first ones; None for all.
+        samples: of which samples.
         stride: of how many positions one is written out, from the first in each sample.
 
     Returns:
@@ -54,7 +54,7 @@ def patches(use: MapUse, samples: int | None = None, stride: int = 1) -> Tensor:
     assert use.input is not None
     steps, dilation, sides = _geometry(use)
     dims = len(steps)
-    a = functional.pad(use.input[:samples], [side for each in reversed(sides) for side in each])
+    a = functional.pad(use.input[samples], [side for each in reversed(sides) for side in each])
     for d, size in enumerate(use.weight.shape[2:]):
         a = a.unfold(2 + d, dilation[d] * (size - 1) + 1, steps[d])[..., :: dilation[d]]
     a = a.permute(0, *range(2, 2 + dims), 1, *range(2 + dims, 2 + 2 * dims))

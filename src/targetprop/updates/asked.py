@@ -22,12 +22,14 @@ class Common:
         excess: how far the loss is above the least of any output, in units of what is asked of the output, a scalar;
             None for an update that draws no labels.
         belief: the distribution that this is of, if it is known.
+        labels: how many labels each sample has.
     """
 
     batch: Batch
     scale: float
     excess: Tensor | None = None
     belief: Belief | None = None
+    labels: int = 1
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,9 +73,9 @@ class Regression:
         return (self.wanted.shape[2:] if self._convolution else self.wanted.shape[1:-1]).numel()
 
     @property
-    def independent(self) -> int | None:
-        """How many rows of the whole step are independent: one of each image, whose patches overlap; None: all."""
-        return self.common.batch.total if self._convolution else None
+    def independent(self) -> int:
+        """How many rows of the whole step are independent of each other: no more than there are labels."""
+        return self.common.batch.total * min(self.positions, self.common.labels)
 
     @property
     def scale(self) -> float:
@@ -90,11 +92,11 @@ class Regression:
         """Changes wanted of the outputs, shape ``(r, k)``."""
         return self._rows(self.wanted).flatten(0, -2)
 
-    def some_a(self, samples: int | None, stride: int) -> Tensor:
+    def some_a(self, samples: slice, stride: int) -> Tensor:
         """Give the inputs of some samples, at some positions.
 
         Args:
-            samples: how many samples, the first ones; None for all.
+            samples: which samples.
             stride: of how many positions one is given, from the first in each sample.
 
         Returns:
@@ -102,16 +104,16 @@ class Regression:
         """
         if self._convolution:
             return self._with_constant(patches(self.use, samples, stride))
-        return _thin(self._inputs[:samples], stride)
+        return _thin(self._inputs[samples], stride)
 
     def some_felt(self, stride: int) -> Tensor:
         """Give what drawn labels ask for, at some positions, shape ``(rows, k)``; see `some_a`."""
         assert self.felt is not None
         return _thin(self._rows(self.felt), stride)
 
-    def some_dz(self, samples: int, stride: int) -> Tensor:
+    def some_dz(self, samples: slice, stride: int) -> Tensor:
         """Give what is wanted of some samples, at some positions, shape ``(rows, k)``; see `some_a`."""
-        return _thin(self._rows(self.wanted[:samples]), stride)
+        return _thin(self._rows(self.wanted[samples]), stride)
 
     def product(self, dtype: torch.dtype) -> Tensor:
         """Sum ``Δz aᵀ`` over the rows, shape ``(k, d)``."""

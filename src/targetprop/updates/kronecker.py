@@ -6,7 +6,8 @@ With inputs ``a`` (a constant 1 for the bias), asked changes ``δ`` and drawn on
 
 ``m`` the mean of a diagonal. ``s`` is what labels drawn from the network's own belief ask for, brought down by the same
 decoders as ``δ``: then ``A ⊗ G`` is the map's block of the Fisher matrix, as in K-FAC (Martens & Grosse 2015,
-arXiv:1503.05671), and every number of it is local to the layer. The step is
+arXiv:1503.05671), and every number of it is local to the layer. Where all positions of a sample have one label, as
+under a convolution, ``A = E[gᵀ g]/m_A`` with ``g = Σ s aᵀ`` over them; see `targetprop.updates.input_rows`. The step is
 
     ``ΔW = min(ρ e / D, r / c) C / L``,   ``D = ⟨Σ δ aᵀ/n, N⟩``,   ``c`` the root mean square of ``N a``
 
@@ -30,6 +31,7 @@ from targetprop.settings import check_ranges
 from targetprop.updates.asked import Common, Regression
 from targetprop.updates.base import Pullback, state_key
 from targetprop.updates.diagonal import Diagonal, averaged
+from targetprop.updates.input_rows import input_rows
 from targetprop.updates.leading import Leading
 from targetprop.updates.length import Length
 from targetprop.updates.local_gradients import LayerChange, LocalGradients
@@ -168,7 +170,8 @@ class Kronecker(RememberingUpdate):
             state[state_key(asked.name)] = sides
         if asked.felt is not None:
             stride = self._stride(asked)
-            sides.inputs.observe(asked.some_a(None, stride), asked.common.batch, asked.independent)
+            rows = input_rows(asked, sides.momentum.dtype, int(sides.steps), self.rows, stride)
+            sides.inputs.observe(rows, asked.common.batch, asked.independent)
             sides.outputs.observe(asked.some_felt(stride), asked.common.batch)
         newest, product = self._precondition(sides, asked)
         length = Length(self.decrease, self.limit, self.momentum, _whole(state).maps)

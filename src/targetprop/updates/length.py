@@ -46,10 +46,11 @@ class Length:
         assert asked.common.excess is not None
         head = batch.head(_MEASURED)
         rows = head.total * -(-positions // stride)
-        moved = asked.some_a(head.rows, stride).to(newest.dtype) @ newest.T
+        seen = slice(head.rows)
+        moved = asked.some_a(seen, stride).to(newest.dtype) @ newest.T
         square = moved.square().sum()
         if product is None:
-            lowered = _dot(asked.some_dz(head.rows, stride).to(moved), moved)
+            lowered = _dot(asked.some_dz(seen, stride).to(moved), moved)
             batch.sum_([square, lowered])
             lowered = lowered * (batch.total * positions**2 / rows / asked.scale)
         else:
