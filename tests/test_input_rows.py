@@ -53,9 +53,8 @@ def regression(case: str, *, labels: int) -> tuple[Regression, Tensor]:
 @pytest.mark.parametrize("case", [case for case in CASES if case != "one position"])
 def test_with_one_label_the_positions_of_a_sample_are_summed(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
     asked, gradients = regression(case, labels=1)
-    assert asked.felt is not None
-    g, size = gradients.sum(1), asked.felt.square().flatten(1).sum(1)
-    expected = torch.einsum("nkd,nke,n->de", g, g, 1 / size)
+    g = gradients.sum(1)
+    expected = torch.einsum("nkd,nke->de", g, g)
     drawn = [input_rows(asked, DTYPE, step, 1000, 1) for step in range(400)]
     assert drawn[0].shape == (4 * SAMPLES, expected.shape[0])
     mean = torch.stack([rows.T @ rows for rows in drawn]).mean(0) / 4
@@ -72,14 +71,6 @@ def test_else_rows_are_the_inputs(case: str, labels: int) -> None:
     torch.testing.assert_close(input_rows(asked, DTYPE, 0, 1000, 1), asked.a)
     if labels > 1:
         torch.testing.assert_close(input_rows(asked, DTYPE, 0, 1000, 2), asked.some_a(slice(None), 2))
-
-
-def test_samples_that_feel_nothing_leave_no_trace() -> None:
-    asked, _ = regression("tokens", labels=1)
-    assert asked.felt is not None
-    asked.felt[1:].zero_()
-    rows = input_rows(asked, DTYPE, 0, 1000, 1)
-    assert bool(rows[:4].any()) and not bool(rows[4:].any()) and bool(rows.isfinite().all())
 
 
 @pytest.mark.parametrize(("labels", "independent"), [(1, SAMPLES), (3, 3 * SAMPLES), (100, 7 * SAMPLES)])
@@ -123,7 +114,7 @@ def test_a_step_sums_positions_where_samples_have_one_label(classes: str, monkey
     (felt,) = torch.autograd.grad(net[1:](z), z, drawn)
     a = torch.cat([x, torch.ones_like(x[..., :1])], -1)
     if classes == "of samples":
-        g = torch.einsum("ntk,ntd->nkd", felt, a) / felt.flatten(1).norm(dim=1).view(-1, 1, 1)
+        g = torch.einsum("ntk,ntd->nkd", felt, a)
         expected = torch.einsum("nkd,nke->de", g, g) / (SAMPLES * 4)  # four outputs, four rows
     else:
         expected = torch.einsum("ntd,nte->de", a, a) / (SAMPLES * 7)

@@ -1,16 +1,17 @@
 r"""The rows whose second moment is the factor of a map's inputs.
 
 With inputs ``a_t`` and drawn changes ``s_t`` at the positions ``t`` of a sample, a change ``N`` of the map is felt as
-``⟨g, N⟩`` with ``g = Σ_t s_t a_tᵀ``. What samples feel along their inputs is ``E[gᵀ g / Σ_t |s_t|²]``.
+``⟨g, N⟩`` with ``g = Σ_t s_t a_tᵀ``. What is felt along the inputs is ``E[gᵀ g]``.
 
-* *One position*: this is ``E[a aᵀ]``, as in K-FAC.
-* *One label for each sample*, as of images: what the positions feel adds up. Combinations of the outputs with white
-  noise ``ω`` give rows ``gᵀ ω = Σ_t (s_t · ω) a_t``, of which a few are enough.
-* *A label for each position*, as of texts: the terms of two positions have mean 0 where one does not see the other's
-  label, and the rows are ``a_t``.
+* *Many positions and one label for each sample*, as of images: what the positions feel adds up. Combinations of the
+  outputs with white noise ``ω`` give rows ``gᵀ ω = Σ_t (s_t · ω) a_t``, of which a few are enough.
+* *One position, or a label for each*, as of texts: without the terms of two positions, which have mean 0 where one does
+  not see the other's label, and with ``s`` independent of ``a``, as K-FAC takes them to be, this is ``E[a aᵀ]`` times a
+  number. The rows are ``a_t``.
 
-Source: sums over positions are those of "reduce", and single positions those of "expand", in Eschenhagen 2023,
-arXiv:2311.00636; there ``a_t`` is summed without ``s_t``.
+Source: one label for all positions is "reduce", and a label for each is "expand", in Eschenhagen 2023,
+arXiv:2311.00636; there ``a_t`` is summed without ``s_t``. ``E[gᵀ g]`` of gradients is a factor of Shampoo (Gupta 2018,
+arXiv:1802.09568).
 """
 
 import torch
@@ -38,7 +39,6 @@ def input_rows(asked: Regression, dtype: torch.dtype, step: int, rows: int, stri
         return asked.some_a(slice(None), stride).to(dtype)
     positions, samples = asked.positions, max(1, rows // asked.positions)
     felt = asked.some_felt(1).to(dtype).unflatten(0, (asked.common.batch.rows, positions))
-    felt = felt / felt.flatten(1).norm(dim=1).clamp(min=torch.finfo(dtype).tiny).view(-1, 1, 1)
     if asked.outputs > _COMBINATIONS:
         generator = torch.Generator().manual_seed(step)
         felt = felt @ torch.randn(asked.outputs, _COMBINATIONS, generator=generator, device="cpu").to(felt)
