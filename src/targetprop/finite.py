@@ -38,8 +38,7 @@ class Look:
     def __init__(self, problem: str, values: Iterable[Tensor], name: str = "") -> None:
         """Measure the tensors."""
         self.problem, self.name = problem, name
-        with torch.no_grad():
-            self.norms = [_norm(value) for value in values if value.is_floating_point()]
+        self.norms = [_norm(value.detach()) for value in values if value.is_floating_point()]
 
     @property
     def sentence(self) -> str:

@@ -22,7 +22,7 @@ class Diagonal(nn.Module):
 
     >>> diagonal = Diagonal(torch.Size([2]))
     >>> diagonal.change(torch.tensor([3.0, -5.0]), 0.9, Batch(1))
-    tensor([ 1., -1.])
+    tensor([ 1.0000, -1.0000])
     """
 
     average: Tensor
