@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 
 import targetprop as tp
-from cases import INVERSE, NETWORKS, invertible, rand, targets
+from cases import INVERSE, NETWORKS, Network, invertible, parameters, rand, relative, run, targets
 from targetprop.inversion import sample_norm
 from targetprop.layers import LayerRecord
 from targetprop.targets import Targets, propagate
@@ -220,3 +220,63 @@ def test_sweeps_through_layers_that_fold_positions_into_samples_reach_the_layer_
     _, swept = spread(model, delta, propagation, x=x, steps=60)
     assert [d.shape for d in swept.deltas] == [d.shape for d in layerwise.deltas]
     assert distance(layerwise, swept) < 1e-9
+
+
+class Tied(nn.Module):
+    """A weight used by two layers, and a gain."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.again, self.last = nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 3)
+        self.gain = nn.Parameter(torch.rand(4) + 0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = torch.tanh(self.first(x)) * self.gain
+        return self.last(torch.tanh(self.again(torch.tanh(self.again(h)))))
+
+
+STRAIGHT = {
+    "l-drl": tp.method("l-drl"),
+    "kronecker": tp.method("kronecker", update=tp.Kronecker(observe=2, every=2)),
+    "least-squares": tp.method("least-squares"),
+    "delta rule": tp.method("l-drl", update=tp.DeltaRule(pullback="transpose")),
+}
+
+
+@pytest.mark.parametrize("method", STRAIGHT)
+@pytest.mark.parametrize("name", ["layer norm", "convolutions", "sequences", "dropout", "nested", "one layer", "tied"])
+def test_one_backward_pass_asks_the_same_as_layer_by_layer(name: str, method: str) -> None:
+    network = Network(Tied, (4,)) if name == "tied" else NETWORKS[name]
+    ends = []
+    for measure in (False, True):  # what is measured goes layer by layer
+        model, x = network.build(), network.batch(6)
+        y = rand(*run(model, x).shape, seed=3)
+        engine = tp.TargetPropagation(model, nn.MSELoss(), example_input=x, method=STRAIGHT[method], seed=0)
+        for step in range(4):
+            torch.manual_seed(step)
+            report = engine.backward(x, y, measure=measure)
+            assert bool(report.delta_norms) == measure and (measure or not report.outcomes)
+            with torch.no_grad():
+                for p in parameters(model):
+                    p -= 0.05 * p.grad
+                    p.grad = None
+        ends.append(torch.cat([p.detach().flatten() for p in parameters(model)]))
+    assert relative(*ends) < 1e-9
+
+
+class Doubled(tp.Influence):
+    """A user's own scaling."""
+
+    def __call__(self, deltas: list[Tensor], delta_out: Tensor) -> list[Tensor]:
+        return [delta if delta is delta_out else 2 * delta for delta in deltas]
+
+
+def test_a_scaling_of_the_users_is_not_passed_over() -> None:
+    network, found = NETWORKS["tanh"], []
+    for influence in (tp.Influence(), Doubled()):
+        model, x = network.build(), network.batch(6)
+        method = tp.method("l-drl", influence=influence)
+        tp.TargetPropagation(model, nn.MSELoss(), example_input=x, method=method, seed=0).backward(x, rand(6, 3))
+        found.append([p.grad for p in parameters(model)])
+    for plain, scaled, factor in zip(*found, [2.0] * (len(found[0]) - 2) + [1.0] * 2, strict=True):
+        torch.testing.assert_close(scaled, factor * plain, rtol=1e-12, atol=0.0)

@@ -10,7 +10,8 @@ from targetprop.batch import Batch
 from targetprop.belief import Belief, find_belief
 from targetprop.decoders import Bank
 from targetprop.inversion import Difference
-from targetprop.layers import Record
+from targetprop.joint import Targets
+from targetprop.layers import Record, Wanted
 from targetprop.output_target import OutputChange
 from targetprop.peers import Peers
 from targetprop.targets import propagate
@@ -25,13 +26,13 @@ class Drawn:
     Attributes:
         excess: how far the loss is above the least of any output, in units of what is asked of the output, a scalar;
             None where nobody asked.
-        changes: ``s_l`` of every layer, shape of ``h_l``; None where no labels were drawn.
+        targets: what they ask of every layer, ``s_l``; None where no labels were drawn.
         belief: the distribution, if it is known.
         labels: how many labels each sample has.
     """
 
     excess: Tensor | None = None
-    changes: list[Tensor] | None = None
+    targets: Targets | None = None
     belief: Belief | None = None
     labels: int = 1
 
@@ -63,7 +64,7 @@ def draw_targets(
     belief = known or find_belief(output, y, change.gradient, batch)
     if belief is None:
         if float(change.loss) == 0 or not bool(change.gradient.any()):
-            nothing = [torch.zeros_like(layer.h) for layer in record.layers] if draw else None
+            nothing = _bring_down(record, bank, torch.zeros_like(output), peers) if draw else None
             return Drawn(torch.zeros_like(change.loss), nothing)
         raise ValueError(
             "this update draws labels from what the network believes, and the loss is no cross-entropy of a softmax or"
@@ -74,8 +75,12 @@ def draw_targets(
     labels = belief.labels(output)
     if not draw:
         return Drawn(excess, None, belief, labels)
-    drawn = belief.draw(output, batch, generator)
-    return Drawn(excess, propagate(record, bank, drawn, Difference(), "layerwise", peers).deltas, belief, labels)
+    return Drawn(excess, _bring_down(record, bank, belief.draw(output, batch, generator), peers), belief, labels)
+
+
+def _bring_down(record: Record, bank: Bank, drawn: Tensor, peers: Peers) -> Targets:
+    wanted = [Wanted(maps=True)] * len(record.layers)
+    return propagate(record, bank, drawn, Difference(), "layerwise", peers, wanted=wanted, keep_graph=True)
 
 
 def _asked_by_loss(change: OutputChange, batch: Batch) -> Tensor:

@@ -69,7 +69,8 @@ class Method:
     def straight(self) -> bool:
         """Whether layers ask of those below nothing but pulled-back changes: one backward pass is all, none inverts."""
         plain = isinstance(self.inversion, Difference) and self.propagation == "layerwise"
-        return plain and not self.influence.normalise and isinstance(self.update, Gradient)
+        unscaled = type(self.influence) is Influence and not self.influence.normalise
+        return plain and unscaled and self.update.straight
 
     def __str__(self) -> str:
         """Print the recipe, a line per part."""

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from targetprop.decoders import Bank
 from targetprop.drawn_targets import LABELS, Drawn, draw_targets
 from targetprop.finite import BAD_TARGET, Look, not_finite
+from targetprop.joint import Targets
 from targetprop.layers import Network, Record, Reduction
 from targetprop.output_target import Loss, OutputChange
 from targetprop.peers import Peers
@@ -69,18 +70,20 @@ def take_step(parts: Parts, x: Any, y: Any, *, measure: bool) -> StepReport:
     report = StepReport(change.loss, record.output, skipped=problem)
     if problem:
         return report
-    record = record.spent()
+    wanted = [method.update.wants(layer, parts.update_state) for layer in record.layers if record.connected]
+    record = record.spent(wanted)
+    drawn = find_drawn(parts, record, change, y)
     with torch.no_grad():
+        delta = method.update.seed(change.delta, change.scale) if record.connected else change.delta
         targets = propagate(
-            record, parts.bank, change.delta, method.inversion, method.propagation, peers, measure=measure,
-            scale=change.scale,
-        )  # fmt: skip
+            record, parts.bank, delta, method.inversion, method.propagation, peers, measure=measure, wanted=wanted
+        )
         deltas = method.influence(targets.deltas, change.delta)
         taken = report_changes(report, record, decoder_loss, targets, deltas, change.delta, measure=measure)
         taken = peers.whole_report(taken, record.batch, measure=measure)
-    drawn = find_drawn(parts, record, change, y)
-    seen = [] if record.connected else look_at_targets(record, [*deltas, *(drawn.changes or ())])
-    layers = from_top(record, deltas, targets.pulled, drawn.changes)
+    known_later = record.connected and not method.update.remembers  # then the gradients are all that there is to see
+    seen = [] if known_later else look_at_targets(record, deltas, targets, drawn.targets)
+    layers = from_top(record, deltas, targets.pulled, drawn.targets)
     common = Common(record.batch, change.scale, drawn.excess, drawn.belief, drawn.labels)
     beside, derived = change.beside, record.derived
     del record, change, targets, deltas, drawn  # what a layer has used is freed before the next one's gradient is made
@@ -119,6 +122,10 @@ def find_drawn(parts: Parts, record: Record, change: OutputChange, y: Any) -> Dr
     return draw_targets(record, parts.bank, change, y, generator, parts.peers, known, draw=draw)
 
 
-def look_at_targets(record: Record, deltas: list[Tensor]) -> list[Look]:
-    """Look at the change of every layer, of each kind of target."""
-    return [Look(BAD_TARGET, (delta,), layer.name) for layer, delta in zip(cycle(record.layers), deltas, strict=False)]
+def look_at_targets(record: Record, deltas: list[Tensor], targets: Targets, drawn: Targets | None) -> list[Look]:
+    """Look at the change of every layer, or at what came out of one backward pass, of each kind of target."""
+    kinds = [targets] if drawn is None else [targets, drawn]
+    if record.connected:
+        return [Look(BAD_TARGET, pulled.values, name) for kind in kinds for name, pulled in kind.pulled.items()]
+    changes = [*deltas, *(() if drawn is None else drawn.deltas)]
+    return [Look(BAD_TARGET, (delta,), layer.name) for layer, delta in zip(cycle(record.layers), changes, strict=False)]

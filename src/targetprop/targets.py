@@ -5,8 +5,9 @@ r"""From the output's target to every layer's: ``ĥ_L → ĥ_{L-1} → … → �
 * *composite*: ``F = f_L∘…∘f_{l+1}`` is inverted in one piece for every ``l``, which corrects errors that pile up.
 """
 
+from collections.abc import Sequence
 from functools import reduce
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -14,7 +15,7 @@ from torch import Tensor
 from targetprop.decoders import Bank
 from targetprop.inversion import InputSpace, Inversion, Map, Outcome, Problem, by_sample, solve
 from targetprop.joint import Targets, joint, top_down
-from targetprop.layers import Pulled, Record
+from targetprop.layers import Pulled, Record, Wanted
 from targetprop.peers import Peers
 
 Propagation = Literal["layerwise", "joint", "top-down", "composite", "backprop"]
@@ -29,7 +30,8 @@ def propagate(
     peers: Peers | None = None,
     *,
     measure: bool = False,
-    scale: float = 1.0,
+    wanted: Sequence[Wanted] = (),
+    keep_graph: bool = False,
 ) -> Targets:
     """Carry the output's change down to every layer.
 
@@ -41,14 +43,15 @@ def propagate(
         propagation: "layerwise", "joint", "top-down" or "composite".
         peers: the processes that work on other layers; this one alone if None.
         measure: measure residuals that the rule does not need itself.
-        scale: ``β n``, what gradients are divided by where one backward pass gives them all.
+        wanted: of every layer, where one backward pass gives it all.
+        keep_graph: whether that will be made again.
 
     Returns:
         The changes and the outcomes.
     """
     peers = Peers() if peers is None else peers
     if record.connected:
-        return _in_one_pass(record, delta, scale)
+        return _in_one_pass(record, delta, wanted, keep_graph)
     if peers.depth(len(record.layers)) == 1:
         return Targets([delta], {})
     if propagation == "joint":
@@ -62,13 +65,16 @@ def propagate(
     return _layerwise(record, bank, delta, inversion, peers, measure=measure)
 
 
-def _in_one_pass(record: Record, delta: Tensor, scale: float) -> Targets:
+def _in_one_pass(record: Record, delta: Tensor, wanted: Sequence[Wanted], keep_graph: bool) -> Targets:
     """Go down in one backward pass: where all inverses are transposes, no ``Δ_l`` has to be looked at."""
-    owned: dict[Tensor, None] = dict.fromkeys(p for layer in record.layers for p in layer.parameters)
-    found = torch.autograd.grad(record.layers[-1].y, list(owned), delta * (-1 / scale), allow_unused=True)
-    gradients, pulled = dict(zip(owned, found, strict=True)), {}
-    for layer in record.layers:
-        pulled[layer.name] = Pulled(None, tuple(gradients.pop(p, None) for p in layer.parameters), ())
+    owned = dict.fromkeys(p for want in wanted for p in want.gradients)
+    uses = [layer.maps if want.maps else () for layer, want in zip(record.layers, wanted, strict=True)]
+    edges: list[Any] = [*owned, *(use.output for own in uses for use in own if use.output is not None)]
+    found = iter(torch.autograd.grad(record.layers[-1].y, edges, delta, retain_graph=keep_graph, allow_unused=True))
+    gradients, pulled = {p: next(found) for p in owned}, {}
+    for layer, want, own in zip(record.layers, wanted, uses, strict=True):
+        shares = tuple(gradients.pop(p, None) for p in want.gradients)
+        pulled[layer.name] = Pulled(None, shares, tuple(None if use.output is None else next(found) for use in own))
     return Targets([delta.new_empty(0) for _ in record.layers], {}, pulled=pulled)
 
 

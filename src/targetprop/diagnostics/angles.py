@@ -77,7 +77,7 @@ def update_gradients(
     if update.draws:
         source, draw = torch.Generator(record.output.device).manual_seed(0), update.observes(state)
         drawn = draw_targets(record, engine.bank, change, y, source, Peers(), update.belief(state), draw=draw)
-    layers = from_top(record, deltas, {}, drawn.changes)
+    layers = from_top(record, deltas, {}, drawn.targets)
     common = Common(record.batch, change.scale, drawn.excess, labels=drawn.labels)
     found = update.gradients(layers, common, state).values
     return [[found.get(p, torch.zeros_like(p)) for p in layer.layer.parameters()] for layer in record.layers]

@@ -8,7 +8,7 @@ from targetprop.layers.loss import Reduction, evaluate_loss, explain_loss
 from targetprop.layers.network import Network, Pass, record_layers
 from targetprop.layers.pieces import Piece
 from targetprop.layers.planning import Cutting
-from targetprop.layers.record import LayerRecord, LossGradient, MapUse, Pulled, Record
+from targetprop.layers.record import LayerRecord, LossGradient, MapUse, Pulled, Record, Wanted
 from targetprop.layers.residual import Residual
 
 __all__ = [
@@ -27,6 +27,7 @@ __all__ = [
     "Record",
     "Reduction",
     "Residual",
+    "Wanted",
     "check_given",
     "check_whereabouts",
     "evaluate_loss",

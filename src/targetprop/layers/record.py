@@ -47,6 +47,19 @@ class MapUse:
 
 
 @dataclass(frozen=True, eq=False)
+class Wanted:
+    """What is wanted of the backward pass of one layer.
+
+    Attributes:
+        gradients: the parameters whose gradients are.
+        maps: whether the changes asked of the outputs of its maps are.
+    """
+
+    gradients: Sequence[Tensor] = ()
+    maps: bool = False
+
+
+@dataclass(frozen=True, eq=False)
 class Pulled:
     """What came out of the backward pass of one layer.
 
@@ -59,6 +72,11 @@ class Pulled:
     below: Tensor | None
     gradients: tuple[Tensor | None, ...]
     maps: tuple[Tensor | None, ...]
+
+    @property
+    def values(self) -> list[Tensor]:
+        """All that there is."""
+        return [value for value in (self.below, *self.gradients, *self.maps) if value is not None]
 
 
 @dataclass(frozen=True, eq=False)
@@ -247,14 +265,28 @@ class Record:
             yield from layer.maps
         yield from self.rest
 
-    def spent(self) -> "Record":
-        """Let go of activations where one backward pass is all that is left to do: autograd frees them on its way."""
+    def spent(self, wanted: Sequence[Wanted]) -> "Record":
+        """Let go of activations where one backward pass is all that is left to do: autograd frees them on its way.
+
+        Args:
+            wanted: what is wanted of that pass, by layer; where changes of maps are, their inputs stay.
+
+        Returns:
+            The record of what is left.
+        """
         if not self.connected:
             return self
         nothing, top = self.output.new_empty(0), self.layers[-1]
         layers = tuple(
-            replace(layer, x=nothing, y=layer.y if layer is top else nothing, maps=(), start=None, steps=())
-            for layer in self.layers
+            replace(
+                layer,
+                x=nothing,
+                y=layer.y if layer is top else nothing,
+                maps=layer.maps if want.maps else (),
+                start=None,
+                steps=(),
+            )  # fmt: skip
+            for layer, want in zip(self.layers, wanted, strict=True)
         )
         return replace(self, layers=layers, rest=())
 

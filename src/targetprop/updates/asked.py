@@ -67,7 +67,7 @@ class Regression:
         """``k``."""
         return self.wanted.shape[1 if self._convolution else -1]
 
-    @property
+    @cached_property
     def positions(self) -> int:
         """Rows of one sample."""
         return (self.wanted.shape[2:] if self._convolution else self.wanted.shape[1:-1]).numel()

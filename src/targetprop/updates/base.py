@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from targetprop.belief import Belief
-from targetprop.layers import Layer, LayerRecord, MapUse, Network, Record
+from targetprop.layers import Layer, LayerRecord, MapUse, Network, Record, Wanted
 from targetprop.settings import check_ranges, check_types
 from targetprop.updates.asked import Common, Regression, is_solved
 from targetprop.updates.local_gradients import LayerChange, LocalGradients
@@ -39,6 +39,35 @@ class Update(ABC):
     def remembers(self) -> bool:
         """Whether `gradients` changes the update's state, so that the changes have to be finite before."""
         return False
+
+    @property
+    def straight(self) -> bool:
+        """Whether all that it reads of a layer comes out of backward passes: then one may serve all layers."""
+        return False
+
+    def wants(self, layer: LayerRecord, state: nn.ModuleDict) -> Wanted:
+        """Say what it reads of the backward pass of a layer.
+
+        Args:
+            layer: the layer.
+            state: what `build` returned.
+
+        Returns:
+            What is wanted.
+        """
+        return Wanted()
+
+    def seed(self, delta: Tensor, scale: float) -> Tensor:
+        """Scale a change that is to be pulled back.
+
+        Args:
+            delta: ``Δ_l``.
+            scale: ``β n``.
+
+        Returns:
+            The change whose backward pass it reads, shape of ``Δ_l``.
+        """
+        return delta
 
     def observes(self, state: nn.ModuleDict) -> bool:
         """Say whether labels are to be drawn in this step.
@@ -147,19 +176,31 @@ class LinearUpdate(Update):
 
     def gradients(self, layers: Iterable[LayerChange], common: Common, state: nn.ModuleDict) -> LocalGradients:
         """Solve for the linear maps of each layer, from the top down; see `Update.gradients`."""
-        found = LocalGradients()
+        found, left, keys = LocalGradients(), LocalGradients(), {}
         for change in layers:
             layer, uses = change.layer, change.layer.maps
             solved, rest = self.split(layer, state)
             drawn: Sequence[Tensor | None] = [None] * len(uses)
             if change.drawn is not None and any(solved):
-                drawn = layer.pull(change.drawn, maps=True, keep_graph=True).maps
-            asked, gradients = self._pull(layer, change.delta, rest)
-            found.note(layer.name, rest, self.step_rest(layer, rest, gradients, common, state))
+                drawn = (change.drawn.pulled or layer.pull(change.drawn.delta, maps=True, keep_graph=True)).maps
+            asked, gradients = self._pull(change, rest)
+            left.note(layer.name, rest, gradients)
+            keys |= {p: rest_key(layer, p) for p in rest}  # what several layers have is the lowest one's
             for use, yes, dz, s in zip(uses, solved, asked, drawn, strict=True):
                 if yes and dz is not None:
                     self._note(found, layer, use, dz, s, common, state)
+        for p, asked_of_all in left.values.items():
+            found.note(left.names[p], [p], [self.step_rest(keys[p], asked_of_all, common, state)])
         return found
+
+    @property
+    def straight(self) -> bool:
+        """See `Update.straight`: what is no transpose is not read off a backward pass."""
+        return self.pullback == "transpose"
+
+    def wants(self, layer: LayerRecord, state: nn.ModuleDict) -> Wanted:
+        """Want what is asked of all maps, and the gradients of what is not solved for; see `Update.wants`."""
+        return Wanted(self.split(layer, state)[1], maps=True)
 
     def split(self, layer: LayerRecord, state: nn.ModuleDict) -> tuple[list[bool], list[Tensor]]:
         """Say which maps of a layer are solved for, and list the parameters that then are left.
@@ -175,22 +216,19 @@ class LinearUpdate(Update):
         own = {id(p) for use, yes in zip(layer.maps, solved, strict=True) if yes for p in (use.weight, use.bias)}
         return solved, [p for p in layer.parameters if id(p) not in own]
 
-    def step_rest(
-        self, layer: LayerRecord, rest: Sequence[Tensor], asked: Sequence[Tensor | None], common: Common, state: Any
-    ) -> Sequence[Tensor | None]:
-        """Find the gradients of the parameters that are not solved for: plain ones, unless an update says otherwise.
+    def step_rest(self, key: str, asked: Tensor, common: Common, state: Any) -> Tensor:
+        """Find the gradient of a parameter that is not solved for: the plain one, unless an update says otherwise.
 
         Args:
-            layer: the layer.
-            rest: its parameters that are not solved for.
-            asked: for each, the ascent direction that ``Δ_l`` asks for, a sum over the samples.
+            key: under which the update's state may have something of it.
+            asked: the ascent direction that the targets ask for, a sum over samples and layers, shape of the parameter.
             common: what holds for all layers.
             state: what `build` returned.
 
         Returns:
-            This process' part of each gradient.
+            This process' part of the gradient.
         """
-        return [None if g is None else g * (-1 / common.scale) for g in asked]
+        return asked * (-1 / common.scale)
 
     def solves(self, use: MapUse, uses: Sequence[MapUse], state: nn.ModuleDict) -> bool:
         """Say whether a map of a layer is solved for, and not stepped.
@@ -218,11 +256,12 @@ class LinearUpdate(Update):
         found.note(layer.name, [use.weight], [_through_hooks(use.weight, change.to(use.weight.dtype))])
 
     def _pull(
-        self, layer: LayerRecord, delta: Tensor, rest: Sequence[Tensor]
+        self, change: LayerChange, rest: Sequence[Tensor]
     ) -> tuple[Sequence[Tensor | None], Sequence[Tensor | None]]:
         """Find what is asked of the outputs of the maps, and the gradients of what is not solved for."""
+        layer, delta = change.layer, change.delta
         if self.pullback == "transpose":
-            pulled = layer.pull(delta, gradients=rest, maps=True)
+            pulled = change.pulled or layer.pull(delta, gradients=rest, maps=True)
             return pulled.maps, pulled.gradients
         slopes = layer.pull(torch.ones_like(delta), maps=True, keep_graph=True).maps
         asked = [
@@ -252,6 +291,12 @@ class LinearUpdate(Update):
 def state_key(name: str) -> str:
     """Turn a layer's name into one that a module dictionary takes."""
     return name.replace(".", "/")
+
+
+def rest_key(layer: LayerRecord, p: Tensor) -> str:
+    """Name a parameter of a layer, or a value made of some, by its place among them."""
+    place = next(place for place, own in enumerate(layer.parameters) if own is p)
+    return f"{state_key(layer.name)}|{place}"
 
 
 def _through_hooks(p: Tensor, gradient: Tensor) -> Tensor:

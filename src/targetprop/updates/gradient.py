@@ -4,8 +4,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import ClassVar
 
-from torch import nn
+from torch import Tensor, nn
 
+from targetprop.layers import LayerRecord, Wanted
 from targetprop.updates.asked import Common
 from targetprop.updates.base import Update
 from targetprop.updates.local_gradients import LayerChange, LocalGradients
@@ -17,11 +18,24 @@ class Gradient(Update):
 
     name: ClassVar[str] = "gradient"
 
+    @property
+    def straight(self) -> bool:
+        """See `Update.straight`."""
+        return True
+
+    def wants(self, layer: LayerRecord, state: nn.ModuleDict) -> Wanted:
+        """Want the gradients of all parameters; see `Update.wants`."""
+        return Wanted(layer.parameters)
+
+    def seed(self, delta: Tensor, scale: float) -> Tensor:
+        """Give ``−Δ / (β n)``; see `Update.seed`."""
+        return delta * (-1 / scale)
+
     def gradients(self, layers: Iterable[LayerChange], common: Common, state: nn.ModuleDict) -> LocalGradients:
         """Compute ``−J_θᵀ Δ / (β n)``; see `Update.gradients`."""
         found = LocalGradients()
         for change in layers:
-            layer, came, parameters = change.layer, change.pulled, change.layer.parameters
-            pulled = layer.pull(change.delta * (-1 / common.scale), gradients=parameters) if came is None else came
+            layer, parameters = change.layer, change.layer.parameters
+            pulled = change.pulled or layer.pull(self.seed(change.delta, common.scale), gradients=parameters)
             found.note(layer.name, parameters, pulled.gradients)
         return found

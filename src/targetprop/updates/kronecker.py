@@ -18,7 +18,7 @@ arXiv:2002.10542), in the metric of the factors. It has no units. Of a quadratic
 ``D`` are averaged like ``C``. ``r`` bounds the change of the outputs in their own units, in the beginning above all.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -26,10 +26,10 @@ import torch
 from torch import Tensor, nn
 
 from targetprop.belief import Belief
-from targetprop.layers import LayerRecord, Network, Record
+from targetprop.layers import Network, Record
 from targetprop.settings import check_ranges
 from targetprop.updates.asked import Common, Regression
-from targetprop.updates.base import Pullback, state_key
+from targetprop.updates.base import Pullback, rest_key, state_key
 from targetprop.updates.diagonal import Diagonal, averaged
 from targetprop.updates.input_rows import input_rows
 from targetprop.updates.leading import Leading
@@ -129,10 +129,11 @@ class Kronecker(RememberingUpdate):
     def build(self, network: Network, example: Record) -> nn.ModuleDict:
         """Make both sides of every map, and count steps; see `Update.build`."""
         state = super().build(network, example)
-        whole = Whole(maps=len(state))
-        for layer in example.layers:
-            for p in self.split(layer, state)[1]:
-                state[_rest_key(layer, p)] = _diagonal(p)
+        whole, rest = Whole(maps=len(state)), {}
+        for layer in reversed(example.layers):
+            rest |= {p: rest_key(layer, p) for p in self.split(layer, state)[1]}
+        for p, key in rest.items():
+            state[key] = _diagonal(p)
         state[_WHOLE] = whole
         return state
 
@@ -184,21 +185,13 @@ class Kronecker(RememberingUpdate):
         sides.steps += 1
         return change if asked.common.batch.processes == 1 else change / asked.common.batch.processes
 
-    def step_rest(
-        self, layer: LayerRecord, rest: Sequence[Tensor], asked: Sequence[Tensor | None], common: Common, state: Any
-    ) -> Sequence[Tensor | None]:
+    def step_rest(self, key: str, asked: Tensor, common: Common, state: Any) -> Tensor:
         """Scale each number by itself; see `LinearUpdate.step_rest`."""
-        found: list[Tensor | None] = []
-        for p, g in zip(rest, asked, strict=True):
-            if g is not None:
-                key = _rest_key(layer, p)
-                memory = state[key] if key in state else None
-                if not isinstance(memory, Diagonal) or memory.average.shape != p.shape:
-                    state[key] = memory = _diagonal(p)
-                change = memory.change(g.to_dense(), self.momentum, common.batch)
-                g = change.mul_(-self.rate / common.batch.processes).to(p.dtype)
-            found.append(g)
-        return found
+        memory = state[key] if key in state else None
+        if not isinstance(memory, Diagonal) or memory.average.shape != asked.shape:
+            state[key] = memory = _diagonal(asked)
+        change = memory.change(asked.to_dense(), self.momentum, common.batch)
+        return change.mul_(-self.rate / common.batch.processes).to(asked.dtype)
 
     def _precondition(self, sides: Sides, asked: Regression) -> tuple[Tensor, Tensor | None]:
         """Apply both factors to what is asked.
@@ -242,11 +235,6 @@ def _whole(state: nn.ModuleDict) -> Whole:
 def _diagonal(p: Tensor) -> Diagonal:
     with p.device:  # the default one may be another
         return Diagonal(p.shape).to(p)
-
-
-def _rest_key(layer: LayerRecord, p: Tensor) -> str:
-    place = next(place for place, own in enumerate(layer.parameters) if own is p)
-    return f"{state_key(layer.name)}|{place}"
 
 
 def _due(step: int, every: int, early: int) -> bool:

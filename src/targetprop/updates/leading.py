@@ -9,9 +9,10 @@ from targetprop.updates.side import Side
 class Leading(Side):
     r"""``(V Λ Vᵀ + τ (I − V Vᵀ) + μ I)⁻¹`` in place of the inverse of the whole moment.
 
-    ``V`` are ``r`` orthonormal directions, by one step of orthogonal iteration from the last ones at each `refresh`,
-    ``Λ`` the moment along them and ``τ`` its mean over the others, all relative to the mean of the diagonal. With much
-    damping little is lost, and rows cost ``2 d r`` multiplications in place of ``d²``.
+    ``V`` are ``r`` orthonormal directions, by one step of orthogonal iteration from the last ones at each `refresh`:
+    the left singular vectors of the moment times these. ``Λ`` are the singular values, in the end those of the moment,
+    and ``τ`` is its mean over the other directions, all relative to the mean of the diagonal. With much damping little
+    is lost, and rows cost ``2 d r`` multiplications in place of ``d²``.
 
     Args:
         width: ``d``, length of the rows.
@@ -56,16 +57,13 @@ class Leading(Side):
         """Turn the directions towards the leading ones; where nothing finite was seen, the last ones stay."""
         if not int(self.count):
             return
-        moment = self.moment
-        size = moment.diagonal().mean() + torch.finfo(moment.dtype).tiny
-        turned = moment @ self.directions
+        turned = self.average @ self.directions
         if not bool(turned.isfinite().all()) or not bool(turned.any()):
             return
-        basis = torch.linalg.qr(turned).Q
-        small = basis.T @ moment @ basis
-        values, turn = torch.linalg.eigh(small)
+        basis, r = torch.linalg.qr(turned)
+        squares, turn = torch.linalg.eigh(r @ r.T)
         self.directions.copy_(basis @ turn)
-        self.set(values.clamp(min=0), size)
+        self.set(squares.clamp(min=0).sqrt(), self.average.diagonal().mean() + torch.finfo(turned.dtype).tiny)
 
     def set(self, values: Tensor, size: Tensor) -> None:
         """Set the moment along the directions, and its mean over the others.

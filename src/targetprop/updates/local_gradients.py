@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from targetprop.finite import BAD_GRADIENT, Look
+from targetprop.joint import Targets
 from targetprop.layers import LayerRecord, Pulled, Record
 from targetprop.layers.graph import leaves_of
 
@@ -82,23 +83,32 @@ class LayerChange:
         layer: its record, with its graph.
         delta: ``Δ_l``, shape of ``h_l``.
         pulled: what came out of its backward pass, if that was made already.
-        drawn: ``s_l``, the change that labels drawn from what the network believes ask for, shape of ``h_l``; None
-            where none were drawn.
+        drawn: the same of labels drawn from what the network believes, with their change ``s_l``; None where none were.
     """
 
     layer: LayerRecord
     delta: Tensor
     pulled: Pulled | None = None
-    drawn: Tensor | None = None
+    drawn: "LayerChange | None" = None
 
 
 def from_top(
-    record: Record, deltas: Sequence[Tensor], pulled: Mapping[str, Pulled], drawn: Sequence[Tensor] | None = None
+    record: Record, deltas: Sequence[Tensor], pulled: Mapping[str, Pulled], drawn: Targets | None = None
 ) -> Iterator[LayerChange]:
-    """Give what an update is told of each layer, from the top down, and hold on to none of it."""
+    """Give what an update is told of each layer, from the top down, and hold on to none of it.
+
+    Args:
+        record: the forward pass.
+        deltas: ``Δ_l`` of every layer, as they are to be used.
+        pulled: what came out of backward passes that were made already, by layer name.
+        drawn: the targets of drawn labels, if there are any.
+
+    Yields:
+        What is known of a layer.
+    """
     layers, changes, came = list(record.layers), list(deltas), dict(pulled)
-    felt = list(drawn or ())
+    others = None if drawn is None else from_top(record, drawn.deltas, drawn.pulled)
     del record, deltas, pulled, drawn
     while layers:
         layer = layers.pop()
-        yield LayerChange(layer, changes.pop(), came.pop(layer.name, None), felt.pop() if felt else None)
+        yield LayerChange(layer, changes.pop(), came.pop(layer.name, None), None if others is None else next(others))
