@@ -81,8 +81,8 @@ def take_step(parts: Parts, x: Any, y: Any, *, measure: bool) -> StepReport:
         deltas = method.influence(targets.deltas, change.delta)
         taken = report_changes(report, record, decoder_loss, targets, deltas, change.delta, measure=measure)
         taken = peers.whole_report(taken, record.batch, measure=measure)
-    known_later = record.connected and not method.update.remembers  # then the gradients are all that there is to see
-    seen = [] if known_later else look_at_targets(record, deltas, targets, drawn.targets)
+    later = record.connected and not method.update.remembers  # then all that there is to see are the gradients
+    seen = [] if later else look_at_targets(record, deltas, targets, drawn.targets)
     layers = from_top(record, deltas, targets.pulled, drawn.targets)
     common = Common(record.batch, change.scale, drawn.excess, drawn.belief, drawn.labels)
     beside, derived = change.beside, record.derived
