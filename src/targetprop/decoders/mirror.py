@@ -138,7 +138,7 @@ class WeightMirror(Objective):
             for _, step in steps:
                 step.take()
             bank.settle(uses)
-            bank.seen += 1
+            bank.seen.add_(1)
 
         looks = tuple(look_at_mirror(key, step.missed) for key, step in steps)
         loss = torch.stack([step.share for _, step in steps]).sum() * (len(known) / len(turns)) if steps else None

@@ -51,7 +51,7 @@ class Diagonal(nn.Module):
         total = asked.to(self.momentum.dtype, copy=True)
         batch.sum_([total])
         step = int(self.steps)
-        self.steps += 1
+        self.steps.add_(1)
         self.average.mul_(_DECAY).addcmul_(total, total, value=1 - _DECAY)
         mean = averaged(self.momentum, total, share, step)
         root = (self.average / (1 - _DECAY ** (step + 1))).sqrt_()

@@ -157,7 +157,7 @@ class Kronecker(RememberingUpdate):
     def gradients(self, layers: Iterable[LayerChange], common: Common, state: nn.ModuleDict) -> LocalGradients:
         """Solve for the maps, and count the step; see `LinearUpdate.gradients`."""
         found = super().gradients(layers, common, state)
-        _whole(state).steps += 1
+        _whole(state).steps.add_(1)
         if common.belief is not None:
             _whole(state).keep(common.belief)
         return found
@@ -182,7 +182,7 @@ class Kronecker(RememberingUpdate):
             change = sides.solve(averaged(sides.momentum, product, self.momentum, step, longest))
         else:
             change = averaged(sides.momentum, newest, self.momentum, step, longest)
-        sides.steps += 1
+        sides.steps.add_(1)
         return change if asked.common.batch.processes == 1 else change / asked.common.batch.processes
 
     def step_rest(self, key: str, asked: Tensor, common: Common, state: Any) -> Tensor:

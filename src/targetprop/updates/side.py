@@ -54,7 +54,7 @@ class Side(nn.Module):
             _, rows = batch.move_average(self.average.unsqueeze(0), ones, v.square(), self.decay, self.average[None])
         else:
             _, rows = batch.move_average(self.average, v, v, self.decay, self.average)
-        self.count += 1
+        self.count.add_(1)
         self.rows.fill_(rows if independent is None else independent)
 
     @property
