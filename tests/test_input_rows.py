@@ -12,6 +12,7 @@ from cases import DTYPE, rand
 from targetprop.batch import Batch
 from targetprop.belief import Belief
 from targetprop.updates import input_rows as made
+from targetprop.updates import kronecker
 from targetprop.updates.asked import Common, Regression
 from targetprop.updates.input_rows import input_rows
 from targetprop.updates.sides import Sides
@@ -84,10 +85,11 @@ def test_no_more_rows_are_independent_than_there_are_labels(labels: int, indepen
     [
         ("softmax", -1, (4, 10), 1), ("softmax", -1, (4, 7, 10), 7), ("softmax", 1, (4, 10, 3, 5), 15),
         ("softmax", -1, (0, 7, 10), 7), ("sigmoid", -1, (4, 12), 1), ("identity", -1, (4,), 1),
+        ("softmax", -1, (28, 10), 7), ("softmax", 1, (8, 10, 3), 6),
     ],
 )  # fmt: skip
 def test_labels_of_a_sample(kind: Any, dim: int, shape: tuple[int, ...], labels: int) -> None:
-    assert Belief(kind, dim, 1.0).labels(torch.zeros(shape)) == labels
+    assert Belief(kind, dim, 1.0).labels(torch.zeros(shape), Batch(min(4, shape[0]))) == labels
 
 
 @pytest.mark.parametrize("classes", ["of samples", "of positions"])
@@ -119,3 +121,75 @@ def test_a_step_sums_positions_where_samples_have_one_label(classes: str, monkey
     else:
         expected = torch.einsum("ntd,nte->de", a, a) / (SAMPLES * 7)
     torch.testing.assert_close(sides.inputs.moment, expected)
+
+
+class Layout(nn.Module):
+    """The same maps at all positions of a sample, in one of several layouts of the same numbers."""
+
+    def __init__(self, layout: str, *, pooled: bool) -> None:
+        super().__init__()
+        self.layout, self.pooled = layout, pooled
+        self.first, self.second, self.last = nn.Linear(3, 8), nn.Linear(8, 8), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        n = len(x)
+        h = {"samples first": x, "time first": x.transpose(0, 1), "folded": x.flatten(0, 1)}[self.layout]
+        h = torch.tanh(self.second(torch.tanh(self.first(h))))
+        if self.layout == "time first":
+            h = h.transpose(0, 1)
+        if self.pooled:
+            return self.last(h.reshape(n, -1, 8).mean(1))
+        return self.last(h).reshape(-1, 3)  # with a row for each label, as losses like them
+
+
+class Channels(nn.Module):
+    """A convolution of the signals of a recording, one by one or all signals at once."""
+
+    def __init__(self, layout: str) -> None:
+        super().__init__()
+        self.folded = layout == "folded"
+        self.conv = nn.Conv1d(2, 4, 3) if self.folded else nn.Conv2d(2, 4, (1, 3))
+        self.last = nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:  # shape (n, 2, signals, times)
+        h = x.transpose(1, 2).flatten(0, 1) if self.folded else x
+        h = torch.tanh(self.conv(h)).mean(-1)
+        return self.last(h.reshape(len(x), -1, 4).mean(1) if self.folded else h.mean(2))
+
+
+def train(net: nn.Module, x: Tensor, labels: int, rows: int) -> Tensor:
+    """Take steps from the same start in any layout, and give all parameters."""
+    for number, p in enumerate(net.to(DTYPE).parameters()):
+        p.data = (rand(p.numel(), seed=number) / 2).view(p.shape)
+    method = tp.method(
+        "kronecker", decoder=tp.Exact(w=0.0, damping=1.0), update=tp.Kronecker(rows=rows, observe=2, every=2)
+    )
+    engine = tp.TargetPropagation(net, nn.CrossEntropyLoss(), example_input=x, method=method, seed=0)
+    for step in range(6):
+        net.zero_grad()
+        engine.backward(x, torch.arange(labels) * (step + 1) % 3)
+        with torch.no_grad():
+            for p in net.parameters():
+                p -= p.grad
+    return torch.cat([p.detach().flatten() for p in net.parameters()])
+
+
+@pytest.mark.parametrize("settled", [2, 100])
+@pytest.mark.parametrize("rows", [12, 4096], ids=["few rows", "all rows"])
+@pytest.mark.parametrize("pooled", [True, False], ids=["one label", "a label for each position"])
+@pytest.mark.parametrize("layout", ["time first", "folded"])
+def test_a_step_does_not_depend_on_where_positions_are(
+    layout: str, pooled: bool, rows: int, settled: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kronecker, "_SETTLED", settled)
+    x, labels = rand(40, 7, 3, seed=1), 40 if pooled else 280
+    found, expected = (train(Layout(name, pooled=pooled), x, labels, rows) for name in (layout, "samples first"))
+    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("settled", [2, 100])
+def test_a_step_does_not_depend_on_how_signals_are_passed(settled: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kronecker, "_SETTLED", settled)
+    x = rand(12, 2, 5, 8, seed=1)
+    found, expected = (train(Channels(layout), x, 12, 4096) for layout in ("folded", "at once"))
+    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-12)

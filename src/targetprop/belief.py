@@ -39,11 +39,20 @@ class Belief:
     dim: int
     scale: float
 
-    def labels(self, output: Tensor) -> int:
-        """Count the labels of a sample, such as one of an image, and one for each position of a text."""
+    def labels(self, output: Tensor, batch: Batch) -> int:
+        """Count the labels of a sample, such as one of an image, and one for each position of a text.
+
+        Args:
+            output: ``h_L``, shape ``(n, …)``, or of all positions of all samples, ``(n · positions, …)``.
+            batch: which samples of the step these are.
+
+        Returns:
+            The number.
+        """
         if output.dim() < 2:
             return 1
-        return max(1, output.shape[1:].numel() // max(1, output.shape[self.dim]))
+        rows = output.shape[1:].numel() * max(1, len(output) // max(1, batch.rows))
+        return max(1, rows // max(1, output.shape[self.dim]))
 
     def draw(self, output: Tensor, batch: Batch, generator: torch.Generator) -> Tensor:
         """Draw labels and compare: ``s = ỹ − p``.
@@ -59,12 +68,11 @@ class Belief:
         p = _mean(self.kind, self.dim, output)
         if self.kind == "softmax":
             classes = p.movedim(self.dim, -1)
-            rows = classes[..., 0]
-            noise = batch.noise(rows.shape[1:].numel(), 1.0, generator, output).view(rows.shape)
+            noise = _noise(classes[..., 0], batch, generator)
             passed = classes.cumsum(-1) < torch.special.ndtr(noise).unsqueeze(-1)
             label = passed.sum(-1).clamp(max=classes.shape[-1] - 1)
             return (nn.functional.one_hot(label, classes.shape[-1]).to(p) - classes).movedim(-1, self.dim)
-        noise = batch.noise(output.shape[1:].numel(), 1.0, generator, output).view(output.shape)
+        noise = _noise(output, batch, generator)
         return noise if self.kind == "identity" else (torch.special.ndtr(noise) < p).to(p) - p
 
     def excess(self, output: Tensor, gradient: Tensor) -> Tensor:
@@ -128,6 +136,13 @@ def _guess(kind: str, dim: int, output: Tensor, y: Any, gradient: Tensor) -> Ten
     place = torch.where(least.values < 0, least.indices, p.argmax(dim, keepdim=True))
     label = torch.zeros_like(p).scatter_(dim, place, 1.0)
     return (p - label) * gradient.ne(0).any(dim, keepdim=True)  # positions may be ignored
+
+
+def _noise(like: Tensor, batch: Batch, generator: torch.Generator) -> Tensor:
+    """Draw white noise of the shape of a tensor, of whose first axis each sample may have several rows."""
+    folded = len(like) // max(1, batch.rows) * batch.rows == len(like) > 0
+    width = like.numel() // batch.rows if folded else like.shape[1:].numel()
+    return batch.noise(width, 1.0, generator, like).view(like.shape)
 
 
 def _mean(kind: str, dim: int, output: Tensor) -> Tensor:

@@ -72,7 +72,7 @@ def draw_targets(
         )
     excess = belief.excess(output, change.gradient) / change.samples * _asked_by_loss(change, batch)
     batch.sum_([excess])
-    labels = belief.labels(output)
+    labels = belief.labels(output, batch)
     if not draw:
         return Drawn(excess, None, belief, labels)
     return Drawn(excess, _bring_down(record, bank, belief.draw(output, batch, generator), peers), belief, labels)

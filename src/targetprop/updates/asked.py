@@ -69,7 +69,10 @@ class Regression:
 
     @cached_property
     def positions(self) -> int:
-        """Rows of one sample."""
+        """Rows of one sample, wherever the model has put them."""
+        rows, left = divmod(self.wanted.numel() // max(1, self.outputs), max(1, self.common.batch.rows))
+        if rows and not left:
+            return rows
         return (self.wanted.shape[2:] if self._convolution else self.wanted.shape[1:-1]).numel()
 
     @property
@@ -85,12 +88,17 @@ class Regression:
     @cached_property
     def a(self) -> Tensor:
         """Inputs with a constant 1 for the bias, if there is one, shape ``(r, d)``."""
-        return self._with_constant(patches(self.use)) if self._convolution else self._inputs.flatten(0, -2)
+        return self._with_constant(patches(self.use)) if self._convolution else self._inputs.flatten(0, 1)
 
     @cached_property
     def dz(self) -> Tensor:
         """Changes wanted of the outputs, shape ``(r, k)``."""
-        return self._rows(self.wanted).flatten(0, -2)
+        return self._rows(self.wanted).flatten(0, 1)
+
+    def kept(self, stride: int) -> int:
+        """Count the rows of a sample that are left where one of so many positions is given."""
+        images = self._images if self._convolution else 1
+        return images * -(-self.positions // images // stride)
 
     def some_a(self, samples: slice, stride: int) -> Tensor:
         """Give the inputs of some samples, at some positions.
@@ -103,17 +111,18 @@ class Regression:
             Shape ``(rows, d)``.
         """
         if self._convolution:
-            return self._with_constant(patches(self.use, samples, stride))
-        return _thin(self._inputs[samples], stride)
+            first, last = (end if end is None else end * self._images for end in (samples.start, samples.stop))
+            return self._with_constant(patches(self.use, slice(first, last), stride))
+        return self._thin(self._inputs[samples], stride)
 
     def some_felt(self, stride: int) -> Tensor:
         """Give what drawn labels ask for, at some positions, shape ``(rows, k)``; see `some_a`."""
         assert self.felt is not None
-        return _thin(self._rows(self.felt), stride)
+        return self._thin(self._rows(self.felt), stride)
 
     def some_dz(self, samples: slice, stride: int) -> Tensor:
         """Give what is wanted of some samples, at some positions, shape ``(rows, k)``; see `some_a`."""
-        return _thin(self._rows(self.wanted[samples]), stride)
+        return self._thin(self._rows(self.wanted)[samples], stride)
 
     def product(self, dtype: torch.dtype) -> Tensor:
         """Sum ``Δz aᵀ`` over the rows, shape ``(k, d)``."""
@@ -128,9 +137,9 @@ class Regression:
 
     @cached_property
     def _inputs(self) -> Tensor:
-        """The inputs of a product, in their shape."""
+        """The inputs of a product, shape ``(n, positions, d)``."""
         assert self.use.input is not None
-        return self._with_constant(self.use.input)
+        return self._with_constant(self._by_sample(self.use.input))
 
     def _with_constant(self, a: Tensor) -> Tensor:
         return a if self.use.bias is None else nn.functional.pad(a, (0, 1), value=1.0)
@@ -139,8 +148,27 @@ class Regression:
     def _convolution(self) -> bool:
         return self.use.site.kind == "conv"
 
+    @property
+    def _images(self) -> int:
+        """How many inputs of a convolution each sample has, such as the pictures of a film."""
+        return max(1, self.positions // max(1, self.wanted.shape[2:].numel()))
+
     def _rows(self, outputs: Tensor) -> Tensor:
-        return outputs.movedim(1, -1) if self._convolution else outputs
+        """See outputs as rows, shape ``(n, positions, k)``."""
+        return self._by_sample(outputs.movedim(1, -1) if self._convolution else outputs)
+
+    def _by_sample(self, v: Tensor) -> Tensor:
+        """Put the samples first, and all positions second; rows of no sample count as samples."""
+        n = self.common.batch.rows
+        if v.dim() > 2 and len(v) != n and v.shape[1] == n:  # the first axis is time
+            v = v.transpose(0, 1)
+        return v.reshape(v.shape[:-1].numel() // self.positions, self.positions, v.shape[-1])
+
+    def _thin(self, v: Tensor, stride: int) -> Tensor:
+        """Flatten all positions, or leave some of each image out."""
+        if stride > 1:
+            v = v.unflatten(1, (self._images, -1))[:, :, ::stride] if self._convolution else v[:, ::stride]
+        return v.flatten(0, -2)
 
 
 def is_solved(use: MapUse) -> bool:
@@ -150,8 +178,3 @@ def is_solved(use: MapUse) -> bool:
     if not trained or use.input is None:
         return False
     return use.site.kind in ("linear", "matmul") or (use.site.kind == "conv" and has_patches(use))
-
-
-def _thin(v: Tensor, stride: int) -> Tensor:
-    """Flatten all positions, or leave some out."""
-    return v.flatten(0, -2) if stride == 1 else v.flatten(1, -2)[:, ::stride].flatten(0, 1)

@@ -38,7 +38,8 @@ def input_rows(asked: Regression, dtype: torch.dtype, step: int, rows: int, stri
     if asked.positions == 1 or asked.common.labels > 1:
         return asked.some_a(slice(None), stride).to(dtype)
     positions, samples = asked.positions, max(1, rows // asked.positions)
-    felt = asked.some_felt(1).to(dtype).unflatten(0, (asked.common.batch.rows, positions))
+    felt = asked.some_felt(1).to(dtype)
+    felt = felt.reshape(len(felt) // positions, positions, asked.outputs)
     if asked.outputs > _COMBINATIONS:
         generator = torch.Generator().manual_seed(step)
         felt = felt @ torch.randn(asked.outputs, _COMBINATIONS, generator=generator, device="cpu").to(felt)

@@ -45,7 +45,7 @@ class Length:
         batch, positions = asked.common.batch, asked.positions
         assert asked.common.excess is not None
         head = batch.head(_MEASURED)
-        rows = head.total * -(-positions // stride)
+        rows = head.total * asked.kept(stride)
         seen = slice(head.rows)
         moved = asked.some_a(seen, stride).to(newest.dtype) @ newest.T
         square = moved.square().sum()
