@@ -6,7 +6,7 @@ from typing import ClassVar
 from torch import Tensor, nn
 
 from targetprop.updates.asked import Regression
-from targetprop.updates.base import LinearUpdate
+from targetprop.updates.linear import LinearUpdate
 
 
 @dataclass(frozen=True)

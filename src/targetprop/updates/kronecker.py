@@ -29,11 +29,12 @@ from targetprop.belief import Belief
 from targetprop.layers import Network, Record
 from targetprop.settings import check_ranges
 from targetprop.updates.asked import Common, Regression
-from targetprop.updates.base import Pullback, rest_key, state_key
+from targetprop.updates.base import state_key
 from targetprop.updates.diagonal import Diagonal, averaged
 from targetprop.updates.input_rows import input_rows
 from targetprop.updates.leading import Leading
 from targetprop.updates.length import Length
+from targetprop.updates.linear import Pullback, rest_key
 from targetprop.updates.local_gradients import LayerChange, LocalGradients
 from targetprop.updates.remembering import RememberingUpdate
 from targetprop.updates.side import Side

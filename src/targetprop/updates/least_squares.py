@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from targetprop.regression import Covariance
 from targetprop.updates.asked import Regression
-from targetprop.updates.base import Pullback, state_key
+from targetprop.updates.base import state_key
+from targetprop.updates.linear import Pullback
 from targetprop.updates.remembering import RememberingUpdate
 
 

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from targetprop.finite import check_digits
 from targetprop.layers import MapUse, Network, Record
 from targetprop.updates.asked import is_solved
-from targetprop.updates.base import LinearUpdate, state_key
+from targetprop.updates.base import state_key
+from targetprop.updates.linear import LinearUpdate
 
 
 @dataclass(frozen=True)
