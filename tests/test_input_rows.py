@@ -86,6 +86,7 @@ def test_no_more_rows_are_independent_than_there_are_labels(labels: int, indepen
         ("softmax", -1, (4, 10), 1), ("softmax", -1, (4, 7, 10), 7), ("softmax", 1, (4, 10, 3, 5), 15),
         ("softmax", -1, (0, 7, 10), 7), ("sigmoid", -1, (4, 12), 1), ("identity", -1, (4,), 1),
         ("softmax", -1, (28, 10), 7), ("softmax", 1, (8, 10, 3), 6),
+        ("softmax", -1, (10, 10), 3),
     ],
 )  # fmt: skip
 def test_labels_of_a_sample(kind: Any, dim: int, shape: tuple[int, ...], labels: int) -> None:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 import targetprop as tp
-from cases import NETWORKS
+from cases import NETWORKS, rand
 from targetprop.batch import Batch
 from targetprop.belief import Belief
 from targetprop.updates import kronecker, length
@@ -381,6 +381,54 @@ def test_a_first_step_of_each_map_is_to_lower_the_loss_by_its_share(name: str, r
         slopes = torch.autograd.grad(loss(net(x), y), list(module.parameters()))
         lowered = sum((g * s).sum() for g, s in zip(slopes, steps, strict=True) if s is not None)
         torch.testing.assert_close(lowered, 2.0 * value / len(maps))
+
+
+class Picked(nn.Module):
+    """Classifies some positions of each sample, not as many of each."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(3, 4), nn.Linear(4, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.last(torch.tanh(self.first(x))[x[..., 0] > 0.3])
+
+
+@pytest.mark.parametrize("settled", [100, 0])
+def test_rows_that_were_picked_out_lower_the_loss_by_their_share(settled: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Side, "cost", -1)  # as if rows were the cheaper, the more of them there are
+    monkeypatch.setattr(kronecker, "_SETTLED", settled)
+    torch.manual_seed(0)
+    net, x = Picked().double(), rand(6, 5, 3, seed=1)
+    y = torch.arange(len(net(x))) % 3
+    assert len(y) % 6
+    method = tp.method("kronecker", decoder=tp.Exact(w=0.0, damping=1.0), update=tp.Kronecker(limit=1e9, decrease=2.0))
+    engine = tp.TargetPropagation(net, nn.CrossEntropyLoss(), example_input=x, method=method, seed=0)
+    value = engine.backward(x, y).loss
+    for module in (net.first, net.last):
+        slopes = torch.autograd.grad(nn.functional.cross_entropy(net(x), y), list(module.parameters()))
+        lowered = sum(
+            (g * p.grad).sum() for g, p in zip(slopes, module.parameters(), strict=True) if p.grad is not None
+        )
+        torch.testing.assert_close(lowered, value)  # two maps, half of it each, by twice that
+
+
+@pytest.mark.parametrize("method", ["kronecker", "least-squares", "l-drl"])
+def test_a_model_without_maps_trains(method: str) -> None:
+    class Gains(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.gain = nn.Parameter(torch.ones(3, dtype=torch.float64))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.tanh(x * self.gain)
+
+    net, x = Gains(), rand(8, 3, seed=1)
+    engine = tp.TargetPropagation(net, nn.MSELoss(), example_input=x, method=method, seed=0)
+    engine.backward(x, torch.zeros_like(x))
+    (slope,) = torch.autograd.grad(nn.functional.mse_loss(net(x), torch.zeros_like(x)), [net.gain])
+    expected = 1e-3 * slope.sign() if method == "kronecker" else slope  # Adam's first step
+    torch.testing.assert_close(net.gain.grad, expected)
 
 
 @pytest.mark.parametrize("name", ["convolutions", "sequences"])

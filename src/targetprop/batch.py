@@ -50,6 +50,21 @@ class Batch:
         """Samples of the whole step."""
         return self.rows
 
+    def each(self, count: int) -> int:
+        """Share rows out.
+
+        Args:
+            count: rows of the samples held here.
+
+        Returns:
+            How many each sample has; 0 where samples do not have them in equal shares.
+
+        >>> Batch(4).each(12), Batch(4).each(10)
+        (3, 0)
+        """
+        share, left = divmod(count, max(1, self.rows))
+        return 0 if left else share
+
     def head(self, samples: int) -> "Batch":
         """Restrict to the first samples of the step."""
         return Batch(min(samples, self.rows))

@@ -43,16 +43,16 @@ class Belief:
         """Count the labels of a sample, such as one of an image, and one for each position of a text.
 
         Args:
-            output: ``h_L``, shape ``(n, …)``, or of all positions of all samples, ``(n · positions, …)``.
+            output: ``h_L``, shape ``(n, …)``, or with the positions of all samples, or some, in its first axis.
             batch: which samples of the step these are.
 
         Returns:
-            The number.
+            The number, rounded up where samples have more or fewer.
         """
         if output.dim() < 2:
             return 1
-        rows = output.shape[1:].numel() * max(1, len(output) // max(1, batch.rows))
-        return max(1, rows // max(1, output.shape[self.dim]))
+        each = max(1, -(-len(output) // max(1, batch.rows)))
+        return max(1, each * output.shape[1:].numel() // max(1, output.shape[self.dim]))
 
     def draw(self, output: Tensor, batch: Batch, generator: torch.Generator) -> Tensor:
         """Draw labels and compare: ``s = ỹ − p``.
@@ -140,9 +140,10 @@ def _guess(kind: str, dim: int, output: Tensor, y: Any, gradient: Tensor) -> Ten
 
 def _noise(like: Tensor, batch: Batch, generator: torch.Generator) -> Tensor:
     """Draw white noise of the shape of a tensor, of whose first axis each sample may have several rows."""
-    folded = len(like) // max(1, batch.rows) * batch.rows == len(like) > 0
-    width = like.numel() // batch.rows if folded else like.shape[1:].numel()
-    return batch.noise(width, 1.0, generator, like).view(like.shape)
+    each = batch.each(len(like))
+    if len(like) and not each:  # rows that were picked out, such as masked positions
+        return torch.empty_like(like, memory_format=torch.contiguous_format).normal_(generator=generator)
+    return batch.noise(max(1, each) * like.shape[1:].numel(), 1.0, generator, like).view(like.shape)
 
 
 def _mean(kind: str, dim: int, output: Tensor) -> Tensor:

@@ -1,6 +1,6 @@
 """One step, from a batch to ``.grad``: stages return what they found, and only what passes a stop changes anything."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import cycle
@@ -13,13 +13,13 @@ from targetprop.decoders import Bank
 from targetprop.drawn_targets import LABELS, Drawn, draw_targets
 from targetprop.finite import BAD_TARGET, Look, not_finite
 from targetprop.joint import Targets
-from targetprop.layers import Network, Record, Reduction
+from targetprop.layers import Network, Record, Reduction, Wanted
 from targetprop.output_target import Loss, OutputChange
 from targetprop.peers import Peers
 from targetprop.recipe import Method
 from targetprop.step_report import StepReport, report_changes
 from targetprop.targets import propagate
-from targetprop.updates import Common, from_top
+from targetprop.updates import Common, Update, from_top
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,15 +74,11 @@ def take_step(parts: Parts, x: Any, y: Any, *, measure: bool) -> StepReport:
     record = record.spent(wanted)
     drawn = find_drawn(parts, record, change, y)
     with torch.no_grad():
-        delta = method.update.seed(change.delta, change.scale) if record.connected else change.delta
-        targets = propagate(
-            record, parts.bank, delta, method.inversion, method.propagation, peers, measure=measure, wanted=wanted
-        )
+        targets = bring_down(parts, record, change, wanted, measure=measure)
         deltas = method.influence(targets.deltas, change.delta)
         taken = report_changes(report, record, decoder_loss, targets, deltas, change.delta, measure=measure)
         taken = peers.whole_report(taken, record.batch, measure=measure)
-    later = record.connected and not method.update.remembers  # then all that there is to see are the gradients
-    seen = [] if later else look_at_targets(record, deltas, targets, drawn.targets)
+    seen = look_at_targets(method.update, record, deltas, targets, drawn.targets)
     layers = from_top(record, deltas, targets.pulled, drawn.targets)
     common = Common(record.batch, change.scale, drawn.excess, drawn.belief, drawn.labels)
     beside, derived = change.beside, record.derived
@@ -122,9 +118,25 @@ def find_drawn(parts: Parts, record: Record, change: OutputChange, y: Any) -> Dr
     return draw_targets(record, parts.bank, change, y, generator, parts.peers, known, draw=draw)
 
 
-def look_at_targets(record: Record, deltas: list[Tensor], targets: Targets, drawn: Targets | None) -> list[Look]:
+def bring_down(
+    parts: Parts, record: Record, change: OutputChange, wanted: Sequence[Wanted], *, measure: bool
+) -> Targets:
+    """Bring the change of the output down, to every layer or to what the update reads in one backward pass."""
+    method, delta = parts.method, change.delta
+    if record.connected:
+        delta = method.update.seed(delta, change.scale)
+    return propagate(
+        record, parts.bank, delta, method.inversion, method.propagation, parts.peers, measure=measure, wanted=wanted
+    )
+
+
+def look_at_targets(
+    update: Update, record: Record, deltas: list[Tensor], targets: Targets, drawn: Targets | None
+) -> list[Look]:
     """Look at the change of every layer, or at what came out of one backward pass, of each kind of target."""
     kinds = [targets] if drawn is None else [targets, drawn]
+    if record.connected and not update.remembers:  # nothing but gradients, which are looked at in the end
+        return []
     if record.connected:
         return [Look(BAD_TARGET, pulled.values, name) for kind in kinds for name, pulled in kind.pulled.items()]
     changes = [*deltas, *(() if drawn is None else drawn.deltas)]

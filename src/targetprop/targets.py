@@ -70,7 +70,8 @@ def _in_one_pass(record: Record, delta: Tensor, wanted: Sequence[Wanted], keep_g
     owned = dict.fromkeys(p for want in wanted for p in want.gradients)
     uses = [layer.maps if want.maps else () for layer, want in zip(record.layers, wanted, strict=True)]
     edges: list[Any] = [*owned, *(use.output for own in uses for use in own if use.output is not None)]
-    found = iter(torch.autograd.grad(record.layers[-1].y, edges, delta, retain_graph=keep_graph, allow_unused=True))
+    top, options = record.layers[-1].y, {"retain_graph": keep_graph, "allow_unused": True}
+    found = iter(torch.autograd.grad(top, edges, delta, **options) if edges else ())
     gradients, pulled = {p: next(found) for p in owned}, {}
     for layer, want, own in zip(record.layers, wanted, uses, strict=True):
         shares = tuple(gradients.pop(p, None) for p in want.gradients)

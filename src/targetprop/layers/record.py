@@ -285,7 +285,7 @@ class Record:
                 maps=layer.maps if want.maps else (),
                 start=None,
                 steps=(),
-            )  # fmt: skip
+            )
             for layer, want in zip(self.layers, wanted, strict=True)
         )
         return replace(self, layers=layers, rest=())

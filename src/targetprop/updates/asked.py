@@ -70,10 +70,12 @@ class Regression:
     @cached_property
     def positions(self) -> int:
         """Rows of one sample, wherever the model has put them."""
-        rows, left = divmod(self.wanted.numel() // max(1, self.outputs), max(1, self.common.batch.rows))
-        if rows and not left:
-            return rows
-        return (self.wanted.shape[2:] if self._convolution else self.wanted.shape[1:-1]).numel()
+        return self._each or (self.wanted.shape[2:] if self._convolution else self.wanted.shape[1:-1]).numel()
+
+    @property
+    def even(self) -> bool:
+        """Whether all samples have as many rows; else each row counts as a sample."""
+        return self._each > 0 or not len(self.wanted)
 
     @property
     def independent(self) -> int:
@@ -134,6 +136,10 @@ class Regression:
         if self.use.bias is None:
             return found
         return torch.cat([found, wanted.flatten(2).sum((0, 2)).unsqueeze(1)], 1)
+
+    @property
+    def _each(self) -> int:
+        return self.common.batch.each(self.wanted.numel() // max(1, self.outputs))
 
     @cached_property
     def _inputs(self) -> Tensor:

@@ -213,7 +213,7 @@ class Kronecker(RememberingUpdate):
         k, d = sides.momentum.shape
         rows = batch.total * asked.positions // batch.processes  # the same in all processes, which have to agree
         by_row = rows * (sides.inputs.cost + sides.outputs.cost)
-        if step >= _SETTLED and by_row < k * sides.inputs.cost + d * sides.outputs.cost:
+        if step >= _SETTLED and asked.even and by_row < k * sides.inputs.cost + d * sides.outputs.cost:
             dtype = sides.momentum.dtype
             newest = sides.outputs.solve(asked.dz.to(dtype) / asked.scale).T @ sides.inputs.solve(asked.a.to(dtype))
             batch.sum_([newest])
