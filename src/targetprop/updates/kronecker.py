@@ -52,7 +52,8 @@ _PART = 4  # how many times as wide a side has to be for its directions to cost 
 class Kronecker(RememberingUpdate):
     """Both sides of each map's regression, momentum, and a trust region; see the head of this module.
 
-    Take SGD at rate 1 without momentum, a warm-up and a decay to zero.
+    Take SGD at rate 1 without momentum, a warm-up and a decay to zero. Its ``weight_decay`` is the share of the weights
+    that a step takes away, since ``.grad`` holds the change: it is decoupled, as in AdamW.
 
     Parameters that are not solved for, such as gains of norms and tables of vectors, take Adam's steps.
 
