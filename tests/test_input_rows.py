@@ -13,8 +13,9 @@ from targetprop.batch import Batch
 from targetprop.belief import Belief
 from targetprop.updates import input_rows as made
 from targetprop.updates import kronecker
-from targetprop.updates.asked import Common, Regression
+from targetprop.updates.asked import Common
 from targetprop.updates.input_rows import input_rows
+from targetprop.updates.one_use import OneUse
 from targetprop.updates.sides import Sides
 
 SAMPLES, FIRST = 6, "0"
@@ -33,7 +34,7 @@ CASES: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
 }
 
 
-def regression(case: str, *, labels: int) -> tuple[Regression, Tensor]:
+def regression(case: str, *, labels: int) -> tuple[OneUse, Tensor]:
     """Make what a map is asked, and the gradient of each sample and position by autograd, ``(n, t, k, d)``."""
     make, shape = CASES[case]
     torch.manual_seed(0)
@@ -48,7 +49,7 @@ def regression(case: str, *, labels: int) -> tuple[Regression, Tensor]:
         gradients = torch.autograd.grad(part, list(layer.parameters()), retain_graph=True)
         found.append(torch.cat([g.flatten(1) if g.dim() > 1 else g.unsqueeze(1) for g in gradients], 1))
     common = Common(Batch(SAMPLES), 1.0, labels=labels)
-    return Regression(use, torch.zeros_like(z), common, felt), torch.stack(found).unflatten(0, parts.shape)
+    return OneUse(use, torch.zeros_like(z), common, felt), torch.stack(found).unflatten(0, parts.shape)
 
 
 @pytest.mark.parametrize("case", [case for case in CASES if case != "one position"])

@@ -9,8 +9,10 @@
 [(0, None), (1, (0, 0)), (2, (1, 0))]
 """
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 from torch import Tensor
 
@@ -80,6 +82,11 @@ class Plan:
         """Whether what follows the last layer uses parameters, or values made from some, of the layers."""
         last = self.segments[-1]
         return bool(last.derived) or any(set(last.parameters) & set(layer.parameters) for layer in self.layers)
+
+    @cached_property
+    def times(self) -> Mapping[str, int]:
+        """How often a pass uses each weight, by its key."""
+        return Counter(site.key for segment in self.segments for call in segment.calls for site in call.sites)
 
 
 def make_plan(

@@ -29,6 +29,7 @@ class MapUse:
         input: the activations ``a``, detached; None where there are several.
         output: what names ``z`` to autograd; None where it has no gradient.
         call: the function, its positional and its keyword arguments; None where it is not to be repeated.
+        times: how often the pass uses the weight.
     """
 
     site: Site
@@ -38,6 +39,7 @@ class MapUse:
     input: Tensor | None
     output: Tensor | GradientEdge | None
     call: tuple[Callable[..., Any], Any, Mapping[str, Any]] | None = None
+    times: int = 1
 
     def is_end(self, y: Tensor) -> bool:
         """Say whether ``z`` is the output of its layer itself."""

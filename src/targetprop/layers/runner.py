@@ -174,7 +174,8 @@ class Runner(CountedMode):
             bias = bias_of(site, *given)
             bias = bias if isinstance(bias, nn.Parameter) and bias.requires_grad else None
             a = None if site.input is None else at(site.input, args, kwargs).detach()
-            maps.append(MapUse(site, weight, self._base(site, weight), bias, a, output, call))
+            times = self.plan.times[site.key]
+            maps.append(MapUse(site, weight, self._base(site, weight), bias, a, output, call, times))
         return out
 
     def _base(self, site: Site, weight: Tensor) -> Tensor:

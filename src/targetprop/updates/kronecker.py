@@ -55,6 +55,7 @@ class Kronecker(RememberingUpdate):
     Take SGD at rate 1 without momentum, a warm-up and a decay to zero. Its ``weight_decay`` is the share of the weights
     that a step takes away, since ``.grad`` holds the change: it is decoupled, as in AdamW.
 
+    The uses of a map that a pass uses several times, as a recurrent network does, are further positions of each sample.
     Parameters that are not solved for, such as gains of norms and tables of vectors, take Adam's steps.
 
     Beyond the targets, a map of ``d`` inputs and ``k`` outputs on ``n`` rows costs ``n d k + 2 ν n (d² + k²)``
@@ -93,7 +94,7 @@ class Kronecker(RememberingUpdate):
     every: int = 20
     decrease: float = 2.5
     limit: float = 1.3
-    rate: float = 1e-3
+    rate: float = 3e-3
     leading: float = 0.125
     most: int = 2048
     rows: int = 4096
@@ -171,7 +172,7 @@ class Kronecker(RememberingUpdate):
         if sides.momentum.shape != (asked.outputs, asked.inputs):  # the map has another size now, or no bias
             sides = self.memory(asked.inputs, asked.outputs, sides.momentum, top=sides.top)
             state[state_key(asked.name)] = sides
-        if asked.felt is not None:
+        if asked.drawn:
             stride = self._stride(asked)
             rows = input_rows(asked, sides.momentum.dtype, int(sides.steps), self.rows, stride)
             sides.inputs.observe(rows, asked.common.batch, asked.independent)

@@ -10,9 +10,11 @@ from torch import Tensor, nn
 
 from targetprop.layers import Layer, LayerRecord, MapUse, Network, Record, Wanted
 from targetprop.settings import check_ranges
-from targetprop.updates.asked import Common, Regression, is_solved
+from targetprop.updates.asked import Common, Regression
 from targetprop.updates.base import Update, state_key
 from targetprop.updates.local_gradients import LayerChange, LocalGradients
+from targetprop.updates.one_use import OneUse, is_solved
+from targetprop.updates.several_uses import SeveralUses
 
 _ELEMENTWISE = {
     "relu", "relu6", "leaky_relu", "elu", "celu", "selu", "gelu", "silu", "mish", "softplus", "tanh", "sigmoid",
@@ -27,9 +29,10 @@ Pullback = Literal["inverse", "transpose"]
 class LinearUpdate(Update):
     r"""An update with a closed form for linear maps, ``z = W a + b``; gradients for the rest.
 
-    Solved for is every map whose weight is a parameter that is used once: products, and convolutions of one group by
-    their patches. What follows a map in its layer is linearised: ``Δz = J_σᵀ Δ`` ("transpose") or, for elementwise
-    functions, ``Δz = σ' Δ / (σ'² + μ)`` ("inverse").
+    Solved for is every map whose weight is a parameter that its layer uses once, and by updates with a state for each
+    map one that is used several times, with all its uses together: products, and convolutions of one group by their
+    patches. What follows a map in its layer is linearised: ``Δz = J_σᵀ Δ`` ("transpose") or, for elementwise functions,
+    ``Δz = σ' Δ / (σ'² + μ)`` ("inverse").
 
     Attributes:
         pullback: how ``Δ_l`` is carried to the map's own output.
@@ -69,6 +72,7 @@ class LinearUpdate(Update):
     def gradients(self, layers: Iterable[LayerChange], common: Common, state: nn.ModuleDict) -> LocalGradients:
         """Solve for the linear maps of each layer, from the top down; see `Update.gradients`."""
         found, left, keys = LocalGradients(), LocalGradients(), {}
+        several, lowest = dict[str, list[OneUse]](), dict[str, str]()
         for change in layers:
             layer, uses = change.layer, change.layer.maps
             solved, rest = self.split(layer, state)
@@ -78,9 +82,17 @@ class LinearUpdate(Update):
             asked, gradients = self._pull(change, rest)
             left.note(layer.name, rest, gradients)
             keys |= {p: rest_key(layer, p) for p in rest}  # what several layers have is the lowest one's
-            for use, yes, dz, s in zip(uses, solved, asked, drawn, strict=True):
-                if yes and dz is not None:
-                    self._note(found, layer, use, dz, s, common, state)
+            for use, yes, dz, s in reversed(list(zip(uses, solved, asked, drawn, strict=True))):
+                if not yes or dz is None:
+                    continue
+                one = OneUse(use, dz, common, s)
+                if use.times > 1 and self.remembers:
+                    several.setdefault(one.name, []).append(one)
+                    lowest[one.name] = layer.name
+                else:
+                    self._note(found, layer.name, one, use, state)
+        for name, parts in several.items():
+            self._note(found, lowest[name], SeveralUses(parts[::-1], common), parts[0].use, state)
         for p, asked_of_all in left.values.items():
             found.note(left.names[p], [p], [self.step_rest(keys[p], asked_of_all, common, state)])
         return found
@@ -131,21 +143,18 @@ class LinearUpdate(Update):
             state: what `build` returned.
 
         Returns:
-            Whether it is a parameter that is used once, on rows of one input.
+            Whether it is a parameter that the layer uses once, on rows of one input.
         """
         return is_solved(use) and sum(other.weight is use.weight for other in uses) == 1
 
-    def _note(
-        self, found: LocalGradients, layer: LayerRecord, use: MapUse, dz: Tensor, drawn: Tensor | None, common: Common,
-        state: Any,
-    ) -> None:  # fmt: skip
-        change = self.solve(Regression(use, dz, common, drawn), state)
+    def _note(self, found: LocalGradients, layer: str, asked: Regression, use: MapUse, state: nn.ModuleDict) -> None:
+        change = self.solve(asked, state)
         if use.bias is not None:
-            found.note(layer.name, [use.bias], [_through_hooks(use.bias, change[:, -1].neg().to(use.bias.dtype))])
+            found.note(layer, [use.bias], [_through_hooks(use.bias, change[:, -1].neg().to(use.bias.dtype))])
             change = change[:, :-1]
         change = -change  # in memory of its own, without gaps
         change = change.T if use.site.kind == "matmul" else change.reshape(use.weight.shape)
-        found.note(layer.name, [use.weight], [_through_hooks(use.weight, change.to(use.weight.dtype))])
+        found.note(layer, [use.weight], [_through_hooks(use.weight, change.to(use.weight.dtype))])
 
     def _pull(
         self, change: LayerChange, rest: Sequence[Tensor]

@@ -1,7 +1,6 @@
 """Updates that remember something of every linear map that they solve for."""
 
 from abc import abstractmethod
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -9,9 +8,9 @@ from torch import Tensor, nn
 
 from targetprop.finite import check_digits
 from targetprop.layers import MapUse, Network, Record
-from targetprop.updates.asked import is_solved
 from targetprop.updates.base import state_key
 from targetprop.updates.linear import LinearUpdate
+from targetprop.updates.one_use import are_solved, map_shape
 
 
 @dataclass(frozen=True)
@@ -26,16 +25,15 @@ class RememberingUpdate(LinearUpdate):
     def build(self, network: Network, example: Record) -> nn.ModuleDict:
         """Make a state for every map that is solved for; see `Update.build`."""
         check_digits((p for layer in network.layers for p in layer.parameters()), self.name.replace("-", " "))
-        state, times = super().build(network, example), Counter(use.site.key for use in example.uses())
+        state, top, uses = super().build(network, example), example.layers[-1], dict[str, list[MapUse]]()
         for layer in example.layers:
             for use in layer.maps:
-                if is_solved(use) and times[use.site.key] == 1:
-                    weight, matmul = use.weight.detach(), use.site.kind == "matmul"
-                    inputs = len(weight) if matmul else weight[0].numel()
-                    outputs = weight.shape[1] if matmul else len(weight)
-                    top = layer is example.layers[-1] and use.is_end(layer.y)
-                    memory = self.memory(inputs + (use.bias is not None), outputs, weight, top=top)
-                    state[state_key(use.site.key)] = memory
+                uses.setdefault(use.site.key, []).append(use)
+        for key, own in uses.items():
+            if are_solved(own):
+                (outputs, inputs), first = map_shape(own[0]), own[0]
+                is_top = len(own) == 1 and first in top.maps and first.is_end(top.y)
+                state[state_key(key)] = self.memory(inputs, outputs, first.weight.detach(), top=is_top)
         return state
 
     @abstractmethod
