@@ -1,6 +1,7 @@
 """Maps that a pass uses several times, against the same map used once, and against autograd."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -14,7 +15,8 @@ from targetprop.updates import kronecker
 
 SAMPLES, PLACES, WIDTH = 12, 3, 4
 EXACT = tp.Exact(w=0.0, damping=1.0)
-UPDATES = [tp.LeastSquares(), tp.Kronecker(observe=2, every=2)]
+UNBOUNDED = tp.Kronecker(observe=2, every=2, limit=1e9)
+UPDATES = [tp.LeastSquares(), UNBOUNDED]
 
 
 class Twin(nn.Module):
@@ -86,9 +88,9 @@ def train(net: nn.Module, x: Tensor, labels: int, update: Any) -> Tensor:
     ("update", "settled"),
     [
         (tp.LeastSquares(), 100),
-        (tp.Kronecker(observe=2, every=2), 100),
-        (tp.Kronecker(observe=2, every=2), 2),
-        (tp.Kronecker(observe=2, every=2, rows=2 * SAMPLES), 100),  # of every second place
+        (UNBOUNDED, 100),
+        (UNBOUNDED, 2),
+        (replace(UNBOUNDED, rows=2 * SAMPLES), 100),  # of every second place
     ],
     ids=["least-squares", "kronecker", "settled", "few rows"],
 )
@@ -108,9 +110,22 @@ def test_uses_one_by_one_are_as_one_use_of_all_places(
     torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-12)
 
 
-@pytest.mark.parametrize(
-    "update", [tp.LeastSquares(), tp.Kronecker(observe=2, every=2)], ids=["least-squares", "kronecker"]
-)
+def test_changes_of_several_uses_count_as_those_of_noise(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Belief, "draw", lambda _, output, *rest: rand(*output.shape, seed=2))
+    update, x = tp.Kronecker(decrease=1e9, limit=1e-3), rand(SAMPLES, PLACES, 2, seed=1)
+    moved = []
+    for apart in (True, False):
+        torch.manual_seed(0)
+        map_ = nn.Linear(2, WIDTH)
+        net, method = Twin(map_, apart=apart).to(DTYPE), tp.method("kronecker", decoder=EXACT, update=update)
+        engine = tp.TargetPropagation(net, nn.CrossEntropyLoss(), example_input=x, method=method, seed=0)
+        engine.backward(x, torch.arange(SAMPLES) % 3)
+        assert map_.weight.grad is not None and map_.bias.grad is not None
+        moved.append(float((x @ map_.weight.grad.T + map_.bias.grad).square().mean().sqrt()))
+    assert moved == pytest.approx([1e-3 / 2 / PLACES**0.5, 1e-3 / 2])  # two maps share the limit
+
+
+@pytest.mark.parametrize("update", UPDATES, ids=["least-squares", "kronecker"])
 def test_a_label_for_each_place(update: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Belief, "draw", lambda _, output, *rest: rand(*output.shape, seed=2))
     x, labels = rand(SAMPLES, PLACES, 2, seed=1), SAMPLES * PLACES
@@ -134,9 +149,7 @@ class Some(nn.Module):
         return self.last(h.new_zeros(len(x), WIDTH).index_add(0, owners, h))
 
 
-@pytest.mark.parametrize(
-    "update", [tp.LeastSquares(), tp.Kronecker(observe=2, every=2)], ids=["least-squares", "kronecker"]
-)
+@pytest.mark.parametrize("update", UPDATES, ids=["least-squares", "kronecker"])
 def test_rows_that_are_not_shared_out_evenly_count_as_samples(update: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Belief, "draw", lambda _, output, *rest: rand(*output.shape, seed=2))
     x = rand(SAMPLES, PLACES, 2, seed=1)

@@ -69,6 +69,11 @@ class Regression(ABC):
 
     @property
     @abstractmethod
+    def times(self) -> int:
+        """How often the pass uses the map."""
+
+    @property
+    @abstractmethod
     def drawn(self) -> bool:
         """Whether it is known what drawn labels ask for."""
 

@@ -9,9 +9,10 @@ decoders as ``δ``: then ``A ⊗ G`` is the map's block of the Fisher matrix, as
 arXiv:1503.05671), and every number of it is local to the layer. Where all positions of a sample have one label, as
 under a convolution, ``A = E[gᵀ g]/m_A`` with ``g = Σ s aᵀ`` over them; see `targetprop.updates.input_rows`. The step is
 
-    ``ΔW = min(ρ e / D, r / c) C / L``,   ``D = ⟨Σ δ aᵀ/n, N⟩``,   ``c`` the root mean square of ``N a``
+    ``ΔW = min(ρ e / D, r / c) C / L``,   ``D = ⟨Σ δ aᵀ/n, N⟩``,   ``c² = u E[(N a)²]``
 
-with ``e`` how far the loss is above the least of any output, and ``L`` the number of maps. A change ``N`` of the map
+with ``e`` how far the loss is above the least of any output, ``L`` the number of maps, and ``u`` how often the pass uses
+this one: what its uses change adds up like noise. A change ``N`` of the map
 lowers the loss by ``D`` to first order, so this is Polyak's step, as for stochastic gradients (Loizou et al. 2021,
 arXiv:2002.10542), in the metric of the factors. It has no units. Of a quadratic function ``D = 2 e`` without noise, so
 ``ρ = 2`` is then Newton's step; where noise is most of ``N``, it is most of ``D``, and the step is short. ``e`` and
@@ -75,7 +76,8 @@ class Kronecker(RememberingUpdate):
         every: steps that one inverse serves; fewer in the beginning.
         decrease: ``ρ``, what a step is to lower the loss by if its newest part held for all samples, in units of ``e``;
             2 is Newton's step where there is no noise.
-        limit: ``r``, largest root mean square of the change of a map's outputs, of all maps together.
+        limit: ``r``, largest root mean square of the change of a map's outputs, of all maps together; over ``√u`` for a
+            map that is used ``u`` times.
         rate: step of each number of the parameters that are not solved for.
         leading: ``ν``, share of the directions of a side that are told apart, 48 at least; the others have one value.
             Sides of few units keep all; with 0 every side does.

@@ -49,6 +49,11 @@ class OneUse(Regression):
         return self._each > 0 or not len(self.wanted)
 
     @property
+    def times(self) -> int:
+        """See `Regression.times`."""
+        return 1
+
+    @property
     def drawn(self) -> bool:
         """See `Regression.drawn`."""
         return self.felt is not None

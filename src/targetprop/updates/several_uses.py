@@ -43,6 +43,11 @@ class SeveralUses(Regression):
         return all(part.even for part in self.parts)
 
     @property
+    def times(self) -> int:
+        """See `Regression.times`."""
+        return len(self.parts)
+
+    @property
     def drawn(self) -> bool:
         """See `Regression.drawn`."""
         return all(part.drawn for part in self.parts)
