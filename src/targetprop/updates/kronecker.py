@@ -11,12 +11,12 @@ under a convolution, ``A = E[gᵀ g]/m_A`` with ``g = Σ s aᵀ`` over them; see
 
     ``ΔW = min(ρ e / D, r / c) C / L``,   ``D = ⟨Σ δ aᵀ/n, N⟩``,   ``c² = u E[(N a)²]``
 
-with ``e`` how far the loss is above the least of any output, ``L`` the number of maps, and ``u`` how often the pass uses
-this one: what its uses change adds up like noise. A change ``N`` of the map
-lowers the loss by ``D`` to first order, so this is Polyak's step, as for stochastic gradients (Loizou et al. 2021,
-arXiv:2002.10542), in the metric of the factors. It has no units. Of a quadratic function ``D = 2 e`` without noise, so
-``ρ = 2`` is then Newton's step; where noise is most of ``N``, it is most of ``D``, and the step is short. ``e`` and
-``D`` are averaged like ``C``. ``r`` bounds the change of the outputs in their own units, in the beginning above all.
+with ``e`` how far the loss is above the least of any output, ``L`` the number of maps, and ``u`` how often the pass
+uses this one: what its uses change adds up like noise. A change ``N`` of the map lowers the loss by ``D`` to first
+order, so this is Polyak's step, as for stochastic gradients (Loizou et al. 2021, arXiv:2002.10542), in the metric of
+the factors. It has no units. Of a quadratic function ``D = 2 e`` without noise, so ``ρ = 2`` is then Newton's step;
+where noise is most of ``N``, it is most of ``D``, and the step is short. ``e`` and ``D`` are averaged like ``C``. ``r``
+bounds the change of the outputs in their own units, in the beginning above all.
 """
 
 from collections.abc import Iterable
