@@ -60,8 +60,7 @@ class Length:
         excess, decrease = left.lerp_(now, 1 - self.momentum).unbind()
         tiny = torch.finfo(now.dtype).tiny
         polyak = excess / decrease.clamp(min=tiny)
-        each = sqrt(rows * len(newest) / asked.times)
-        bound = square.clamp(min=tiny).rsqrt() * (self.limit * each / self.decrease)
+        bound = square.clamp(min=tiny).rsqrt() * (self.limit * sqrt(rows * len(newest) / asked.times) / self.decrease)
         return polyak.minimum(bound) * (self.decrease / self.maps)
 
 
