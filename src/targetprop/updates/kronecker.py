@@ -96,7 +96,7 @@ class Kronecker(RememberingUpdate):
     every: int = 20
     decrease: float = 2.5
     limit: float = 1.3
-    rate: float = 6e-3
+    rate: float = 3e-3
     leading: float = 0.125
     most: int = 2048
     rows: int = 4096
