@@ -19,9 +19,11 @@ from targetprop.bench.problems import (
     Convolutions,
     DigitsAutoencoder,
     Narrow,
+    Recurrent,
     Regression,
 )  # fmt: skip
 from targetprop.bench.problems.characters import library_text
+from targetprop.bench.problems.recurrent import RowReader
 from targetprop.bench.results import Outcome, format_table, rows
 from targetprop.bench.run import History, train
 from targetprop.bench.timing import Times, alternate
@@ -246,6 +248,21 @@ def test_command_describes_itself(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["bench", "--help"]) == 0
     text = capsys.readouterr().out
     assert all(name in text for name in (*PROBLEMS, *COMPETITORS))
+
+
+def test_rows_are_read_as_a_recurrent_network_of_torch_does() -> None:
+    problem = Recurrent(width=6)
+    task, network = problem.load(), problem.network(0)
+    assert isinstance(network, RowReader)
+    expected = torch.nn.RNN(8, 6, batch_first=True)
+    maps = {"ih": network.row, "hh": network.state}
+    expected.load_state_dict(
+        {f"{part}_{key}_l0": getattr(map_, part) for key, map_ in maps.items() for part in ("weight", "bias")}
+    )
+    x = task.x[:5]
+    assert x.flatten(1).equal(Narrow().load().x[:5])
+    torch.testing.assert_close(network(x), network.out(expected(x)[0][:, -1]))
+    torch.testing.assert_close(network.state.weight @ network.state.weight.T, torch.eye(6))
 
 
 def test_windows_of_characters_ask_for_the_next_one() -> None:
