@@ -19,12 +19,29 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 import targetprop as tp
-from cases import LOSSES, NETWORKS, gradients, parameters, rand
+from cases import LOSSES, NETWORKS, Network, gradients, parameters, rand
 from targetprop.influence import Influence
 from targetprop.updates import kronecker
 
 # Samples of each step: two ranks hold as many, one more on the first, and none on the second.
 STEPS = (12, 7, 1, 9)
+
+
+class Recurrent(nn.Module):
+    """Uses two of its three maps at every step of a sequence."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.read, self.state, self.last = nn.Linear(4, 5), nn.Linear(5, 5), nn.Linear(5, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = x.new_zeros(len(x), 5)
+        for row in x.unbind(1):
+            h = torch.tanh(self.read(row) + self.state(h))
+        return self.last(h)
+
+
+ALL = NETWORKS | {"recurrent": Network(Recurrent, (3, 4))}
 
 
 def cases() -> dict[str, tuple[str, Any, str]]:
@@ -50,6 +67,8 @@ def cases() -> dict[str, tuple[str, Any, str]]:
         ),
         "kronecker of convolutions": ("convolutions", tp.method("kronecker"), "squared error"),
         "kronecker of sequences": ("sequences", tp.method("kronecker"), "squared error"),
+        "kronecker of a recurrent network": ("recurrent", tp.method("kronecker"), "cross-entropy"),
+        "least squares of a recurrent network": ("recurrent", tp.method("least-squares"), "cross-entropy"),
         "Gauss-Newton": ("tanh", tp.method("drl", output_target=tp.GaussNewtonStep()), "cross-entropy"),
         "backprop of convolutions": ("convolutions", tp.method("backprop"), "cross-entropy, weights"),
     }  # fmt: skip
@@ -62,7 +81,7 @@ def steps(case: tuple[str, Any, str], group: Any, rank: int = 0, size: int = 1) 
 
     Only rank 0 knows the seed: the others have to be told.
     """
-    network, method, loss = NETWORKS[case[0]], case[1], LOSSES[case[2]]
+    network, method, loss = ALL[case[0]], case[1], LOSSES[case[2]]
     model = network.build(seed=rank)
     example = network.batch()
     engine = tp.TargetPropagation(
