@@ -207,3 +207,18 @@ def test_a_weight_that_is_used_as_two_maps_is_not_solved_for() -> None:
     (expected,) = torch.autograd.grad(nn.functional.mse_loss(net(x), y), [net.map.weight])
     assert net.map.weight.grad is not None
     torch.testing.assert_close(net.map.weight.grad, expected, rtol=1e-6, atol=1e-9)
+
+
+def test_a_weight_that_the_loss_uses_too_is_not_solved_for() -> None:
+    torch.manual_seed(0)
+    first, last = nn.Linear(2, WIDTH), nn.Linear(WIDTH, WIDTH)
+    net, x = nn.Sequential(first, nn.Tanh(), last, nn.Tanh()).to(DTYPE), rand(SAMPLES, 2)
+
+    def loss(h: Tensor, y: None) -> Tensor:
+        return h.square().mean() + last(h).square().mean()
+
+    method = tp.Method(decoder=EXACT, update=tp.LeastSquares(unit_scale=False))
+    tp.TargetPropagation(net, loss, example_input=x, method=method, seed=0).backward(x, None)
+    (expected,) = torch.autograd.grad(loss(net(x), None), [last.weight])
+    assert last.weight.grad is not None
+    torch.testing.assert_close(last.weight.grad, expected, rtol=1e-6, atol=1e-9)
