@@ -14,12 +14,13 @@ def pytest_collection_finish() -> None:
     gc.enable()
 
 
-@pytest.fixture
-def no_curves(monkeypatch):
-    """Leave out a run's curves, which take longer to draw than a small run takes to train."""
+@pytest.fixture(autouse=True)
+def no_curves(request, monkeypatch):
+    """Leave out the curves of runs, but for tests marked ``curves``: a picture takes longer than a small run trains."""
     from targetprop.experiments import recorder  # late, since xdist's own process reads this file too
 
-    monkeypatch.setattr(recorder, "draw_curves", lambda run: run)
+    if request.node.get_closest_marker("curves") is None:
+        monkeypatch.setattr(recorder, "draw_curves", lambda run: run)
 
 
 @pytest.fixture

@@ -19,7 +19,6 @@ from targetprop.runs import atomic, checkpoint
 from targetprop.runs.atomic import write_atomic
 from targetprop.runs.checkpoint import has_checkpoint, load_checkpoint, save_checkpoint
 
-pytestmark = pytest.mark.usefixtures("no_curves")
 SMALL = "--network.widths 12 12 --batch_size 256 --log_every 4 --device cpu".split()
 
 

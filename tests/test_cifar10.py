@@ -16,7 +16,6 @@ from targetprop.experiments.errors import CommandError
 from targetprop.experiments.main import main
 from targetprop.experiments.networks import Dense
 
-pytestmark = pytest.mark.usefixtures("no_curves")
 NAMES = [*(f"data_batch_{i}.bin" for i in range(1, 6)), "test_batch.bin"]
 
 

@@ -44,6 +44,7 @@ def inside_tmp_path(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
 
+@pytest.mark.curves
 def test_without_arguments_it_learns_the_digits(tmp_path, capsys):
     assert main(["train"]) == 0
     folder = Path("runs/l-drl-digits-s0")
@@ -65,7 +66,6 @@ def test_without_arguments_it_learns_the_digits(tmp_path, capsys):
     assert output.err.count("\n") == 30 and "epoch 30/30: loss " in output.err
 
 
-@pytest.mark.usefixtures("no_curves")
 def test_a_run_that_inverts_reports_what_its_inverses_miss(tmp_path):
     assert run("--method", "iterated", "--epochs", 2) == 0
     (folder,) = Path("runs").iterdir()
@@ -73,7 +73,6 @@ def test_a_run_that_inverts_reports_what_its_inverses_miss(tmp_path):
     assert all(0 < line["residual"] < 1.05 for line in lines if line["kind"] == "step")
 
 
-@pytest.mark.usefixtures("no_curves")
 def test_terminal_gets_a_bar_with_numbers_and_time_left(monkeypatch, capsys):
     monkeypatch.setenv("FORCE_COLOR", "1")
     monkeypatch.setenv("COLUMNS", "160")
@@ -83,7 +82,6 @@ def test_terminal_gets_a_bar_with_numbers_and_time_left(monkeypatch, capsys):
         assert word in bar
 
 
-@pytest.mark.usefixtures("no_curves")
 def test_backprop_is_the_plain_loop(tmp_path):
     assert run(*SMALL, "--method", "backprop", "--epochs", 2, "--out", "run") == 0
     torch.manual_seed(0)
@@ -100,7 +98,6 @@ def test_backprop_is_the_plain_loop(tmp_path):
         torch.testing.assert_close(saved[f"model/{name}"], value)
 
 
-@pytest.mark.usefixtures("no_curves")
 def test_config_file_repeats_the_run_bit_for_bit():
     assert run(*SMALL, "--method", "l-drl", "--seed", 3, "--inversion.rule", "output-space", "--out", "a") == 0
     assert run("--config", "a/config.yaml", "--out", "b") == 0
@@ -292,7 +289,6 @@ def test_run_that_diverges_is_marked_as_failed(capsys):
     assert summary["status"] == "failed" and "NaN or infinite" in summary["reason"] and summary["epochs"] == 0
 
 
-@pytest.mark.usefixtures("no_curves")
 def test_run_whose_loss_has_grown_says_so(capsys):
     assert run(*SMALL, "--method", "backprop", "--optimizer.name", "sgd", "--optimizer.lr", "30", "--out", "run") == 0
     summary = json.loads(Path("run/summary.json").read_text())
@@ -301,7 +297,6 @@ def test_run_whose_loss_has_grown_says_so(capsys):
     assert f"finished, but {summary['reason']}" in capsys.readouterr().out
 
 
-@pytest.mark.usefixtures("no_curves")
 def test_second_run_gets_its_own_folder():
     assert run(*SMALL) == 0
     before = hashes(Path("runs/l-drl-digits-s0"))
@@ -310,6 +305,7 @@ def test_second_run_gets_its_own_folder():
     assert hashes(Path("runs/l-drl-digits-s0")) == before
 
 
+@pytest.mark.curves
 def test_curves_are_drawn_from_the_folder_alone():
     assert run(*SMALL, "--out", "run") == 0
     drawn = Path("run/curves.png").read_bytes()

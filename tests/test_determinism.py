@@ -13,7 +13,6 @@ from targetprop.experiments.deterministic import deterministic
 from targetprop.experiments.errors import CommandError
 from targetprop.experiments.main import main
 
-pytestmark = pytest.mark.usefixtures("no_curves")
 SMALL = "train --network.widths 12 --data.limit 128 --batch_size 64 --epochs 1 --device cpu".split()
 
 

@@ -23,7 +23,6 @@ from targetprop.experiments.random_state import begin_random_stream, random_stat
 from targetprop.experiments.state import TrainState
 from targetprop.runs.checkpoint import load_checkpoint
 
-pytestmark = pytest.mark.usefixtures("no_curves")
 SCRIPT = Path(__file__).with_name("ranks_command.py")
 TIMEOUT = 4.0  # seconds that a rank waits for one that is frozen
 # 1437 samples in batches of 359: the last one has a single sample, and rank 1 no part in it. The ranks agree after each

@@ -278,7 +278,6 @@ def test_a_run_goes_on_after_skipped_steps_and_counts_them(tmp_path, spoil, caps
     assert summary["train_loss"] > 0 and "diverged" in metrics[0] and "fallback" in metrics[0]
 
 
-@pytest.mark.usefixtures("no_curves")
 def test_too_many_skipped_steps_stop_the_run_with_the_reason(tmp_path, spoil, capsys) -> None:
     spoil(2, 4, 5, 6)
     assert main([*SMALL, "--epochs", "9", "--max_skipped", "3", "--out", str(tmp_path)]) == 1
@@ -296,7 +295,6 @@ def test_weights_that_overflow_are_named_by_their_layer(tmp_path) -> None:
     assert summary["reason"].startswith("2 steps in a row were skipped: layer ")
 
 
-@pytest.mark.usefixtures("no_curves")
 def test_skipped_steps_are_remembered_by_a_run_that_goes_on(tmp_path, spoil) -> None:
     spoil(4, 5)
     assert main([*SMALL, "--epochs", "1", "--max_skipped", "2", "--out", str(tmp_path)]) == 0

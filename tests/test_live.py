@@ -99,7 +99,6 @@ def expected(run: Path, name: str) -> list[tuple[int, float]]:
     return [(line["step"], line[name]) for line in metrics(run) if line.get(name) is not None]
 
 
-@pytest.mark.usefixtures("no_curves")
 def test_csv_holds_the_metrics_also_of_a_run_that_goes_on(tmp_path):
     run = tmp_path / "run"
     assert train(*SMALL, "--method", "iterated", "--logger", "csv", "--out", run) == 0
@@ -115,7 +114,6 @@ def test_csv_holds_the_metrics_also_of_a_run_that_goes_on(tmp_path):
     assert "batch_size: 256" in (run / "csv/version_0/hparams.yaml").read_text()
 
 
-@pytest.mark.usefixtures("no_curves")
 def test_tensorboard_holds_the_metrics_also_from_before_it_was_asked_for(tmp_path):
     run = tmp_path / "run"
     assert train(*SMALL, "--out", run) == 0
@@ -169,7 +167,6 @@ def wandb(monkeypatch) -> type[Service]:
     return Service
 
 
-@pytest.mark.usefixtures("no_curves")
 def test_weights_and_biases_hears_of_the_metrics_and_the_end(wandb, tmp_path):
     run = tmp_path / "run"
     assert train(*SMALL, "--logger", "wandb", "--out", run) == 0

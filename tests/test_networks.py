@@ -228,7 +228,6 @@ def test_the_mean_over_a_sequence_is_decoded_by_its_transpose_or_pseudo_inverse(
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-@pytest.mark.usefixtures("no_curves")
 def test_every_network_learns_the_digits_by_back_propagation(tmp_path, capsys, name):
     words = (
         f"train --method backprop --network.name {name} {SMALL[name]} --optimizer.lr 0.01 --batch_size 16 --epochs 1"

@@ -67,7 +67,7 @@ def test_closed_streams_are_no_error(tmp_path):
     assert subprocess.run(["sh", "-c", command], cwd=tmp_path, check=False).returncode == 0
 
 
-def test_a_finished_run_stays_finished_and_one_that_nobody_watches_can_go_on(ended, no_curves, capsys):
+def test_a_finished_run_stays_finished_and_one_that_nobody_watches_can_go_on(ended, capsys):
     folder, found = ended
     assert found["finished"].code == 141 and "Error" not in found["finished"].stderr
     assert read_status(folder / "finished").word == "finished"

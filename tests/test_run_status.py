@@ -17,7 +17,6 @@ from targetprop.runs import status
 from targetprop.runs.lock import hold
 from targetprop.runs.status import is_held, read_status
 
-pytestmark = pytest.mark.usefixtures("no_curves")
 SMALL = "--network.widths 6 --batch_size 256 --data.limit 512 --device cpu --epochs 1".split()
 
 

@@ -9,7 +9,6 @@ from safetensors.torch import load_file
 from torch import nn
 from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, LRScheduler, SequentialLR
 
-from targetprop.experiments import recorder
 from targetprop.experiments.data import Digits
 from targetprop.experiments.main import main
 from targetprop.experiments.networks import Dense
@@ -22,11 +21,6 @@ RECIPE = (
     "--schedule.name cosine --schedule.warmup 0.2 --optimizer.name sgd --optimizer.nesterov true"
     " --optimizer.weight_decay 0.001"
 ).split()
-
-
-@pytest.fixture(autouse=True)
-def no_curves(monkeypatch):
-    monkeypatch.setattr(recorder, "draw_curves", lambda path: path)
 
 
 def optimizer(lr: float = 0.3) -> torch.optim.Optimizer:

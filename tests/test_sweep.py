@@ -234,7 +234,7 @@ def test_a_run_that_diverges_is_an_infinite_value(tmp_path, quick):
 
 
 @pytest.fixture
-def forked(monkeypatch, no_curves) -> list[Path]:
+def forked(monkeypatch) -> list[Path]:
     """Fork this process, which is faster than a new one, and note what would be compared."""
     compared: list[Path] = []
     for name in process._IMPORTED:
