@@ -27,7 +27,8 @@ demo: env ## train on the embedded data by the paper's method; writes runs/demo 
 	@rm -rf runs/demo
 	$(BIN)/targetprop train --method iterated --out runs/demo
 
-test: env lint types check ## linters, types, doctests, examples and tests
+test: env lint ## linters, types, doctests, examples and tests: some minutes on 2 cores
+	@$(MAKE) --no-print-directory -j 2 types check
 
 lint: env
 	$(BIN)/ruff check .

@@ -24,6 +24,13 @@ def no_curves(request, monkeypatch):
 
 
 @pytest.fixture
+def new_objects():
+    """Let the garbage collector know only of what the test makes, and not of all that is imported."""
+    gc.collect()
+    gc.freeze()
+
+
+@pytest.fixture
 def short_trials(monkeypatch):
     """Let the trials of an inspection be short, where what they find is not looked at closely."""
     from targetprop.diagnostics import inverse_quality

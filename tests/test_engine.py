@@ -342,7 +342,7 @@ def test_an_engine_that_cannot_work_is_refused(build, error, message: str) -> No
 
 
 @pytest.mark.parametrize("name", [*METHODS, "least squares"])
-def test_no_tensor_outlives_its_step(name: str) -> None:
+def test_no_tensor_outlives_its_step(new_objects, name: str) -> None:
     net = network()
     engine, x = make(net, VARIANTS[name]), rand(6, 2, 2)
 

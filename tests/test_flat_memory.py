@@ -16,12 +16,12 @@ finally:
 
 
 @pytest.mark.parametrize("method", tp.METHODS)
-def test_steps_leave_no_tensor_behind(method: str) -> None:
+def test_steps_leave_no_tensor_behind(new_objects, method: str) -> None:
     found = flat_memory.growth(method, 12, [6, 8, 8, 3], 8)
     assert found["tensors"] == 0 and found["skipped"] == 0
 
 
-def test_a_leak_is_seen(monkeypatch) -> None:
+def test_a_leak_is_seen(new_objects, monkeypatch) -> None:
     kept, backward = [], tp.TargetPropagation.backward
 
     def leaking(engine, x, y, *, measure=False):

@@ -222,7 +222,7 @@ def test_the_baseline_takes_the_same_models(name: str) -> None:
         torch.testing.assert_close(gradients(model)[key], gradient)
 
 
-def test_steps_leave_nothing_behind() -> None:
+def test_steps_leave_nothing_behind(new_objects) -> None:
     """No tensor outlives its step, without the help of the garbage collector."""
     model, x, y = made("vit")
     engine = tp.TargetPropagation(model, cases()["vit"].loss, example_input=x, method="krylov", seed=0)
