@@ -14,6 +14,17 @@ def pytest_collection_finish() -> None:
     gc.enable()
 
 
+@pytest.fixture(scope="session", autouse=True)
+def quick_seeds():
+    """Seed the CPU alone where there is nothing else: PyTorch notes the stack for each kind of GPU, in 1 ms."""
+    import torch
+
+    with pytest.MonkeyPatch.context() as patch:
+        if torch.accelerator.current_accelerator() is None:
+            patch.setattr(torch, "manual_seed", torch.default_generator.manual_seed)
+        yield
+
+
 @pytest.fixture(autouse=True)
 def no_curves(request, monkeypatch):
     """Leave out the curves of runs, but for tests marked ``curves``: a picture takes longer than a small run trains."""

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 import targetprop as tp
 from cases import gradients, rand
+from targetprop.forward import run_example
 
 METHODS = list(tp.METHODS)
 LOSS = nn.CrossEntropyLoss()
@@ -112,6 +113,20 @@ def test_building_an_engine_draws_nothing_from_the_users_random_numbers() -> Non
     before = torch.get_rng_state()
     make(net, "krylov")
     assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("gpu", [None, torch.device("cuda")])
+def test_building_an_engine_seeds_no_gpu_that_is_used_later(monkeypatch, gpu) -> None:
+    """Which ``torch.manual_seed`` does, in advance."""
+    net, told = network(), []
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", told.append)
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda: gpu)
+    engine = tp.TargetPropagation(net, LOSS, example_input=rand(6, 2, 2), method="dtp", seed=7)
+    assert told == []
+    torch.random.manual_seed(7)  # since conftest.py has its own
+    again = engine.method.decoder.build(engine.network, run_example(engine.network, rand(6, 2, 2)), {})
+    built = zip(engine.bank.parameters(), again.parameters(), strict=True)
+    assert told == [7] and all(torch.equal(one, other) for one, other in built)
 
 
 def test_the_seed_decides_everything() -> None:

@@ -29,6 +29,7 @@ from targetprop.layers import (
     Reduction,
     check_given,
     check_whereabouts,
+    forked_random_states,
     whereabouts,
 )
 from targetprop.layers.loss import modules_of
@@ -136,8 +137,7 @@ class TargetPropagation:
         with evaluating(self.network.modules()):
             example = run_example(self.network, example_input)
             check_sweeps(self.method, len(self.network))
-            with torch.random.fork_rng(devices=[] if first.device.type == "cpu" else None):
-                torch.manual_seed(seed % 2**63)
+            with forked_random_states(seed % 2**63):
                 self.bank = self.method.decoder.build(self.network, example, decoders or {})
         trainable = [p for p in self.bank.parameters() if p.requires_grad]
         make = decoder_optimizer or self.method.decoder.make_optimizer

@@ -39,7 +39,7 @@ from targetprop.diagnostics.angles import (
 from targetprop.diagnostics.inverse_quality import InverseQuality, asked_inverse, measure_inverse
 from targetprop.engine import TargetPropagation
 from targetprop.inversion import Status, sample_norm
-from targetprop.layers import Record
+from targetprop.layers import Record, forked_random_states
 from targetprop.layers.undone import evaluating
 from targetprop.targets import Targets, propagate
 
@@ -109,7 +109,7 @@ def inspect_targets(
     if len(x) == 0:
         raise ValueError("the batch is empty; give at least one sample")
     method = engine.method
-    with _left_as_it_was(engine, x), torch.enable_grad():
+    with _left_as_it_was(engine), torch.enable_grad():
         record = engine.record(x)
         change = method.output_target(record.output, y, engine.loss)
         if not torch.isfinite(change.loss):
@@ -161,14 +161,11 @@ def _flat(parts: list[Tensor]) -> Tensor | None:
 
 
 @contextmanager
-def _left_as_it_was(engine: TargetPropagation, x: Tensor) -> Iterator[None]:
+def _left_as_it_was(engine: TargetPropagation) -> Iterator[None]:
     """Put the modules into eval mode and take ``.grad`` away; bring back both and the random state."""
     gradients = [(p, p.grad) for module in engine.network.modules() for p in module.parameters(recurse=False)]
     try:
-        with (
-            torch.random.fork_rng(devices=[] if x.device.type == "cpu" else None),
-            evaluating(engine.network.modules()),
-        ):
+        with forked_random_states(), evaluating(engine.network.modules()):
             for parameter, _ in gradients:
                 parameter.grad = None
             yield

@@ -8,6 +8,7 @@ from targetprop.layers.loss import Reduction, evaluate_loss, explain_loss
 from targetprop.layers.network import Network, Pass, record_layers
 from targetprop.layers.pieces import Piece
 from targetprop.layers.planning import Cutting
+from targetprop.layers.random_states import forked_random_states
 from targetprop.layers.record import LayerRecord, LossGradient, MapUse, Pulled, Record, Wanted
 from targetprop.layers.residual import Residual
 
@@ -33,6 +34,7 @@ __all__ = [
     "evaluate_loss",
     "explain_loss",
     "explained",
+    "forked_random_states",
     "record_layers",
     "whereabouts",
 ]

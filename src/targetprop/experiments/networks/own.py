@@ -8,6 +8,7 @@ from torch import nn
 from targetprop.experiments.errors import CommandError
 from targetprop.experiments.networks.network import Network
 from targetprop.experiments.own_model import load_model, split_source
+from targetprop.layers import forked_random_states
 
 _SAMPLES = 3
 
@@ -51,7 +52,7 @@ class OwnModel(Network):
         modes = {module: module.training for module in model.modules()}
         size = "×".join(map(str, shape))
         try:
-            with torch.no_grad(), torch.random.fork_rng():
+            with torch.no_grad(), forked_random_states():
                 output = model.eval()(x)
         except Exception as error:
             raise CommandError(f"network {self.name} does not accept {_SAMPLES} samples of shape {size}, the data's"
