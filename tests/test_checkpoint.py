@@ -52,7 +52,7 @@ RECIPES = [
     "--method krylov",
     "--method l-drl --optimizer.name sgd",
     "--method backprop --optimizer.name rmsprop",
-    "--method krylov --update.rule least-squares --optimizer.name adamw",
+    "--method krylov --update.rule least-squares --optimizer.name adamw --schedule.name constant",
     "--method drl --decoder.optimizer sgd",
     "--method dtp --decoder.objective ridge",
     "--method ddtp-linear",

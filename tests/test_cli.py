@@ -121,6 +121,30 @@ def test_printed_config_is_complete_and_reads_back(capsys, name):
     assert content["cut"] == recipe.cut and content["propagation"] == recipe.propagation
 
 
+SGD, ADAM = {"nesterov": False, "weight_decay": 0.0}, {"name": "adam", "lr": 0.001}
+OPTIMIZERS = {
+    "--method kronecker": {"name": "sgd", "lr": 1.0, "momentum": 0.0, **SGD},
+    "--update.rule least-squares": {"name": "sgd", "lr": 0.25, "momentum": 0.5, **SGD},
+    "--method gauss-newton": {"name": "sgd", "lr": 0.1, "momentum": 0.5, **SGD},
+    "--method gauss-newton --optimizer.lr 0.2": {"name": "sgd", "lr": 0.2, "momentum": 0.5, **SGD},
+    "--method gauss-newton --update.rule gradient": ADAM,
+    "--method kronecker --optimizer.name adam": ADAM,
+    "--method backprop": ADAM,
+}
+
+
+@pytest.mark.parametrize("words", OPTIMIZERS)
+def test_an_update_that_is_a_step_already_comes_with_the_optimiser_that_it_wants(capsys, words):
+    content, steps = yaml.safe_load(printed(capsys, *words.split())), "gradient" not in words and "back" not in words
+    assert content["optimizer"] == OPTIMIZERS[words]
+    assert content["schedule"] == ({"name": "linear", "warmup": 0.05} if steps else {"name": "constant", "warmup": 0.0})
+
+
+def test_kronecker_learns_the_digits_in_two_epochs_as_it_comes():
+    assert run("--method", "kronecker", "--epochs", 2, "--out", "run") == 0
+    assert json.loads(Path("run/summary.json").read_text())["train_loss"] < 0.1
+
+
 def test_every_option_reaches_the_configuration(capsys):
     text = printed(
         capsys, "--method", "learned-inverse", "--inversion.rule", "input-space", "--inversion.steps", 7,
@@ -138,7 +162,7 @@ def test_every_option_reaches_the_configuration(capsys):
     assert (content["cut"], content["propagation"]) == ("pre-activation", "joint")
     assert content["network"] == {"name": "dense", "widths": [5], "activation": "gelu"}
     assert content["optimizer"] == {
-        "name": "sgd", "lr": 0.05, "momentum": 0.5, "nesterov": False, "weight_decay": 0.01
+        "name": "sgd", "lr": 0.25, "momentum": 0.5, "nesterov": False, "weight_decay": 0.01
     }  # fmt: skip
     assert content["schedule"] == {"name": "cosine", "warmup": 0.25}
     assert (content["batch_size"], content["log_every"], content["device"]) == (3, 2, "cpu")

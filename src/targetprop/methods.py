@@ -135,9 +135,9 @@ def _least_squares() -> Method:
 
     With ``Δz_l`` scaled to a root mean square of 1/L over the batch, L the number of maps,
     ``.grad = −(Σ Δz aᵀ/n)(A + μ I)⁻¹``, ``A`` the running mean of ``a aᵀ``: the learning rate is how far all layers
-    together move. Take SGD at 0.25, momentum 0.5, a warm-up and a decay; see docs/optimiser.md. Beyond `l-drl`, a step
-    of a layer of ``d`` inputs and ``k`` outputs on a batch of ``n`` costs ``n d² + n d k + d² k + d³/15``
-    multiplications, and ``2 d²`` numbers of memory.
+    together move. Take SGD at 0.25, momentum 0.5, a warm-up and a decay, as the command does if nothing else is said;
+    see docs/optimiser.md. Beyond `l-drl`, a step of a layer of ``d`` inputs and ``k`` outputs on a batch of ``n`` costs
+    ``n d² + n d k + d² k + d³/15`` multiplications, and ``2 d²`` numbers of memory.
 
     Returns:
         The recipe.
@@ -150,7 +150,7 @@ def _kronecker() -> Method:
 
     Targets of `l-drl`, and labels drawn from the network's own belief brought down by the same mirrors, which give each
     layer its block of the Fisher matrix. Take SGD at rate 1 without momentum, a warm-up over the first 5 % of the steps
-    and a linear decay to zero, as in ``examples/configs/kronecker.yaml``; see docs/optimiser.md for what it costs.
+    and a linear decay to zero, as the command does if nothing else is said; docs/optimiser.md tells what it costs.
 
     Returns:
         The recipe.
@@ -162,8 +162,8 @@ def _gauss_newton() -> Method:
     """This project's own: Gauss-Newton-like targets of `krylov` without normalisation, and each regression solved.
 
     Two Krylov steps at ``λ = 3``, then the update of `least-squares` at ``μ = 1``, which overfits less than at its
-    0.003. Take SGD at 0.1, momentum 0.5, a warm-up over the first 5 % of the steps and a linear decay to zero, as in
-    ``examples/configs/gauss-newton.yaml``; a step costs what one of `least-squares` and one of `krylov` do together.
+    0.003. Take SGD at 0.1, momentum 0.5, a warm-up over the first 5 % of the steps and a linear decay to zero, as the
+    command does if nothing else is said; a step costs what one of `least-squares` and one of `krylov` do together.
 
     Returns:
         The recipe.

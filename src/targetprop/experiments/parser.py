@@ -11,6 +11,7 @@ from targetprop.experiments.errors import CommandError, suggest
 from targetprop.experiments.networks import OwnModel
 from targetprop.experiments.options import Option, convert, field_options, make_help, refusing
 from targetprop.experiments.values import Options, read_file, split_words
+from targetprop.experiments.wanted import wanted
 from targetprop.layers import Cut
 from targetprop.methods import METHODS, method
 from targetprop.recipe import Method
@@ -83,7 +84,7 @@ def choose(values: Mapping[str, str]) -> tuple[Method, dict[str, Any]]:
     if name not in METHODS:
         raise CommandError(f"unknown method {name!r}; {suggest(name, METHODS)} (targetprop methods describes them)")
     recipe = method(name)
-    sections = RunConfig(recipe).sections
+    sections = RunConfig(recipe).sections | wanted(recipe.name, values.get("update.rule", recipe.update.name))
     for section, default in sections.items():
         _, key, classes, _ = SECTIONS[section]
         name = values.get(f"{section}.{key}") if key else None
