@@ -5,6 +5,8 @@ BIN := $(VENV)/bin
 # With both cores busy, OpenMP threads that spin while they wait slow a step down many times over.
 export OMP_WAIT_POLICY := PASSIVE
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
+# Files are compiled once, not by every process that the tests start.
+export PYTHONDONTWRITEBYTECODE :=
 
 .PHONY: help demo test env lint types check bench bench-optimiser reliability compatibility package docs clean
 
