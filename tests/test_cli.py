@@ -203,6 +203,21 @@ def test_settings_of_what_the_command_line_replaces_are_left_out_and_named(capsy
     assert "inversion.steps are left out" in output.err and "optimizer.lr are left out" in output.err
 
 
+def test_an_optimiser_that_the_files_method_wanted_does_not_stay_for_another(capsys):
+    Path("c.yaml").write_text(printed(capsys, "--method", "kronecker", "--seed", 5))
+    assert run("--config", "c.yaml", "--method", "dtp", "--optimizer.lr", 0.01, "--print_config") == 0
+    output = capsys.readouterr()
+    content = yaml.safe_load(output.out)
+    assert content["optimizer"] == {"name": "adam", "lr": 0.01} and content["schedule"]["name"] == "constant"
+    assert content["seed"] == 5 and "so the file's optimizer.name, optimizer.lr" in output.err
+    assert run("--config", "c.yaml", "--update.rule", "gradient", "--print_config") == 0
+    assert yaml.safe_load(capsys.readouterr().out)["optimizer"] == ADAM
+    Path("c.yaml").write_text(printed(capsys, "--method", "l-drl", "--optimizer.lr", 0.02))
+    assert run("--config", "c.yaml", "--method", "dtp", "--print_config") == 0
+    output = capsys.readouterr()
+    assert yaml.safe_load(output.out)["optimizer"] == ADAM | {"lr": 0.02} and "optimiser" not in output.err
+
+
 def test_every_option_of_every_class_has_a_help_text_and_appears_in_the_help(capsys):
     for section, kind in SECTIONS.items():
         for choice in kind.classes.values():

@@ -30,7 +30,7 @@ def read_options(argv: list[str]) -> Options:
     """Read the command line and the file that it names.
 
     Where the command line chooses another method, or another class of a section, than the file has, the file's settings
-    of what was replaced are left out, and a note says so.
+    of what was replaced are left out, and a note says so; those of the optimiser too, where another one is wanted then.
     """
     line = split_words(argv, "targetprop train", ["network.layers"])
     for name in ("config", "resume"):
@@ -48,8 +48,17 @@ def read_options(argv: list[str]) -> Options:
         if set(lost) - {switch}:
             line.notes.append(f"--{switch} {new} replaces the file's choice, so its {', '.join(lost)} are left out")
         file = {name: text for name, text in file.items() if name not in lost}
+    now, _ = choose(file | line.values)
+    lost = [name for name in file if name.partition(".")[0] in ("optimizer", "schedule")]
+    if lost and _wanted(now, file | line.values) != _wanted(recipe, chosen):
+        line.notes.append(f"the chosen update wants another optimiser, so the file's {', '.join(lost)} are left out")
+        file = {name: text for name, text in file.items() if name not in lost}
     line.values = file | line.values
     return line
+
+
+def _wanted(recipe: Method, values: Mapping[str, str]) -> dict[str, Any]:
+    return wanted(recipe.name, values.get("update.rule", recipe.update.name))
 
 
 def build_config(values: Mapping[str, str]) -> RunConfig:
@@ -84,7 +93,7 @@ def choose(values: Mapping[str, str]) -> tuple[Method, dict[str, Any]]:
     if name not in METHODS:
         raise CommandError(f"unknown method {name!r}; {suggest(name, METHODS)} (targetprop methods describes them)")
     recipe = method(name)
-    sections = RunConfig(recipe).sections | wanted(recipe.name, values.get("update.rule", recipe.update.name))
+    sections = RunConfig(recipe).sections | _wanted(recipe, values)
     for section, default in sections.items():
         _, key, classes, _ = SECTIONS[section]
         name = values.get(f"{section}.{key}") if key else None
