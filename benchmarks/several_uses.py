@@ -1,8 +1,9 @@
-r"""`kronecker` against Adam, SOAP and Muon on three models that use maps several times, on embedded data.
+r"""`kronecker` against Adam, SOAP and Muon on models that use maps several times, on embedded data.
 
     OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE python benchmarks/several_uses.py \
         --out benchmarks/results/several_uses.json
     python benchmarks/several_uses.py --steps 3 --seeds 1      # only shows that everything runs
+    python benchmarks/several_uses.py --models LSTM GRUs       # some of the models
 
 The rivals have three rates each, `kronecker` its defaults; 150 steps of 128 samples, 5 % warm-up and linear decay.
 Prints the training loss after 10, 25, 50 and 100 % of the steps, a mean over a twentieth of them.
@@ -66,6 +67,33 @@ class MinimalGatedUnit(nn.Module):
         return self.last(torch.stack(found, 1))
 
 
+class Lstm(nn.Module):
+    """PyTorch's own LSTM on text, with a label for each character."""
+
+    def __init__(self, width: int = 48) -> None:
+        """Make the layers."""
+        super().__init__()
+        self.table, self.layer = nn.Embedding(128, 24), nn.LSTM(24, width, batch_first=True)
+        self.last = nn.Linear(width, 128)
+
+    def forward(self, text: Tensor) -> Tensor:
+        """Map ``(n, T)`` characters to logits ``(n, T, 128)``."""
+        return self.last(self.layer(self.table(text))[0])
+
+
+class Grus(nn.Module):
+    """Two of PyTorch's GRUs, both ways, over the rows of an image."""
+
+    def __init__(self) -> None:
+        """Make the layers."""
+        super().__init__()
+        self.layers, self.last = nn.GRU(8, 24, 2, batch_first=True, bidirectional=True), nn.Linear(48, 10)
+
+    def forward(self, rows: Tensor) -> Tensor:
+        """Map images ``(n, 8, 8)`` to logits."""
+        return self.last(self.layers(rows)[0].mean(1))
+
+
 class AttentionOverRows(nn.Module):
     """A perceptron of each row of an image, one call for each, and a weighted mean over the rows."""
 
@@ -91,6 +119,7 @@ class Reuse(Problem):
     model: str = "residual steps"
     models: ClassVar[dict[str, Callable[[], nn.Module]]] = {
         "residual steps": ResidualSteps, "gated unit": MinimalGatedUnit, "attention over rows": AttentionOverRows,
+        "LSTM": Lstm, "GRUs": Grus,
     }  # fmt: skip
     name: ClassVar[str] = "reuse"
 
@@ -102,7 +131,7 @@ class Reuse(Problem):
 
     def load(self) -> Task:
         """Take the embedded digits, or Python's own library; see `Problem.load`."""
-        if self.model == "gated unit":
+        if self.model in ("gated unit", "LSTM"):
             return Characters(length=16, size=60_000).load()
         task, shape = Narrow().load(), (1, 8, 8) if self.model == "residual steps" else (8, 8)
         x, test_x = task.x.unflatten(1, shape), task.test_x.unflatten(1, shape)
@@ -114,11 +143,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=150, help="steps of the schedule")
     parser.add_argument("--seeds", type=int, default=2, help="how many runs of each")
+    parser.add_argument("--models", nargs="+", default=list(Reuse.models), choices=Reuse.models, help="which models")
     parser.add_argument("--out", type=Path, help="write all figures here")
     arguments, found = parser.parse_args(), []
     torch.set_num_threads(1)
     rivals = [(name, replace(COMPETITORS[name], lr=rate)) for name, rates in RATES.items() for rate in rates]
-    for model in Reuse.models:
+    for model in arguments.models:
         problem = Reuse(steps=arguments.steps, model=model)
         task = problem.load()
         for name, competitor in (("kronecker", COMPETITORS["kronecker"]), *rivals):

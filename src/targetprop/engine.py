@@ -125,7 +125,8 @@ class TargetPropagation:
         _check(loss, self.method, decoders, seed, on_divergence, example_input)
         self.model, self.loss, self.on_divergence = model, loss, on_divergence
         derivatives = self.method.derivatives
-        cutting = Cutting(self.method.cut, layers, derivatives, own=() if derivatives else registered())
+        own = () if derivatives else registered()
+        cutting = Cutting(self.method.cut, layers, derivatives, own, by_maps=self.method.update.by_maps)
         self.network = Network(model, cutting, loss)
         check_given(self.network.model)
         self._whereabouts = whereabouts(self.network)

@@ -1,6 +1,6 @@
 """A mode that sees and numbers torch calls, so that a recorded pass and the passes after it can be compared."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -14,6 +14,7 @@ from torch.overrides import (
 )
 
 from targetprop.layers.closed import Closed, closing
+from targetprop.layers.recurrent import is_recurrent, write_out
 from targetprop.layers.sites import tensors_in
 
 CUSTOM = ".apply"  # ends the names of autograd functions that users write
@@ -52,20 +53,29 @@ class Uses(TorchFunctionMode):
 
 
 class CountedMode(TorchFunctionMode):
-    """Numbers torch calls; the same sequence of calls has the same signature."""
+    """Numbers torch calls; the same sequence of calls has the same signature.
 
-    def __init__(self) -> None:
+    Args:
+        by_maps: write recurrent layers of torch out.
+    """
+
+    def __init__(self, *, by_maps: bool = False) -> None:
         """Start before the first call."""
         super().__init__()
+        self._by_maps = by_maps
         self.count, self.signature = 0, 0
         self.inside = 0  # of how many modules that count as one call
 
-    def opens(self, func: Callable[..., Any]) -> bool:
-        """Say whether a function is written in Python and hides maps, so that its calls should be seen."""
-        return func is functional.multi_head_attention_forward
+    def opens(self, func: Callable[..., Any], args: Sequence[Any]) -> bool:
+        """Say whether a function hides maps whose calls should be seen."""
+        hides = func is functional.multi_head_attention_forward
+        return hides or (self._by_maps and is_recurrent(func.__name__, args))
 
     def run_opened(self, func: Callable[..., Any], args: Any, kwargs: Any) -> Any:
-        """Run such a function under the mode."""
+        """Run such a function, or what writes it out, under the mode."""
+        if func is not functional.multi_head_attention_forward:
+            with self:
+                return write_out(func.__name__)(*args, **kwargs)
         asked = getattr(functional, _ASKS)
         setattr(functional, _ASKS, lambda *_: False)
         try:

@@ -182,7 +182,10 @@ class Network:
             closed = {name: modules[name] for name in plan.closed}
             trained = {**parameters, **plan.beside}
             connected = wanted.connected and not plan.reached_twice
-            runner = Runner(plan, wanted.mirror, trained, closed, repeats=wanted.repeats, connected=connected)
+            runner = Runner(
+                plan, wanted.mirror, trained, closed, repeats=wanted.repeats, connected=connected,
+                by_maps=self.cutting.by_maps,
+            )  # fmt: skip
             before = ForwardState({*modules.values(), *self._beside})
             try:
                 value = self._run(plan, runner, x, y, wanted.labelled)

@@ -29,12 +29,14 @@ class Cutting:
         derivatives: whether changes go down through the derivatives of layers; where not, modules that autograd cannot
             see into count as one call each.
         own: classes of modules that do so anyway.
+        by_maps: whether recurrent layers of torch are written out, so that what each step asks of their maps is seen.
     """
 
     style: Cut = "post-activation"
     ends: Sequence[str] | None = None
     derivatives: bool = True
     own: tuple[type[nn.Module], ...] = ()
+    by_maps: bool = False
 
 
 def plan_model(
@@ -72,7 +74,9 @@ def plan_model(
     given = [*labels, *tensors_in(y)]
     closed = {name: m for name, m in model.named_modules() if isinstance(m, cutting.own)}
     while True:
-        run = partial(record, [model, root], lambda: call(model, x), inputs, finish, given, closed)
+        run = partial(
+            record, [model, root], lambda: call(model, x), inputs, finish, given, closed, by_maps=cutting.by_maps
+        )
         if silent:
             tape = unseen(model, run, modules_of(loss))
         else:

@@ -52,6 +52,8 @@ def record(
     finish: Callable[[Any], Any] | None = None,
     labels: Sequence[Tensor] = (),
     closed: Mapping[str, nn.Module] | None = None,
+    *,
+    by_maps: bool = False,
 ) -> Tape:
     """Record the torch calls of a forward pass.
 
@@ -62,11 +64,12 @@ def record(
         finish: computes the loss from what `run` returned.
         labels: the tensors that stand for labels.
         closed: modules that count as one call each, by name.
+        by_maps: write recurrent layers of torch out.
 
     Returns:
         The tape.
     """
-    recorder = Recorder(models, inputs, labels)
+    recorder = Recorder(models, inputs, labels, by_maps=by_maps)
     eager = torch.compiler.set_stance("force_eager")
     closing = recorder.closing(closed or {})
     with torch.enable_grad(), recorder.following_modules(), closing, recorder.seeing_custom(), eager, recorder:
@@ -88,11 +91,14 @@ class Recorder(CountedMode):
         models: whose parameters are trained, and whose modules are named, after the last that has them.
         inputs: the tensors that stand for data.
         labels: the tensors that stand for labels.
+        by_maps: write recurrent layers of torch out.
     """
 
-    def __init__(self, models: Sequence[nn.Module], inputs: Sequence[Tensor], labels: Sequence[Tensor]) -> None:
+    def __init__(
+        self, models: Sequence[nn.Module], inputs: Sequence[Tensor], labels: Sequence[Tensor], *, by_maps: bool
+    ) -> None:
         """Start an empty tape."""
-        super().__init__()
+        super().__init__(by_maps=by_maps)
         self.tape = Tape()
         self._modules = {id(module): name for model in models for name, module in model.named_modules()}
         self._parameters = {id(p): name for model in models for name, p in model.named_parameters()}
@@ -155,7 +161,7 @@ class Recorder(CountedMode):
         kwargs = kwargs or {}
         if self.inside:
             return func(*args, **kwargs)
-        if self.opens(func):
+        if self.opens(func, args):
             return self.run_opened(func, args, kwargs)
         index, name = self.number(func), func.__name__
         if torch._C._are_functorch_transforms_active():

@@ -62,6 +62,7 @@ class Runner(CountedMode):
         closed: the modules that count as one call each, by name.
         repeats: whether layers will be repeated on other inputs.
         connected: leave the graph in one piece where layers end.
+        by_maps: write recurrent layers of torch out.
     """
 
     def __init__(
@@ -73,9 +74,10 @@ class Runner(CountedMode):
         *,
         repeats: bool,
         connected: bool = False,
+        by_maps: bool = False,
     ) -> None:
         """Start before the first segment."""
-        super().__init__()
+        super().__init__(by_maps=by_maps)
         self.plan = plan
         self.stretches = [Stretch() for _ in plan.segments]
         self.derived: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
@@ -118,7 +120,7 @@ class Runner(CountedMode):
         """Run a call, with what the plan says of it."""
         if self.inside:
             return func(*args, **(kwargs or {}))
-        if self.opens(func):
+        if self.opens(func, args):
             return self.run_opened(func, args, kwargs or {})
         index = self.number(func)
         if index in self._repeated:

@@ -26,6 +26,7 @@ class Update(ABC):
         check_types(self, "update ")
 
     draws: ClassVar[bool] = False  # whether it wants to know what labels drawn from the network's belief ask for
+    by_maps: ClassVar[bool] = False  # whether it reads what maps inside of torch's recurrent layers are asked
 
     @property
     def remembers(self) -> bool:

@@ -3,6 +3,7 @@
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor, nn
 
@@ -16,6 +17,8 @@ from targetprop.updates.one_use import are_solved, map_shape
 @dataclass(frozen=True)
 class RememberingUpdate(LinearUpdate):
     """An update with a state for each map."""
+
+    by_maps: ClassVar[bool] = True
 
     @property
     def remembers(self) -> bool:
