@@ -41,7 +41,18 @@ class Recurrent(nn.Module):
         return self.last(h)
 
 
-ALL = NETWORKS | {"recurrent": Network(Recurrent, (3, 4))}
+class Lstm(nn.Module):
+    """Has its recurrent maps inside of a layer of torch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.last = nn.LSTM(4, 5, batch_first=True), nn.Linear(5, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.layer(x)[0].mean(1))
+
+
+ALL = NETWORKS | {"recurrent": Network(Recurrent, (3, 4)), "lstm": Network(Lstm, (3, 4))}
 
 
 def cases() -> dict[str, tuple[str, Any, str]]:
@@ -69,6 +80,7 @@ def cases() -> dict[str, tuple[str, Any, str]]:
         "kronecker of sequences": ("sequences", tp.method("kronecker"), "squared error"),
         "kronecker of a recurrent network": ("recurrent", tp.method("kronecker"), "cross-entropy"),
         "least squares of a recurrent network": ("recurrent", tp.method("least-squares"), "cross-entropy"),
+        "kronecker of an LSTM": ("lstm", tp.method("kronecker"), "cross-entropy"),
         "Gauss-Newton": ("tanh", tp.method("drl", output_target=tp.GaussNewtonStep()), "cross-entropy"),
         "backprop of convolutions": ("convolutions", tp.method("backprop"), "cross-entropy, weights"),
     }  # fmt: skip

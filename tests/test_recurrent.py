@@ -18,6 +18,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "batch first, both ways": {"batch_first": True, "bidirectional": True},
     "two without bias": {"num_layers": 2, "bias": False},
     "three with dropout": {"num_layers": 3, "dropout": 0.5},
+    "two with dropout, batch first": {"num_layers": 2, "dropout": 0.5, "batch_first": True},
     "two, both ways": {"num_layers": 2, "bidirectional": True},
 }
 PROJECTED: dict[str, dict[str, Any]] = {

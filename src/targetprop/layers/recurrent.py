@@ -87,32 +87,30 @@ def _all_steps(
 ) -> tuple[Tensor, ...]:  # fmt: skip
     starts = start if isinstance(start, tuple | list) else (start,)
     runs, ends = layers * (1 + bidirectional), []
-    own = len(weights) // runs
-    x = x.transpose(0, 1) if batch_first else x
+    own, time = len(weights) // runs, int(batch_first)  # samples stay on their axis, where layers may end
     for layer in range(layers):
         outs = []
         for run in range(layer * (1 + bidirectional), (layer + 1) * (1 + bidirectional)):
             backwards = bidirectional and run % 2 == 1
             held = weights[run * own : (run + 1) * own]
-            out, end = _direction(cell, x, tuple(s[run] for s in starts), held, biased, backwards)
+            out, end = _direction(cell, x, tuple(s[run] for s in starts), held, biased, backwards, time)
             outs.append(out)
             ends.append(end)
         x = torch.cat(outs, -1) if bidirectional else outs[0]
-        if dropout and training and layer < layers - 1:
-            x = functional.dropout(x, dropout)
-    x = x.transpose(0, 1) if batch_first else x
+        if dropout and training and layer < layers - 1:  # in torch's order, so that the random numbers are the same
+            x = functional.dropout(x.transpose(0, time).contiguous(), dropout).transpose(0, time)
     return (x, *(torch.stack(states) for states in zip(*ends, strict=True)))
 
 
 def _direction(
-    cell: Cell, x: Tensor, state: State, weights: Sequence[Tensor], biased: bool, backwards: bool
+    cell: Cell, x: Tensor, state: State, weights: Sequence[Tensor], biased: bool, backwards: bool, time: int
 ) -> tuple[Tensor, State]:
     b_x, b_h = weights[2:4] if biased else (None, None)
     projection = weights[-1] if len(weights) > (4 if biased else 2) else None
-    outs, steps = [], functional.linear(x, weights[0], b_x).unbind()
+    outs, steps = [], functional.linear(x, weights[0], b_x).unbind(time)
     for given in reversed(steps) if backwards else steps:
         state = cell(given, state, weights[1], b_h)
         if projection is not None:
             state = (functional.linear(state[0], projection), *state[1:])
         outs.append(state[0])
-    return torch.stack(outs[::-1] if backwards else outs), state
+    return torch.stack(outs[::-1] if backwards else outs, time), state
