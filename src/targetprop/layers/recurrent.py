@@ -65,11 +65,9 @@ def write_out(name: str) -> Callable[..., Any]:
 
 
 def is_recurrent(name: str, args: Sequence[Any]) -> bool:
-    """Say whether a call is one that `write_out` knows; one of packed sequences, or under autocast, is none."""
-    if name.removesuffix("_cell") not in _CELLS or not args or not isinstance(args[0], Tensor):
-        return False
-    packed = isinstance(args[1], Tensor) and not args[1].is_floating_point()
-    return not packed and not torch.is_autocast_enabled(args[0].device.type)
+    """Say whether a call is one that `write_out` knows; one of packed sequences is none."""
+    known = name.removesuffix("_cell") in _CELLS and len(args) > 1
+    return known and not (isinstance(args[1], Tensor) and not args[1].is_floating_point())
 
 
 def _one_step(

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from targetprop.layers import Layer, LayerRecord, MapUse, Network, Record, Wanted
+from targetprop.precision import at_least_float32, no_autocast
 from targetprop.settings import check_ranges
 from targetprop.updates.asked import Common, Regression
 from targetprop.updates.base import Update, state_key
@@ -85,7 +86,7 @@ class LinearUpdate(Update):
             for use, yes, dz, s in reversed(list(zip(uses, solved, asked, drawn, strict=True))):
                 if not yes or dz is None:
                     continue
-                one = OneUse(use, dz, common, s)
+                one = OneUse(use, at_least_float32(dz), common, None if s is None else at_least_float32(s))
                 if use.times > 1 and self.remembers:
                     several.setdefault(one.name, []).append(one)
                     lowest[one.name] = layer.name
@@ -148,7 +149,8 @@ class LinearUpdate(Update):
         return is_solved(use) and sum(other.weight is use.weight for other in uses) == 1
 
     def _note(self, found: LocalGradients, layer: str, asked: Regression, use: MapUse, state: nn.ModuleDict) -> None:
-        change = self.solve(asked, state)
+        with no_autocast(use.weight):
+            change = self.solve(asked, state)
         if use.bias is not None:
             found.note(layer, [use.bias], [_through_hooks(use.bias, change[:, -1].neg().to(use.bias.dtype))])
             change = change[:, :-1]

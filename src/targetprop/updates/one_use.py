@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from targetprop.layers import MapUse
 from targetprop.layers.convolution import Convolution, has_patches, patches
+from targetprop.precision import at_least_float32
 from targetprop.updates.asked import Common, Regression
 
 
@@ -18,7 +19,7 @@ class OneUse(Regression):
 
     Attributes:
         use: the use of the weight.
-        wanted: changes wanted of the outputs, in their shape.
+        wanted: changes wanted of the outputs, in their shape, at least float32.
         common: what holds for all layers.
         felt: changes that drawn labels ask for, shape of the outputs; None where none were drawn.
     """
@@ -72,7 +73,7 @@ class OneUse(Regression):
         """See `Regression.some_a`."""
         if self.convolved:
             first, last = (end if end is None else end * self._images for end in (samples.start, samples.stop))
-            return self._with_constant(patches(self.use, slice(first, last), stride))
+            return self._with_constant(at_least_float32(patches(self.use, slice(first, last), stride)))
         return self._thin(self._inputs[samples], stride)
 
     def some_felt(self, stride: int) -> Tensor:
@@ -106,7 +107,7 @@ class OneUse(Regression):
     def _inputs(self) -> Tensor:
         """The inputs of a product, shape ``(n, positions, d)``."""
         assert self.use.input is not None
-        return self._with_constant(self._by_sample(self.use.input))
+        return self._with_constant(at_least_float32(self._by_sample(self.use.input)))
 
     def _with_constant(self, a: Tensor) -> Tensor:
         return a if self.use.bias is None else nn.functional.pad(a, (0, 1), value=1.0)
