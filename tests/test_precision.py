@@ -77,6 +77,12 @@ def test_gradients_are_close_to_those_in_float32(name, make):
     assert 0 < (found - expected).norm() < tolerance * expected.norm()
 
 
+@pytest.mark.parametrize("name", tp.METHODS)
+def test_every_method_takes_a_step_in_bfloat16(name):
+    found, report = gradient(dense, name, "bf16", warm=2)
+    assert found.isfinite().all() and found.norm() > 0 and report.skipped is None
+
+
 class Lstm(nn.Module):
     def __init__(self) -> None:
         super().__init__()
