@@ -68,8 +68,8 @@ class CountedMode(TorchFunctionMode):
 
     def opens(self, func: Callable[..., Any], args: Sequence[Any]) -> bool:
         """Say whether a function hides maps whose calls should be seen."""
-        hides = func is functional.multi_head_attention_forward
-        return hides or (self._by_maps and is_recurrent(func.__name__, args))
+        recurrent = self._by_maps and not isinstance(func, Closed) and is_recurrent(func.__name__, args)
+        return recurrent or func is functional.multi_head_attention_forward
 
     def run_opened(self, func: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         """Run such a function, or what writes it out, under the mode."""
