@@ -127,7 +127,8 @@ def steps(case: tuple[str, Any, str], group: Any, rank: int = 0, size: int = 1) 
 def run_all(rank: int, size: int, folder: str) -> None:
     """Write what every case gives on this rank, and what is refused."""
     found = {name: steps(case, dist.group.WORLD, rank, size) for name, case in cases().items()}
-    torch.save((found, refusals(rank), skips(dist.group.WORLD, rank, size)), Path(folder) / f"{rank}.pt")
+    results = found, refusals(rank), skips(dist.group.WORLD, rank, size), measured(rank, size)
+    torch.save(results, Path(folder) / f"{rank}.pt")
 
 
 SPOILT = {
@@ -174,6 +175,28 @@ def skips(group: Any, rank: int = 0, size: int = 1) -> dict[tuple[str, str], tup
         state = engine.state_dict()
         found[name, what] = reasons, (gradients(model), state.get("decoders"), state.get("update"))
     return found
+
+
+class TimeFirst(nn.Module):
+    """Has time on the first axis where its layers end."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.last = nn.Linear(4, 5), nn.Linear(5, 5), nn.Linear(5, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = torch.tanh(self.second(torch.tanh(self.first(x.transpose(0, 1)))))
+        return self.last(h).mean(0)
+
+
+def measured(rank: int, size: int) -> int:
+    """Count the residuals that a rank reports of a layer with three times first; rank 1 has as many samples."""
+    model, x, y = TimeFirst().double(), rand(7, 3, 4, seed=1), rand(7, 3, seed=2)
+    group = dist.group.WORLD
+    engine = tp.TargetPropagation(model, nn.MSELoss(), example_input=x, method="krylov", process_group=group)
+    residual = engine.backward(x[rank::size], y[rank::size], measure=True).outcomes["second"].forward_residual
+    assert residual is not None
+    return len(residual)
 
 
 def refusals(rank: int) -> dict[str, str]:

@@ -55,6 +55,10 @@ def test_a_step_that_one_rank_spoils_all_skip(two):
             torch.testing.assert_close(kept, alone[method, what][1], rtol=1e-10, atol=1e-12, msg=f"{method}, {what}")
 
 
+def test_layers_with_time_first_are_measured_on_each_rank(two):
+    assert [found[3] for found in two] == [3, 3]
+
+
 class Others(Group):
     """Rank 1 of 3, whose peers add nothing to a sum."""
 

@@ -88,7 +88,18 @@ class BatchShard(Batch):
         return found
 
     def whole(self, values: Tensor) -> Tensor:
-        """Put numbers per sample, shape ``(rows,)``, together in the order of the whole step, shape ``(total,)``."""
+        """Put numbers per sample together in the order of the whole step.
+
+        Args:
+            values: shape ``(rows,)``; of another length where a layer has time first, or folds positions into the axis.
+
+        Returns:
+            Shape ``(total,)``; where they are not per sample in all processes, each has its own.
+        """
+        others = values.new_tensor(int(len(values) != self.rows))
+        self.sum_([others])  # all processes have to do the same
+        if others:
+            return values
         found = values.new_zeros(self.total).index_copy_(0, self._own, values)
         self.sum_([found])
         return found
