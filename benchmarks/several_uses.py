@@ -27,6 +27,7 @@ from targetprop.bench.competitors import COMPETITORS
 from targetprop.bench.losses import SoftmaxCrossEntropy
 from targetprop.bench.problems import Characters, Narrow, Problem, Task
 from targetprop.bench.run import train
+from targetprop.layers import forked_random_states
 
 RATES = {"adam": (0.01, 0.03, 0.1), "soap": (0.01, 0.03, 0.1), "muon": (0.01, 0.03, 0.1)}
 
@@ -125,8 +126,7 @@ class Reuse(Problem):
 
     def network(self, seed: int) -> nn.Module:
         """Build the model; see `Problem.network`."""
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+        with forked_random_states(seed):
             return self.models[self.model]()
 
     def load(self) -> Task:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from targetprop.experiments.data import Dataset, Digits
+from targetprop.layers import forked_random_states
 
 DTYPE = torch.float64
 
@@ -55,8 +56,7 @@ def load_digits() -> Dataset:
 
 def digits_network(widths: Sequence[int], seed: int, activation: Callable[[], nn.Module] = nn.Tanh) -> nn.Sequential:
     """Build an untrained float32 network for digits, 64 inputs and 10 outputs, with PyTorch's own initial values."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with forked_random_states(seed):
         sizes = [64, *widths]
         layers: list[Any] = [nn.Flatten()]
         for inputs, outputs in zip(sizes[:-1], sizes[1:], strict=True):

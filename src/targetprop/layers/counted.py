@@ -59,7 +59,7 @@ class CountedMode(TorchFunctionMode):
         by_maps: write recurrent layers of torch out.
     """
 
-    def __init__(self, *, by_maps: bool = False) -> None:
+    def __init__(self, *, by_maps: bool) -> None:
         """Start before the first call."""
         super().__init__()
         self._by_maps = by_maps

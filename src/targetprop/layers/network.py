@@ -182,10 +182,7 @@ class Network:
             closed = {name: modules[name] for name in plan.closed}
             trained = {**parameters, **plan.beside}
             connected = wanted.connected and not plan.reached_twice
-            runner = Runner(
-                plan, wanted.mirror, trained, closed, repeats=wanted.repeats, connected=connected,
-                by_maps=self.cutting.by_maps,
-            )  # fmt: skip
+            runner = Runner(plan, wanted.mirror, trained, closed, repeats=wanted.repeats, connected=connected)
             before = ForwardState({*modules.values(), *self._beside})
             try:
                 value = self._run(plan, runner, x, y, wanted.labelled)

@@ -56,6 +56,7 @@ class Plan:
         total: how many torch calls are to be made: the model's, or where it is not plain those of the loss as well.
         signature: a hash of their names.
         custom: whether autograd functions of the user's are among them.
+        by_maps: whether recurrent layers of torch are written out.
         closed: names of the modules that count as one call each.
         beside: trained tensors that are no parameters of the model, by the names that are made up for them.
         problems: why the model cannot be trained.
@@ -68,6 +69,7 @@ class Plan:
     total: int
     signature: int
     custom: bool
+    by_maps: bool
     closed: tuple[str, ...]
     beside: Mapping[str, Tensor]
     problems: tuple[str, ...]
@@ -123,5 +125,6 @@ def make_plan(
     repeated = {found.call.index: found for segment in segments for piece in segment.pieces for found in piece.calls}
     problems = tuple(dict.fromkeys(tape.problems))
     return Plan(
-        tuple(segments), actions, repeated, plain, total, signature, tape.custom, tape.closed, tape.beside, problems
-    )
+        tuple(segments), actions, repeated, plain, total, signature, tape.custom, tape.by_maps, tape.closed,
+        tape.beside, problems,
+    )  # fmt: skip

@@ -14,6 +14,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -33,8 +34,10 @@ from targetprop.layers.sites import (
     placed_tensors,
     tensors_in,
     told_apart,
+    version,
 )
 from targetprop.layers.tape import LOOKUPS, Call, Tape, Value
+from targetprop.layers.weights import Weights
 
 _HOOK = "BackwardHookFunction.apply"  # torch's own
 _NO_DERIVATIVE = "torch::autograd::WarnNotImplemented"  # torch's name for the backward pass of calls that have none
@@ -99,13 +102,10 @@ class Recorder(CountedMode):
     ) -> None:
         """Start an empty tape."""
         super().__init__(by_maps=by_maps)
-        self.tape = Tape()
+        self.tape = Tape(by_maps=by_maps)
         self._modules = {id(module): name for model in models for name, module in model.named_modules()}
         self._parameters = {id(p): name for model in models for name, p in model.named_parameters()}
-        self._weights: dict[int, list[tuple[str, Tensor]]] = {}  # by memory, which several may share
-        for name, p in (named for model in models for named in model.named_parameters()):
-            self._weights.setdefault(memory(p), []).append((name, p))
-        self._effective: dict[str, list[int]] = {}  # weights computed from parameters, by where and how they are used
+        self._weights = Weights(models)
         self._path = [""]
         self._transformed = False  # whether torch.func made calls, of which nothing is known
         self._values: dict[int, Value] = {}
@@ -142,7 +142,7 @@ class Recorder(CountedMode):
             name = f"beside@{len(self.tape.beside) + 1}"
             self.tape.beside[name] = t
             self._parameters[id(t)] = name
-            self._weights.setdefault(memory(t), []).append((name, t))
+            self._weights.add(name, t)
         return self._parameters.get(id(t))
 
     def _adopt(self, value: Value) -> None:
@@ -174,7 +174,7 @@ class Recorder(CountedMode):
         given = [t for _, t in placed]
         call = Call(index, name, self._path[-1], [self.value(t) for t in given], [place for place, _ in placed])
         data = name not in _LIKE and any(v.data or (v.labels and name in LOOKUPS) for v in call.inputs)
-        versions, drawn = [_version(t) for t in given], random_states() if data else []
+        versions, drawn = [version(t) for t in given], random_states() if data else []
         kept = [(t, t.clone()) for t, v in zip(given, call.inputs, strict=True) if data and _is_constant(t, v)]
         if isinstance(func, Closed):
             drawn, call.closed, call.opaque, call.path = func.before, True, func.opaque, func.name
@@ -186,7 +186,7 @@ class Recorder(CountedMode):
         if isinstance(func, Closed):
             self.tape.ends[func.name][-1] = index
         call.random = any(not torch.equal(a, b) for a, b in zip(drawn, random_states(), strict=False))
-        written = [t for t, version in zip(given, versions, strict=True) if _version(t) != version]
+        written = [t for t, before in zip(given, versions, strict=True) if version(t) != before]
         changed = {id(t) for t in written} | {id(t) for t, before in kept if not torch.equal(t, before)}
         call.writes = tuple(place for place, t in placed if id(t) in changed)
         return self._note(call, out, written, data)
@@ -195,7 +195,8 @@ class Recorder(CountedMode):
         self, call: Call, func: Callable[..., Any], args: Any, kwargs: Any, given: list[Tensor], data: bool
     ) -> Any:
         """Run a call, and see which parameters it keeps for its backward pass."""
-        sites = find_sites(call.name, args, kwargs, self._is_weight, self._key) if data else ()
+        key = partial(self._weights.key, user=self._path[-1])
+        sites = find_sites(call.name, args, kwargs, self._is_weight, key) if data else ()
         if sites:
             args, kwargs = told_apart(sites, *as_autocast(args, kwargs))
         weights = {memory(at(site.weight, args, kwargs)): site for site in sites}
@@ -226,11 +227,9 @@ class Recorder(CountedMode):
             out = func(*args, **kwargs)
         through = any(v.data and v.trained for v in call.inputs)
         recurrent = any(site.kind == "recurrent" for site in sites)  # these keep no weight of a state without gradient
+        needed, by_copy = {key: key in kept if recurrent else through for key in weights}, through and not recurrent
         call.sites = tuple(
-            replace(
-                site, needed=key in kept if recurrent else through, copied=through and not recurrent and key not in kept
-            )
-            for key, site in weights.items()
+            replace(site, needed=needed[key], copied=by_copy and key not in kept) for key, site in weights.items()
         )
         call.gains = bool(kept & (beside - weights.keys()))
         if through and recurrent and not kept & weights.keys():
@@ -260,18 +259,7 @@ class Recorder(CountedMode):
 
     def _is_weight(self, t: Tensor) -> bool:
         value = self.value(t)
-        return not value.data and (value.trained or memory(t) in self._weights)
-
-    def _key(self, t: Tensor) -> str:
-        """Name a weight: a parameter by its own name, one computed from parameters by its user and its turn there."""
-        if found := self._weights.get(memory(t)):
-            return next((name for name, p in reversed(found) if _lies_in(t, p)), found[-1][0])
-        name = f"{self._path[-1]}.effective {'×'.join(map(str, t.shape))}".lstrip(".")
-        known = self._effective.setdefault(name, [])
-        if memory(t) not in known:
-            known.append(memory(t))
-        turn = known.index(memory(t))
-        return f"{name}@{turn + 1}" if turn else name
+        return not value.data and (value.trained or t in self._weights)
 
     def _note(self, call: Call, out: Any, written: list[Tensor], data: bool) -> Any:
         labels = any(v.labels for v in call.inputs) and call.name not in LOOKUPS
@@ -355,16 +343,6 @@ class Recorder(CountedMode):
         finally:
             for handle in handles:
                 handle.remove()
-
-
-def _lies_in(t: Tensor, whole: Tensor) -> bool:
-    """Whether a tensor begins within the memory of a parameter, which may share its storage with others."""
-    return t.layout != torch.strided or 0 <= t.storage_offset() - whole.storage_offset() < whole.numel()
-
-
-def _version(t: Tensor) -> int:
-    """Count the writes into the memory of a tensor."""
-    return 0 if t.is_inference() else t._version
 
 
 def _is_constant(t: Tensor, value: Value) -> bool:

@@ -11,7 +11,7 @@ be seen. Written out they take a call of ``linear`` for all inputs, and one for 
 >>> from torch import nn
 >>> layer, x = nn.GRU(3, 2, num_layers=2, bidirectional=True), torch.randn(5, 4, 3)
 >>> h = torch.zeros(4, 4, 2)
->>> out, end = write_out("gru")(x, h, layer._flat_weights, True, 2, 0.0, False, True, False)
+>>> out, end = write_out("gru")(x, h, list(layer.parameters()), True, 2, 0.0, False, True, False)
 >>> bool(torch.allclose(out, layer(x, h)[0], atol=1e-6))
 True
 """

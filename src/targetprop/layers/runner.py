@@ -62,7 +62,6 @@ class Runner(CountedMode):
         closed: the modules that count as one call each, by name.
         repeats: whether layers will be repeated on other inputs.
         connected: leave the graph in one piece where layers end.
-        by_maps: write recurrent layers of torch out.
     """
 
     def __init__(
@@ -74,10 +73,9 @@ class Runner(CountedMode):
         *,
         repeats: bool,
         connected: bool = False,
-        by_maps: bool = False,
     ) -> None:
         """Start before the first segment."""
-        super().__init__(by_maps=by_maps)
+        super().__init__(by_maps=plan.by_maps)
         self.plan = plan
         self.stretches = [Stretch() for _ in plan.segments]
         self.derived: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}

@@ -82,6 +82,11 @@ def memory(t: Tensor) -> int:
     return t.untyped_storage().data_ptr() if t.layout == torch.strided else id(t)
 
 
+def version(t: Tensor) -> int:
+    """Count the writes into the memory of a tensor."""
+    return 0 if t.is_inference() else t._version
+
+
 def bias_of(site: Site, args: Any, kwargs: Mapping[str, Any]) -> Tensor | None:
     """Find the bias that a call adds to the product."""
     if site.kind in ("linear", "conv", "conv-transpose"):

@@ -93,6 +93,7 @@ class Tape:
         problems: why the model cannot be trained, with the module's name and the way out.
         ends: indices of the last torch call before a module returned, by its name.
         custom: whether autograd functions of the user's were called.
+        by_maps: whether recurrent layers of torch were written out.
         opaque: modules that let no gradient through, by name and kind.
         closed: names of the modules that count as one call each.
         beside: trained tensors that are no parameters of the model, such as those of the loss, by a name made up.
@@ -108,6 +109,7 @@ class Tape:
     problems: list[str] = field(default_factory=list)
     ends: dict[str, list[int]] = field(default_factory=dict)
     custom: bool = False
+    by_maps: bool = False
     opaque: list[str] = field(default_factory=list)
     closed: tuple[str, ...] = ()
     beside: dict[str, torch.Tensor] = field(default_factory=dict)

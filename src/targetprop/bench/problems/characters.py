@@ -14,6 +14,7 @@ from torch.nn import functional
 
 from targetprop.bench.losses import SoftmaxCrossEntropy
 from targetprop.bench.problems.problem import Problem, Task, accuracy
+from targetprop.layers import forked_random_states
 from targetprop.settings import check_ranges
 
 CHARACTERS = 128  # of ASCII
@@ -98,8 +99,7 @@ class Characters(Problem):
 
     def network(self, seed: int) -> nn.Module:
         """Build the transformer; see `Problem.network`."""
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+        with forked_random_states(seed):
             return Gpt(CHARACTERS, self.length, self.width, self.layers, self.heads, 0.0)
 
     def load(self) -> Task:

@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
 from torch import nn
 
 from targetprop.bench.losses import SoftmaxCrossEntropy
@@ -11,6 +10,7 @@ from targetprop.bench.problems.problem import Problem, Task, accuracy
 from targetprop.experiments.data import Cifar10
 from targetprop.experiments.errors import CommandError
 from targetprop.experiments.networks import LeNet
+from targetprop.layers import forked_random_states
 
 
 @dataclass(frozen=True)
@@ -22,8 +22,7 @@ class Convolutions(Problem):
 
     def network(self, seed: int) -> nn.Module:
         """Build the classifier with PyTorch's initial values; see `Problem.network`."""
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+        with forked_random_states(seed):
             return LeNet().build((3, 32, 32), 10)
 
     def load(self) -> Task:
