@@ -32,19 +32,29 @@ ACCIDENTS = {
     "frozen": lambda: os.kill(os.getpid(), signal.SIGSTOP),
     "memory": _memory,
     "stopped": lambda: os.kill(os.getpid(), signal.SIGTERM),
+    "stopped at once": lambda: [signal.raise_signal(signal.SIGINT) for _ in range(2)],
     "interrupt": lambda: os.kill(os.getppid(), signal.SIGINT),  # the agent
 }
 
 
-def run(argv: list[str], accident: str = "", rank: int = 0, place: int = 0, *, dropout: bool = False) -> int:
-    """Run the command, where this rank has an accident when the ranks agree for the so many-th time."""
+def run(
+    argv: list[str], accident: str = "", rank: int = 0, place: int = 0, *, late: bool = False, dropout: bool = False
+) -> int:
+    """Run the command, where this rank has an accident when the ranks agree for the so many-th time.
+
+    Where a scenario is "late", the others have their Ctrl-C as soon as they have agreed to stop.
+    """
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background starts with it ignored
     plain, times = RunRecorder._agree, []
 
     def agree(self: RunRecorder, *due: bool) -> tuple[bool, bool]:
         times.append(due)
         if (self.state.processes.rank, len(times)) == (rank, place):
             ACCIDENTS[accident]()
-        return plain(self, *due)
+        agreed = plain(self, *due)
+        if late and agreed[0] and self.state.processes.rank != rank:
+            signal.raise_signal(signal.SIGINT)
+        return agreed
 
     RunRecorder._agree = agree
     if dropout:  # which no network of the command line has
@@ -96,7 +106,7 @@ def launch(scenario: dict, folder: Path) -> dict:
         try:
             with log.open("wb") as file:
                 os.dup2(file.fileno(), 2)
-            signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background starts with it ignored
+            signal.signal(signal.SIGINT, signal.default_int_handler)
             config = LaunchConfig(1, 1, 2, run_id="tests", rdzv_backend="c10d", rdzv_endpoint="localhost:0")
             config.start_method, config.monitor_interval, config.max_restarts = "fork", 0.1, 0
             elastic_launch(config, _launched)(scenario)
@@ -111,8 +121,7 @@ def launch(scenario: dict, folder: Path) -> dict:
 
 
 def _launched(scenario: dict) -> None:
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # the agent has handlers of its own
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # the agent has a handler of its own
     sys.exit(run(**scenario))
 
 

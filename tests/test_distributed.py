@@ -61,8 +61,9 @@ def ended(tmp_path_factory):
             "environment": {"TARGETPROP_TIMEOUT": str(TIMEOUT)},
         },
         "whole": {"argv": command(*dropout, folder / "whole"), **DROPOUT},
-        "parts": {"argv": command(*dropout, folder / "parts"), **accident("stopped", 1, 8), **DROPOUT},
+        "parts": {"argv": command(*dropout, folder / "parts"), **accident("stopped", 1, 8), "late": True, **DROPOUT},
         "parts, resumed": {"argv": command("--resume", folder / "parts"), **DROPOUT},
+        "at once": {"argv": command(*new, folder / "at once"), **accident("stopped at once", 1, 8)},
         "wrong": {"argv": command("--wrong", 1)},
         "timeout": {"argv": command(*new, folder / "none"), "environment": {"TARGETPROP_TIMEOUT": "soon"}},
         "killed": {"argv": command(*new, folder / "killed"), **accident("killed", 1, 8), "launched": True},
@@ -143,6 +144,15 @@ def test_the_rank_that_failed_is_heard(ended):
     assert (
         f"failed in epoch 2: {reason}" in found["memory"]["said"][0] and "Traceback" not in found["memory"]["said"][0]
     )
+
+
+def test_a_rank_that_stops_at_once_does_not_confuse_the_others(ended):
+    folder, found = ended
+    reason = "rank 1: stopped at once by a second Ctrl-C after step 7"
+    assert found["at once"]["codes"] == [1, 130]
+    assert f"failed in epoch 2: {reason}" in found["at once"]["said"][0]
+    run = summary(folder / "at once")
+    assert (run["status"], run["checkpoint_step"]) == ("failed", 5) and run["reason"].startswith(reason)
 
 
 def test_a_rank_that_is_frozen_ends_the_run_at_the_time_out_and_one_goes_on(ended):

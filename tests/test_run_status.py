@@ -124,7 +124,7 @@ def test_a_second_ctrl_c_while_saving_leaves_the_checkpoint_before(tmp_path, mon
     def save(recorder):
         saves.append(recorder)
         if len(saves) == 2:
-            recorder.signals.received = signal.SIGTERM
+            signal.raise_signal(signal.SIGTERM)
             signal.raise_signal(signal.SIGINT)
         plain(recorder)
 

@@ -3,9 +3,11 @@
 from contextlib import suppress
 
 from targetprop.experiments.data import Dataset
+from targetprop.experiments.errors import CommandError
 from targetprop.experiments.loop import run_epoch
 from targetprop.experiments.memory import OutOfMemory, fitting
 from targetprop.experiments.networks import OwnModel
+from targetprop.experiments.progress import say
 from targetprop.experiments.recorder import RunRecorder
 from targetprop.experiments.signals import Stopped
 
@@ -22,6 +24,8 @@ def train_epochs(recorder: RunRecorder, data: Dataset) -> int:
         except BrokenPipeError:
             recorder.write("interrupted", "nobody reads its output any more")
             raise
+        except KeyboardInterrupt as error:  # no parting from the other ranks, which may wait for something else
+            raise CommandError(recorder.stop("stopped at once by a second Ctrl-C"), 130) from error
         except told as error:
             raise recorder.fail(error) from error
         except BaseException as error:
@@ -40,9 +44,8 @@ def _run_or_stop(recorder: RunRecorder, data: Dataset) -> int:
         recorder.draw()  # a run that is killed here is not finished, and draws when it goes on
         recorder.finish()
     except Stopped:
-        return recorder.stop(recorder.signals.reason, recorder.signals.exit_status)
-    except KeyboardInterrupt:
-        return recorder.stop("stopped at once by a second Ctrl-C", 130)
+        say(recorder.stop(recorder.signals.reason))
+        return recorder.signals.exit_status
     return 0
 
 

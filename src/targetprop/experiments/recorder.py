@@ -12,7 +12,7 @@ from targetprop.experiments.data import Dataset
 from targetprop.experiments.errors import FAILURE, CommandError
 from targetprop.experiments.live import NotebookFigure, Pace
 from targetprop.experiments.loggers import RunLogger
-from targetprop.experiments.progress import TrainingProgress, say, show_summary
+from targetprop.experiments.progress import TrainingProgress, show_summary
 from targetprop.experiments.same_config import fixed_values
 from targetprop.experiments.signals import Stopped, StopSignals
 from targetprop.experiments.state import TrainState
@@ -97,12 +97,11 @@ class RunRecorder:
         if self._folder is not None:
             show_summary(read_summary(self._folder.path), self._folder.path)
 
-    def stop(self, reason: str, status: int) -> int:
-        """Say that the run was interrupted; returns the exit status."""
+    def stop(self, reason: str) -> str:
+        """Write that the run was interrupted; returns the sentence that says so."""
         self.write("interrupted", reason)
         self.draw()
-        say(f"{reason} after step {self.state.step}; {self._way_on}")
-        return status
+        return f"{reason} after step {self.state.step}; {self._way_on}"
 
     def fail(self, error: Exception) -> CommandError:
         """Say that the run has failed; returns what ends the command."""

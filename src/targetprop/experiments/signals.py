@@ -13,7 +13,8 @@ class StopSignals:
 
     def __init__(self) -> None:
         """Hear of nothing yet."""
-        self.received: int | None = None  # the signal that asked for a stop
+        self.received: int | None = None  # the signal that asked for a stop, of this process or of another rank
+        self._heard = False  # by this process: what another rank was asked is no first Ctrl-C of this one
         self._before: dict[int, Any] = {}
 
     @property
@@ -40,9 +41,9 @@ class StopSignals:
             signal.signal(number, handler)
 
     def _receive(self, number: int, _: FrameType | None) -> None:
-        if self.received is not None and number == signal.SIGINT:
+        if self._heard and number == signal.SIGINT:
             raise KeyboardInterrupt
-        self.received = self.received or number
+        self._heard, self.received = True, self.received or number
 
 
 class Stopped(Exception):
