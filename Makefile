@@ -39,8 +39,8 @@ lint: env
 types: env
 	$(BIN)/basedpyright --pythonpath $(BIN)/python
 
-check: env
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -q
+check: env  # one thread for each of the two processes, which have a core each
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -q
 
 bench: env ## step time and memory against back-propagation, and MNIST accuracy if DATA=DIR is given
 	$(BIN)/python benchmarks/step_time.py --out benchmarks/results/step_time.json

@@ -26,12 +26,15 @@ def quick_seeds():
 
 
 @pytest.fixture(autouse=True)
-def no_curves(request, monkeypatch):
-    """Leave out the curves of runs, but for tests marked ``curves``: a picture takes longer than a small run trains."""
-    from targetprop.experiments import recorder  # late, since xdist's own process reads this file too
+def no_pictures(request, monkeypatch):
+    """Leave out what is drawn of runs, but for tests marked ``pictures``: that takes longer than a small run trains."""
+    from matplotlib.figure import Figure  # late, since xdist's own process reads this file too
 
-    if request.node.get_closest_marker("curves") is None:
+    from targetprop.experiments import inspect, recorder
+
+    if request.node.get_closest_marker("pictures") is None:
         monkeypatch.setattr(recorder, "draw_curves", lambda run: run)
+        monkeypatch.setattr(inspect, "draw_inspection", lambda run: Figure())
 
 
 @pytest.fixture

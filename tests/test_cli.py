@@ -44,7 +44,7 @@ def inside_tmp_path(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
 
-@pytest.mark.curves
+@pytest.mark.pictures
 def test_without_arguments_it_learns_the_digits(tmp_path, capsys):
     assert main(["train"]) == 0
     folder = Path("runs/l-drl-digits-s0")
@@ -344,7 +344,7 @@ def test_second_run_gets_its_own_folder():
     assert hashes(Path("runs/l-drl-digits-s0")) == before
 
 
-@pytest.mark.curves
+@pytest.mark.pictures
 def test_curves_are_drawn_from_the_folder_alone():
     assert run(*SMALL, "--out", "run") == 0
     drawn = Path("run/curves.png").read_bytes()

@@ -27,7 +27,7 @@ def test_example_runs(path, monkeypatch):
     runpy.run_path(str(path), run_name="__main__")
 
 
-@pytest.mark.curves
+@pytest.mark.pictures
 def test_the_notebook_runs(tmp_path, monkeypatch, capsys):
     matplotlib.use("Agg")
     monkeypatch.chdir(tmp_path)

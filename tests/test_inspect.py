@@ -11,7 +11,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from matplotlib.figure import Figure
 from matplotlib.image import imread
 
 from targetprop.experiments import inspect as inspect_module
@@ -64,12 +63,6 @@ def inspected(trained, tmp_path_factory) -> tuple[Path, str]:
     return run, printed.getvalue()
 
 
-@pytest.fixture
-def no_picture(monkeypatch) -> None:
-    """Save an empty figure, where the numbers are looked at."""
-    monkeypatch.setattr(inspect_module, "draw_inspection", lambda run: Figure())
-
-
 def test_a_run_is_inspected(trained, inspected):
     run, output = inspected
     before, after = hashes(trained), hashes(run)
@@ -97,7 +90,7 @@ def test_a_run_is_inspected(trained, inspected):
     assert all(f"<li>{escape(layer['advice'])}</li>" in page for layer in record["layers"])
 
 
-def test_inspecting_twice_gives_the_same(run, inspected, no_picture):
+def test_inspecting_twice_gives_the_same(run, inspected):
     assert inspect(run, "--device", "cpu") == 0
     assert (run / "inspection.json").read_bytes() == (inspected[0] / "inspection.json").read_bytes()
 
@@ -142,7 +135,10 @@ def test_the_figure_is_drawn_from_the_record_alone(inspected, tmp_path):
         "--method ddtp-linear",
         "--method regularised",
         "--method dtp --network.widths 8 12 --network.activation relu",
-        "--propagation joint --inversion.rule input-space --inversion.steps 4 --update.rule least-squares",
+        pytest.param(
+            "--propagation joint --inversion.rule input-space --inversion.steps 4 --update.rule least-squares",
+            marks=pytest.mark.pictures,
+        ),
     ],
 )
 def test_other_recipes_are_inspected(tmp_path, recipe, capsys, short_trials):
@@ -151,10 +147,10 @@ def test_other_recipes_are_inspected(tmp_path, recipe, capsys, short_trials):
     record = json.loads((run / "inspection.json").read_text())
     sentences = " ".join(capsys.readouterr().out.split())
     assert all(layer["advice"] in sentences for layer in record["layers"])
-    assert imread(run / "inspection.png").shape[1] == 728
+    assert (run / "inspection.png").exists()
 
 
-def test_a_run_that_inverts_badly_is_told_so(tmp_path, capsys, no_picture):
+def test_a_run_that_inverts_badly_is_told_so(tmp_path, capsys):
     steep = "--method learned-inverse --decoder.objective exact --decoder.w 0 --decoder.damping 0.01".split()
     run = train(tmp_path / "run", *steep)
     assert inspect(run) == 0
@@ -178,12 +174,12 @@ def test_samples_are_spread_over_the_test_set(run, monkeypatch, capsys):
     assert torch.equal(seen[0], data.test_x[[0, 119, 239]]) and torch.equal(seen[1], data.test_y[[0, 119, 239]])
 
 
-def test_more_samples_than_there_are_takes_all(run, no_picture):
+def test_more_samples_than_there_are_takes_all(run):
     assert inspect(run, "--samples=100000") == 0
     assert json.loads((run / "inspection.json").read_text())["samples"] == 359
 
 
-def test_what_takes_long_is_said_on_the_error_stream(run, monkeypatch, capsys, no_picture, short_trials):
+def test_what_takes_long_is_said_on_the_error_stream(run, monkeypatch, capsys, short_trials):
     assert inspect(run, "--samples", 4) == 0
     assert capsys.readouterr().err == ""
     monkeypatch.setattr(inspect_module, "_PATIENCE", -1.0)

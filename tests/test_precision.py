@@ -9,7 +9,6 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 import targetprop as tp
-from targetprop.experiments import recorder
 from targetprop.experiments.loop import casting, evaluate
 from targetprop.experiments.main import main
 from targetprop.layers import record_layers
@@ -157,8 +156,7 @@ def test_evaluation_takes_the_loss_in_float32():
     assert accuracy == float((output.argmax(1) == y).float().mean())
 
 
-def test_a_run_in_bf16_stays_close_and_resumes_bit_for_bit(tmp_path, monkeypatch):
-    monkeypatch.setattr(recorder, "draw_curves", lambda path: path)
+def test_a_run_in_bf16_stays_close_and_resumes_bit_for_bit(tmp_path):
     words = "train --method dtp --precision bf16 --network.widths 24 --data.limit 300 --batch_size 100".split()
     whole, parts, plain = (str(tmp_path / name) for name in ("whole", "parts", "plain"))
     assert main([*words, "--device", "cpu", "--epochs", "2", "--out", whole]) == 0
@@ -227,8 +225,7 @@ def test_differences_keep_their_digits_at_a_small_beta(name, propagation, decode
         assert rounded[layer] == pytest.approx(residuals[layer], rel=0.5)
 
 
-def test_a_run_in_fp64_is_in_float64_throughout(tmp_path, monkeypatch):
-    monkeypatch.setattr(recorder, "draw_curves", lambda path: path)
+def test_a_run_in_fp64_is_in_float64_throughout(tmp_path):
     words = "train --precision fp64 --network.widths 24 --data.limit 300 --batch_size 100 --device cpu".split()
     whole, parts = (str(tmp_path / name) for name in ("whole", "parts"))
     assert main([*words, "--epochs", "2", "--out", whole]) == 0
