@@ -1,9 +1,5 @@
-"""Train under Lightning in one process, then in two that are forked from it, which saves the time of starting Python.
+"""Trains under Lightning in one process, and in two."""
 
-python tests/lightning_ddp.py FOLDER METHOD …
-"""
-
-import sys
 import warnings
 from pathlib import Path
 
@@ -61,8 +57,9 @@ def train(method: str, processes: int, folder: Path) -> None:
     trainer.fit(module, datamodule=Data())
 
 
-if __name__ == "__main__":
-    for name in sys.argv[2:]:
-        (Path(sys.argv[1]) / name).mkdir()
+def train_all(folder: Path, methods: list[str]) -> None:
+    """Train by each method in this process, then in two that are forked from it."""
+    for name in methods:
+        (folder / name).mkdir()
         for count in (1, 2):
-            train(name, count, Path(sys.argv[1]) / name)
+            train(name, count, folder / name)

@@ -1,7 +1,7 @@
 """The command line on several ranks, with an accident at one place of one of them.
 
-As a script it takes a file of scenarios, forks the ranks of each from itself, which saves the time of starting Python,
-and writes how they ended there. Where a scenario is "launched", the agent of ``torchrun`` forks them and watches them.
+A new process takes a file of scenarios, forks the ranks of each, and writes how they ended there. Where a scenario is
+"launched", the agent of ``torchrun`` forks them and watches them.
 """
 
 import gc
@@ -125,10 +125,11 @@ def _launched(scenario: dict) -> None:
     sys.exit(run(**scenario))
 
 
-if __name__ == "__main__":
-    path, recorder.draw_curves = Path(sys.argv[1]), lambda run: run
+def play_all(path: Path) -> None:
+    """Play the scenarios of a file, where "alone" is the words of a command that this process runs first."""
+    recorder.draw_curves = lambda run: run
     scenarios = json.loads(path.read_text())
-    main(scenarios.pop("alone"))  # on this process alone, which imports what every rank needs
+    main(scenarios.pop("alone"))  # imports what every rank needs
     gc.collect()
     gc.freeze()
     played = {

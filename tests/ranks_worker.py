@@ -1,15 +1,12 @@
-"""What every process of the tests of several ranks runs; as a script, it forks these processes."""
+"""What every process of the tests of several ranks runs, and what forks these processes."""
 
-import gc
 import os
 import signal
-import subprocess
 import sys
 import traceback
 from collections.abc import Callable
 from datetime import timedelta
 from functools import partial
-from importlib import import_module
 from pathlib import Path
 from typing import Any, ClassVar
 from unittest.mock import patch
@@ -18,6 +15,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+import new_process
 import targetprop as tp
 from cases import LOSSES, NETWORKS, Network, gradients, parameters, rand
 from targetprop.influence import Influence
@@ -232,28 +230,36 @@ def refusals(rank: int) -> dict[str, str]:
 
 
 def start(folder: Path, *jobs: tuple[Callable[[int, int, str], None], int]) -> None:
-    """Run functions on several ranks each, one after the other, and wait for them.
-
-    A process of its own forks the ranks, which saves the time of starting Python for each.
-    """
-    words = [f"{work.__module__}:{work.__name__}:{size}" for work, size in jobs]
-    one = {**os.environ, "OMP_NUM_THREADS": "1"}  # a fork of a process whose OpenMP threads have run hangs
-    command = [sys.executable, __file__, str(folder), *words]
-    done = subprocess.run(command, env=one, capture_output=True, text=True, timeout=300, check=False)
-    assert done.returncode == 0, done.stderr[-5000:]
+    """Run functions on several ranks each, one after the other, and wait for them; a new process forks the ranks."""
+    code, said = new_process.run(_play_all, folder, jobs)
+    assert code == 0, said[-5000:]
 
 
-def _fork(rank: int, module: str, work: str, size: int, folder: str) -> int:
+def _play_all(folder: Path, jobs: tuple[tuple[Callable[[int, int, str], None], int], ...]) -> None:
+    for work, size in jobs:
+        _play(folder, work, size)
+
+
+def _play(folder: Path, work: Callable[[int, int, str], None], size: int) -> None:
+    ranks = [_fork(rank, work, size, folder) for rank in range(size)]
+    while ranks:
+        child, code = os.wait()
+        ranks.remove(child)
+        if code:  # the others would wait for it
+            for rank in ranks:
+                os.kill(rank, signal.SIGKILL)
+            sys.exit(f"{work.__module__}.{work.__name__} failed on a rank")
+
+
+def _fork(rank: int, work: Callable[[int, int, str], None], size: int, folder: Path) -> int:
     """Fork a rank; returns its process id."""
     child = os.fork()
     if child:
         return child
-    status = 1
+    status, meeting = 1, f"file://{folder}/{work.__name__}"
     try:
-        dist.init_process_group(
-            "gloo", init_method=f"file://{folder}/{work}", rank=rank, world_size=size, timeout=timedelta(seconds=240)
-        )
-        getattr(import_module(module), work)(rank, size, folder)
+        dist.init_process_group("gloo", init_method=meeting, rank=rank, world_size=size, timeout=timedelta(seconds=240))
+        work(rank, size, str(folder))
         dist.destroy_process_group()
         status = 0
     except BaseException:
@@ -261,26 +267,3 @@ def _fork(rank: int, module: str, work: str, size: int, folder: str) -> int:
     finally:
         sys.stderr.flush()
         os._exit(status)
-
-
-def _play(folder: str, module: str, work: str, size: int) -> None:
-    ranks = [_fork(rank, module, work, size, folder) for rank in range(size)]
-    while ranks:
-        child, code = os.wait()
-        ranks.remove(child)
-        if code:  # the others would wait for it
-            for rank in ranks:
-                os.kill(rank, signal.SIGKILL)
-            sys.exit(f"{module}.{work} failed on a rank")
-
-
-if __name__ == "__main__":
-    _, place, *words = sys.argv
-    steps(cases()["dtp"], None)  # imports what every rank needs
-    for word in words:
-        import_module(word.partition(":")[0])
-    gc.collect()
-    gc.freeze()
-    for word in words:
-        name, function, count = word.split(":")
-        _play(place, name, function, int(count))

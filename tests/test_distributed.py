@@ -1,11 +1,8 @@
 """Several processes on the command line: the same run as one, an honest end, and any number of ranks to go on with."""
 
 import json
-import os
 import shutil
 import signal
-import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -14,6 +11,8 @@ import torch
 import torch.distributed as dist
 from safetensors.torch import load_file
 
+import new_process
+import ranks_command
 from runs import metrics, train
 from targetprop.experiments.build import find_device
 from targetprop.experiments.distributed import Processes, connect, on_every_rank
@@ -23,7 +22,6 @@ from targetprop.experiments.random_state import begin_random_stream, random_stat
 from targetprop.experiments.state import TrainState
 from targetprop.runs.checkpoint import load_checkpoint
 
-SCRIPT = Path(__file__).with_name("ranks_command.py")
 TIMEOUT = 4.0  # seconds that a rank waits for one that is frozen
 # 1437 samples in batches of 359: the last one has a single sample, and rank 1 no part in it. The ranks agree after each
 # of the five steps, and after the epoch: for the eighth time after step 7.
@@ -71,8 +69,8 @@ def ended(tmp_path_factory):
     }  # fmt: skip
     path = folder / "scenarios.json"
     path.write_text(json.dumps(scenarios))
-    one = {**os.environ, "OMP_NUM_THREADS": "1"}  # a fork of a process whose OpenMP threads have run hangs
-    subprocess.run([sys.executable, SCRIPT, path], check=True, timeout=300, env=one)
+    code, said = new_process.run(ranks_command.play_all, path)
+    assert code == 0, said[-5000:]
     return folder, json.loads(path.read_text())
 
 

@@ -1,12 +1,11 @@
 """A small share of ``make reliability``: kills, stops, full disks and damaged files."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+
+import new_process
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 PARTS = ("kill", "kill_writes", "stop", "full_disk", "damaged_data", "damaged_runs", "wrong_config")
@@ -23,12 +22,10 @@ LEAST = {
 def parts(tmp_path_factory):
     """What a process of its own found, since its runs are forked from it."""
     out = tmp_path_factory.mktemp("reliability") / "figures.json"
-    command = [sys.executable, "-m", "reliability", "--fast", "--out", str(out), "--only", *PARTS]
-    one = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, cwd=BENCHMARKS, env=one, capture_output=True, text=True, check=False)
-    assert out.exists(), done.stderr[-3000:]
+    code, said = new_process.run_script("reliability", BENCHMARKS, "--fast", "--out", out, "--only", *PARTS)
+    assert out.exists(), said[-3000:]
     found = json.loads(out.read_text())["parts"]
-    assert (done.returncode == 0) == all(part["failures"] == [] for part in found.values())
+    assert (code == 0) == all(part["failures"] == [] for part in found.values())
     assert found.keys() == set(PARTS)
     return found
 
