@@ -35,7 +35,7 @@ def accuracy(method: str | tp.Method, x: Tensor, y: Tensor) -> float:
     net = nn.Sequential(nn.Linear(30, 32), nn.Tanh(), nn.Linear(32, 16), HardThreshold(), nn.Linear(16, 5))
     engine = tp.TargetPropagation(net, nn.CrossEntropyLoss(), example_input=x[:2], method=method, seed=0)
     optimizer = torch.optim.Adam(net.parameters(), lr=5e-3)
-    for _ in range(20):
+    for _ in range(10):
         for inputs, labels in zip(x[:3000].split(100), y[:3000].split(100), strict=True):
             optimizer.zero_grad()
             engine.backward(inputs, labels)
