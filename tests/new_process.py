@@ -27,6 +27,7 @@ def run(function: Callable[..., Any], *arguments: Any) -> tuple[int | None, str]
     place = {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     with TemporaryDirectory() as folder:
         log = Path(folder) / "log"
+        log.touch()
         process = _SERVER.Process(target=_call, args=(log, function, arguments))
         with patch.dict(os.environ, place):
             process.start()
